@@ -1,0 +1,205 @@
+"""Categorical diffusion: states that are redrawn from a base distribution.
+
+    q(x_t = j given x_{t-1} = i) = (1 - beta_t) [i = j] + beta_t pi_j
+    q(x_t = j given x_0 = i)     = alpha_bar_t [i = j] + (1 - alpha_bar_t) pi_j
+
+With pi uniform a state is scrambled; with pi concentrated on one extra state, the mask, it is
+absorbed. Bayes' rule gives everything else, in O(number of states) per coordinate.
+
+References:
+    Hoogeboom et al. 2021 (uniform); Austin et al. 2021, section 3 (absorbing), who generalise
+    the binomial diffusion of Sohl-Dickstein et al. 2015.
+"""
+
+import abc
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.core import Tracer
+from jaxtyping import Array, Float
+from numpyro.distributions import constraints
+
+from ..schedules import AbstractSchedule
+from .base import AbstractProcess, Time
+from .bernoulli import check_fixed
+from .divergence import categorical_kl
+
+
+class AbstractBase(eqx.Module):
+    """Where the states of a categorical chain end."""
+
+    @abc.abstractmethod
+    def probs(self, num_categories: int) -> Float[Array, " states"]:
+        """Rates pi over the chain's states, of which the first `num_categories` are the data's."""
+
+
+@final
+class Uniform(AbstractBase):
+    """Every category equally likely."""
+
+    def probs(self, num_categories: int) -> Float[Array, " states"]:
+        """1/K each."""
+        return jnp.full(num_categories, 1 / num_categories)
+
+
+@final
+class Absorbing(AbstractBase):
+    """One further state, the mask, numbered `num_categories`, which data never take."""
+
+    def probs(self, num_categories: int) -> Float[Array, " states"]:
+        """All on the mask."""
+        return jnp.zeros(num_categories + 1).at[-1].set(1.0)
+
+
+@final
+class CategoricalEstimate(eqx.Module):
+    """Unnormalised log-probabilities of x_0 given x_t, on a trailing axis of categories."""
+
+    logits: Float[Array, "... categories"]
+
+
+@final
+class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
+    """Diffusion of categories 0..`num_categories` - 1.
+
+    Args:
+        schedule: the noise levels. An absorbing chain must end with alpha_bar_T = 0, as
+            `schedules.Reciprocal` does: otherwise the end of the chain is not the mask.
+        num_categories: K >= 2.
+        base: `Uniform()` or `Absorbing()`.
+
+    Example:
+        >>> import diffppl as dp
+        >>> process = dp.CategoricalDiffusion(
+        ...     dp.schedules.Reciprocal(num_steps=100), num_categories=5, base=dp.Absorbing()
+        ... )
+    """
+
+    schedule: AbstractSchedule
+    categories: int = eqx.field(static=True)
+    base_kind: AbstractBase
+
+    def __init__(
+        self,
+        schedule: AbstractSchedule,
+        num_categories: int,
+        base: AbstractBase = Uniform(),  # noqa: B008 (immutable)
+    ) -> None:
+        check_fixed(schedule, type(self).__name__)
+        if num_categories < 2:
+            raise ValueError(f"num_categories={num_categories} must be 2 or more.")
+        last = schedule.alpha_bar()[-1]
+        if isinstance(base, Absorbing) and not isinstance(last, Tracer) and float(last) > 0:
+            raise ValueError(
+                f"schedule ends with alpha_bar_T = {float(last):.3g}; an absorbing chain must end "
+                "with alpha_bar_T = 0, all states masked. Use schedules.Reciprocal(num_steps)."
+            )
+        self.schedule = schedule
+        self.categories = num_categories
+        self.base_kind = base
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """0..K-1."""
+        return constraints.integer_interval(0, self.categories - 1)
+
+    @property
+    def num_categories(self) -> int:
+        """K, the categories of the data (an absorbing chain has one state more)."""
+        return self.categories
+
+    @property
+    def num_states(self) -> int:
+        """States of the chain: K, or K + 1 with a mask."""
+        return self._pi.shape[0]
+
+    @property
+    def dtype(self) -> Any:
+        """Categories are held as the default integer."""
+        return jnp.result_type(int)
+
+    @property
+    def _pi(self) -> Float[Array, " states"]:
+        return self.base_kind.probs(self.categories)
+
+    def base(self, shape: tuple[int, ...]) -> dist.CategoricalProbs:
+        """Independent draws from pi."""
+        return dist.CategoricalProbs(jnp.broadcast_to(self._pi, (*shape, self.num_states)))
+
+    def _mix(self, x: Array, kept: Array) -> Float[Array, "... states"]:
+        return kept * jax.nn.one_hot(x, self.num_states) + (1 - kept) * self._pi
+
+    def transition(self, x: Array, t: Time) -> dist.CategoricalProbs:
+        """q(x_t given x_{t-1} = x)."""
+        return dist.CategoricalProbs(self._mix(x, 1 - self.schedule.beta()[t]))
+
+    def marginal(self, x_0: Array, t: Time) -> dist.CategoricalProbs:
+        """q(x_t given x_0)."""
+        return dist.CategoricalProbs(self._mix(x_0, self.schedule.alpha_bar()[t]))
+
+    def _likelihood(self, x_t: Array, t: Time) -> Float[Array, "... states"]:
+        """q(x_t given x_{t-1} = j) for every j."""
+        beta = self.schedule.beta()[t]
+        return (1 - beta) * jax.nn.one_hot(x_t, self.num_states) + beta * self._pi[x_t][..., None]
+
+    def posterior(self, x_t: Array, x_0: Array, t: Time) -> dist.CategoricalProbs:
+        """q(x_{t-1} given x_t, x_0)."""
+        joint = self._likelihood(x_t, t) * self._mix(x_0, self.schedule.alpha_bar()[t - 1])
+        return dist.CategoricalProbs(joint / joint.sum(-1, keepdims=True))
+
+    def _explained(self, x_t: Array, estimate: CategoricalEstimate, t: Time) -> Array:
+        """P(x_0 = k) / q(x_t given x_0 = k), and 0 where x_t rules k out."""
+        alpha_bar, noise = self.schedule.alpha_bar()[t], self.schedule.noise()[t]
+        reach = alpha_bar * jax.nn.one_hot(x_t, self.num_states) + noise * self._pi[x_t][..., None]
+        reach = reach[..., : self.categories]
+        possible = reach > 0
+        probs = jax.nn.softmax(estimate.logits, axis=-1, where=possible)
+        return jnp.where(possible, probs / jnp.where(possible, reach, 1.0), 0.0)
+
+    def reverse(self, x_t: Array, estimate: CategoricalEstimate, t: Time) -> dist.CategoricalProbs:
+        """p(x_{t-1} given x_t): the K posteriors, weighted by the estimate."""
+        weights = self._explained(x_t, estimate, t)
+        alpha_bar, noise = self.schedule.alpha_bar()[t - 1], self.schedule.noise()[t - 1]
+        masked = self.num_states - self.categories
+        padded = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, masked)])
+        prior = alpha_bar * padded + noise * self._pi * weights.sum(-1, keepdims=True)
+        joint = self._likelihood(x_t, t) * prior
+        return dist.CategoricalProbs(joint / joint.sum(-1, keepdims=True))
+
+    def edge(self, x_1: Array, estimate: CategoricalEstimate) -> dist.CategoricalProbs:
+        """p(x_0 given x_1): the fixed T_pi(x_0 given x_1; beta_1) for a uniform base.
+
+        An absorbing chain has no reverse of that form (nothing leaves the mask), so its last
+        step is the estimate itself, and is learned.
+        """
+        if isinstance(self.base_kind, Absorbing):
+            weights = self._explained(x_1, estimate, 1)
+            joint = self._likelihood(x_1, 1)[..., : self.categories] * weights
+            return dist.CategoricalProbs(joint / joint.sum(-1, keepdims=True))
+        return self.transition(x_1, 1)
+
+    def expected_edge(self, x_0: Array) -> Float[Array, "..."] | None:
+        """The K values of x_1, weighted; None for an absorbing base, whose edge is learned."""
+        if isinstance(self.base_kind, Absorbing):
+            return None
+        reached = self._mix(x_0, 1 - self.schedule.beta()[1])  # also p(x_1 -> x_0): symmetric
+        return jnp.sum(jax.scipy.special.xlogy(reached, reached), axis=-1)
+
+    def mean(self, estimate: CategoricalEstimate) -> Float[Array, "... categories"]:
+        """P(x_0 = k), on a trailing axis."""
+        return jax.nn.softmax(estimate.logits, axis=-1)
+
+    def estimate_from_logits(self, logits: Array) -> CategoricalEstimate:
+        """The logits themselves."""
+        return CategoricalEstimate(logits)
+
+    def kl(self, q: dist.CategoricalProbs, p: dist.CategoricalProbs) -> Float[Array, "..."]:
+        """KL between categorical kernels, in nats."""
+        return categorical_kl(jnp.asarray(q.probs), jnp.asarray(p.probs))
+
+    def with_schedule(self, schedule: AbstractSchedule) -> "CategoricalDiffusion":
+        """The same process on other noise levels."""
+        return CategoricalDiffusion(schedule, self.categories, self.base_kind)

@@ -1,0 +1,296 @@
+"""How much signal is left after each of the `T = num_steps` steps of a chain.
+
+A schedule is a decreasing sequence of log signal-to-noise ratios, from which every other
+quantity follows without loss of precision at either end:
+
+| symbol        | name          | formula                                  | shape    |
+| ------------- | ------------- | ---------------------------------------- | -------- |
+| lambda_t      | `log_snr`     | log(alpha_bar_t / (1 - alpha_bar_t))     | `(T+1,)` |
+| alpha_bar_t   | `alpha_bar`   | sigmoid(lambda_t); alpha_bar_0 = 1       | `(T+1,)` |
+| 1-alpha_bar_t | `noise`       | sigmoid(-lambda_t)                       | `(T+1,)` |
+| beta_t        | `beta`        | 1 - alpha_bar_t / alpha_bar_{t-1}        | `(T+1,)` |
+
+All are indexed by `t = 0..T` directly; at `t = 0` nothing has happened yet (`log_snr` is
+infinite, `beta` is 0).
+
+To add a schedule, subclass `AbstractSchedule`, mark it `typing.final`, give it `num_steps`
+and `log_snr()`, and add a row to the tests' registry. What does not belong here: what the
+noise is. A schedule is read by every process, continuous or discrete.
+
+References:
+    Sohl-Dickstein et al. 2015, section 2.4.1 (reciprocal and learned rates).
+    Ho et al. 2020 (linear); Nichol and Dhariwal 2021 (cosine); Kingma et al. 2021 (log-SNR).
+"""
+
+import abc
+from typing import final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float
+
+
+class AbstractSchedule(eqx.Module):
+    """The noise levels of a chain. Subclasses give `num_steps` and `log_snr`."""
+
+    num_steps: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def log_snr(self) -> Float[Array, " levels"]:
+        """Log signal-to-noise ratio at t = 0..T, non-increasing, `+inf` at t = 0."""
+
+    def log_alpha_bar(self) -> Float[Array, " levels"]:
+        """Log of alpha_bar_t at t = 0..T."""
+        return jax.nn.log_sigmoid(self.log_snr())
+
+    def alpha_bar(self) -> Float[Array, " levels"]:
+        """Share of the variance that is signal, at t = 0..T; `alpha_bar[0]` is 1."""
+        return jax.nn.sigmoid(self.log_snr())
+
+    def noise(self) -> Float[Array, " levels"]:
+        """1 - alpha_bar_t at t = 0..T, accurate where it is tiny."""
+        return jax.nn.sigmoid(-self.log_snr())
+
+    def beta(self) -> Float[Array, " levels"]:
+        """The diffusion rate of each step, at t = 0..T; `beta[0]` is 0 (nothing happens)."""
+        log_alpha_bar = self.log_alpha_bar()
+        return jnp.concatenate([jnp.zeros(1), -jnp.expm1(jnp.diff(log_alpha_bar))])
+
+    def times(self, num_steps: int) -> np.ndarray:
+        """The `num_steps + 1` levels kept when the chain is re-read at fewer steps.
+
+        They rise from 0 to T, evenly in t, and always contain t = 1, so that the fixed last
+        step p(x_0 given x_1) keeps its meaning.
+        """
+        if not 1 <= num_steps <= self.num_steps:
+            raise ValueError(
+                f"num_steps={num_steps} is not between 1 and the chain's own "
+                f"{self.num_steps} steps; ask for at most {self.num_steps}."
+            )
+        if num_steps == 1 and self.num_steps > 1:
+            raise ValueError("num_steps=1 cannot keep both level 1 and level T; ask for 2.")
+        kept = np.linspace(1, self.num_steps, num_steps).round().astype(np.int32)
+        return np.concatenate([np.zeros(1, np.int32), kept])
+
+    def respace(self, num_steps: int) -> "AbstractSchedule":
+        """The same noise levels, read at `num_steps` of them (see `times`)."""
+        return FromLogSNR(self.log_snr()[self.times(num_steps)][1:])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(num_steps={self.num_steps})"
+
+
+def _table(log_snr: np.ndarray) -> Array:
+    """Levels t = 1..T with the level t = 0 put before them."""
+    return jnp.asarray(np.concatenate([[np.inf], log_snr]), dtype=float)
+
+
+def _from_beta(beta: np.ndarray) -> Array:
+    log_alpha_bar = np.cumsum(np.log1p(-beta.astype(np.float64)))
+    return _table(log_alpha_bar - np.log(-np.expm1(log_alpha_bar)))
+
+
+def _check_steps(num_steps: int) -> None:
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
+        raise ValueError(f"num_steps={num_steps!r} must be a whole number, 1 or more.")
+
+
+@final
+class Linear(AbstractSchedule):
+    """beta_t rises linearly in t (Ho et al. 2020, section 4, there with T = 1000).
+
+    The defaults follow the customary rescaling by `1000 / num_steps`, so that short chains
+    still end in noise.
+    """
+
+    num_steps: int = eqx.field(static=True)
+    _log_snr: Array
+
+    def __init__(
+        self, num_steps: int, beta_start: float | None = None, beta_end: float | None = None
+    ) -> None:
+        _check_steps(num_steps)
+        beta_start = min(0.1 / num_steps, 0.5) if beta_start is None else beta_start
+        beta_end = min(20.0 / num_steps, 0.999) if beta_end is None else beta_end
+        if not 0 < beta_start <= beta_end < 1:
+            raise ValueError(
+                f"beta_start={beta_start} and beta_end={beta_end} must satisfy "
+                "0 < beta_start <= beta_end < 1."
+            )
+        self.num_steps = num_steps
+        self._log_snr = _from_beta(np.linspace(beta_start, beta_end, num_steps))
+
+    def log_snr(self) -> Array:
+        """See `AbstractSchedule.log_snr`."""
+        return self._log_snr
+
+
+@final
+class Cosine(AbstractSchedule):
+    """alpha_bar_t follows a squared cosine (Nichol and Dhariwal 2021, equation 17)."""
+
+    num_steps: int = eqx.field(static=True)
+    _log_snr: Array
+
+    def __init__(self, num_steps: int, offset: float = 0.008, beta_max: float = 0.999) -> None:
+        _check_steps(num_steps)
+        if not (offset >= 0 and 0 < beta_max < 1):
+            raise ValueError(f"offset={offset} must be >= 0 and beta_max={beta_max} in (0, 1).")
+        angle = (np.arange(num_steps + 1) / num_steps + offset) / (1 + offset) * np.pi / 2
+        log_cosine = 2 * np.log(np.cos(angle))
+        self.num_steps = num_steps
+        self._log_snr = _from_beta(np.minimum(-np.expm1(np.diff(log_cosine)), beta_max))
+
+    def log_snr(self) -> Array:
+        """See `AbstractSchedule.log_snr`."""
+        return self._log_snr
+
+
+@final
+class LogSNRLinear(AbstractSchedule):
+    """Log signal-to-noise falls linearly: noise levels in equal ratios.
+
+    Args:
+        num_steps: T.
+        noise_to_signal: the smallest and the largest ratio of noise to signal *amplitude*,
+            sqrt((1 - alpha_bar) / alpha_bar), at t = 1 and t = T. For posteriors the largest
+            should be about ten times the typical length of a (scaled) datum.
+
+    References:
+        Kingma et al. 2021, "Variational Diffusion Models", section 3.2.
+    """
+
+    num_steps: int = eqx.field(static=True)
+    _log_snr: Array
+
+    def __init__(
+        self, num_steps: int, noise_to_signal: tuple[float, float] = (0.01, 100.0)
+    ) -> None:
+        _check_steps(num_steps)
+        low, high = noise_to_signal
+        if not 0 < low < high:
+            raise ValueError(f"noise_to_signal={noise_to_signal} must be 0 < low < high.")
+        self.num_steps = num_steps
+        self._log_snr = _table(-2 * np.linspace(np.log(low), np.log(high), num_steps))
+
+    def log_snr(self) -> Array:
+        """See `AbstractSchedule.log_snr`."""
+        return self._log_snr
+
+
+@final
+class Reciprocal(AbstractSchedule):
+    """beta_t = 1 / (T - t + 1): every step removes 1/T of the original signal.
+
+    alpha_bar_t = (T - t) / T, so the last step forgets everything (beta_T = 1 exactly). The
+    paper's schedule for binary data (Sohl-Dickstein et al. 2015, section 2.4.1).
+    """
+
+    num_steps: int = eqx.field(static=True)
+    _log_snr: Array
+
+    def __init__(self, num_steps: int) -> None:
+        _check_steps(num_steps)
+        steps = np.arange(1, num_steps + 1)
+        with np.errstate(divide="ignore"):
+            log_snr = np.log((num_steps - steps) / steps)
+        self.num_steps = num_steps
+        self._log_snr = _table(log_snr)
+
+    def log_snr(self) -> Array:
+        """See `AbstractSchedule.log_snr`."""
+        return self._log_snr
+
+
+@final
+class SohlDickstein(AbstractSchedule):
+    """The fixed schedule of the 2015 paper's public code (there with T = 1000).
+
+    beta_t = floor_t + sigmoid(logit(1/linspace(T, 2, T)_t)) (1 - floor_t - 1e-5), with a floor
+    of 1e-6, to which `beta_1` is added at t = 1.
+    """
+
+    num_steps: int = eqx.field(static=True)
+    _log_snr: Array
+
+    def __init__(self, num_steps: int, beta_1: float = 1e-3) -> None:
+        _check_steps(num_steps)
+        if not 0 <= beta_1 < 0.5:
+            raise ValueError(f"beta_1={beta_1} must be small, and not negative.")
+        floor = np.full(num_steps, 1e-6)
+        floor[0] += beta_1
+        self.num_steps = num_steps
+        baseline = 1 / np.linspace(num_steps, 2, num_steps)
+        self._log_snr = _from_beta(floor + baseline * (1 - floor - 1e-5))
+
+    def log_snr(self) -> Array:
+        """See `AbstractSchedule.log_snr`."""
+        return self._log_snr
+
+
+@final
+class FromLogSNR(AbstractSchedule):
+    """Levels of your own: log signal-to-noise at t = 1..T, decreasing."""
+
+    num_steps: int = eqx.field(static=True)
+    _log_snr: Array
+
+    def __init__(self, log_snr: ArrayLike) -> None:
+        levels = jnp.asarray(log_snr, dtype=float)
+        if levels.ndim != 1 or levels.size == 0:
+            raise ValueError(f"log_snr has shape {levels.shape}; it needs shape (num_steps,).")
+        if not isinstance(levels, Tracer) and not bool(jnp.all(levels[1:] <= levels[:-1])):
+            raise ValueError("log_snr must not rise, or be NaN: a chain only loses signal.")
+        self.num_steps = levels.size
+        self._log_snr = jnp.concatenate([jnp.full(1, jnp.inf), levels])
+
+    def log_snr(self) -> Array:
+        """See `AbstractSchedule.log_snr`."""
+        return self._log_snr
+
+
+@final
+class Learned(AbstractSchedule):
+    """A schedule learned with the network, by gradient ascent on the ELBO.
+
+    beta_1 stays fixed: it sets the smallest variance of the model, and learning it overfits.
+    The later levels fall by softplus(`raw_drops`), so they are monotone by construction.
+    Gaussian processes only: a gradient needs noise that can be frozen.
+
+    References:
+        Sohl-Dickstein et al. 2015, section 2.4.1.
+    """
+
+    num_steps: int = eqx.field(static=True)
+    log_snr_1: Array
+    raw_drops: Array
+
+    def __init__(self, num_steps: int, beta_1: float, noise_to_signal: float = 30.0) -> None:
+        """Start linear in log-SNR, from `beta_1` to `noise_to_signal` at t = T."""
+        _check_steps(num_steps)
+        if num_steps < 2:
+            raise ValueError("num_steps=1 leaves nothing to learn; ask for 2 or more.")
+        if not (0 < beta_1 < 1 and noise_to_signal > 0):
+            raise ValueError(
+                f"beta_1={beta_1} must lie between 0 and 1, and noise_to_signal={noise_to_signal} "
+                "be positive."
+            )
+        first = np.log1p(-beta_1) - np.log(beta_1)
+        drop = (first + 2 * np.log(noise_to_signal)) / (num_steps - 1)
+        if drop <= 0:
+            raise ValueError(
+                f"noise_to_signal={noise_to_signal} is less noise than beta_1={beta_1} "
+                "already makes; raise it."
+            )
+        self.num_steps = num_steps
+        self.log_snr_1 = jnp.asarray(first, dtype=float)
+        self.raw_drops = jnp.full(num_steps - 1, np.log(np.expm1(drop)), dtype=float)
+
+    def log_snr(self) -> Array:
+        """See `AbstractSchedule.log_snr`; differentiable, but for the first level."""
+        first = jax.lax.stop_gradient(self.log_snr_1)
+        later = first - jnp.cumsum(jax.nn.softplus(self.raw_drops))
+        return jnp.concatenate([jnp.full(1, jnp.inf), first[None], later])
