@@ -1,0 +1,141 @@
+"""A dense network whose every hidden layer is told the time.
+
+With c = activation(A features(t) + B context),
+
+    h_1 = W_0 x    (or W_0 of the Fourier features of x)
+    h_{l+1} = h_l + W_l activation(h_l * (1 + scale_l(c)) + shift_l(c)),    l = 1..depth-1
+    output = W activation(h_depth * (1 + scale_depth(c)) + shift_depth(c)).
+
+Scales, shifts and W start at zero: the output starts at zero, which with `Velocity()` makes the
+reverse kernel the forward one.
+
+References:
+    Perez et al. 2018 (scale and shift); He et al. 2016 (residual layers, activation first).
+"""
+
+import math
+from collections.abc import Callable
+from typing import final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .fourier import FourierFeatures
+from .inputs import check_shape, check_size, flatten, input_size
+from .time import sinusoidal
+
+NUM_FEATURES = 64
+
+
+@final
+class MLP(eqx.Module):
+    """A dense network for events of any kind, a good first choice up to some hundred coordinates.
+
+    Args:
+        event_shape: shape of one datum.
+        width: units of each hidden layer.
+        depth: number of hidden layers.
+        key: for the initial weights.
+        output_shape: shape of the raw output, by default `event_shape`. A learned variance needs
+            `(2, *event_shape)`; categories need `(*event_shape, K)`.
+        context_shape: shape of the context of one event, if there is one.
+        num_categories: for categories, the number of states of the chain, which are then
+            one-hot encoded: K, or K + 1 with an absorbing base.
+        activation: elementwise, between layers.
+        fourier_features: how many directions of the event also enter as sines and cosines. For a
+            few coordinates with fine detail 64 can do more than any width or depth; 0 for none.
+        fourier_scale: standard deviation of their first frequencies, radians per unit of x_t. The
+            finest detail, in the data's standard deviations, is about the inverse.
+
+    Raises:
+        ValueError: a shape or a size that is none.
+
+    Example:
+        >>> network = dp.networks.MLP(event_shape=(2,), width=128, depth=3, key=jax.random.key(0))
+        >>> network(jnp.zeros(2), 1, None)
+        Array([0., 0.], dtype=float32)
+    """
+
+    fourier: FourierFeatures | None
+    first: eqx.nn.Linear
+    hidden: tuple[eqx.nn.Linear, ...]
+    modulations: tuple[eqx.nn.Linear, ...]
+    last: eqx.nn.Linear
+    time: eqx.nn.Linear
+    context: eqx.nn.Linear | None
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+    output_shape: tuple[int, ...] = eqx.field(static=True)
+    num_categories: int | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        width: int = 128,
+        depth: int = 3,
+        *,
+        key: Array,
+        output_shape: tuple[int, ...] | None = None,
+        context_shape: tuple[int, ...] | None = None,
+        num_categories: int | None = None,
+        activation: Callable[[Array], Array] = jax.nn.silu,
+        fourier_features: int = 0,
+        fourier_scale: float = 4.0,
+    ) -> None:
+        check_shape("event_shape", event_shape)
+        output_shape = event_shape if output_shape is None else output_shape
+        if num_categories is not None:
+            check_size("num_categories", num_categories, least=2)
+        check_size("width", width)
+        check_size("depth", depth)
+        keys = iter(jax.random.split(key, 2 * depth + 3))
+        linear = eqx.nn.Linear
+        size, self.fourier = input_size(event_shape, num_categories), None
+        if check_size("fourier_features", fourier_features, least=0):
+            key_fourier = jax.random.fold_in(key, 1)
+            self.fourier = FourierFeatures(size, fourier_features, fourier_scale, key=key_fourier)
+        self.first = linear(size + 2 * fourier_features, width, key=next(keys))
+        self.hidden = tuple(linear(width, width, key=next(keys)) for _ in range(depth - 1))
+        self.modulations = tuple(
+            zeroed(linear(width, 2 * width, key=next(keys))) for _ in range(depth)
+        )
+        self.output_shape = check_shape("output_shape", output_shape)
+        self.last = zeroed(linear(width, math.prod(output_shape), key=next(keys)))
+        self.time = linear(NUM_FEATURES, width, key=next(keys))
+        self.context = None
+        if context_shape is not None:
+            size = math.prod(check_shape("context_shape", context_shape))
+            self.context = linear(size, width, key=next(keys))
+        self.activation = activation
+        self.num_categories = num_categories
+
+    def __call__(
+        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
+    ) -> Float[Array, "..."]:
+        """The raw output for one event."""
+        # Without a context this depends on t alone, and a batch shares it.
+        condition = self.time(sinusoidal(t, NUM_FEATURES))
+        if self.context is not None:
+            if context is None:
+                raise ValueError("context is missing: the network was made with a context_shape.")
+            condition = condition + self.context(context.reshape(-1))
+        elif context is not None:
+            raise ValueError("context was given, but the network was made without context_shape.")
+        condition = self.activation(condition)
+
+        x = flatten(x_t, self.num_categories)
+        h = self.first(x if self.fourier is None else self.fourier(x))
+        for modulation, layer in zip(self.modulations[:-1], self.hidden, strict=True):
+            h = h + layer(self._activate(h, modulation(condition)))
+        output = self.last(self._activate(h, self.modulations[-1](condition)))
+        return output.reshape(self.output_shape)
+
+    def _activate(self, h: Array, modulation: Array) -> Float[Array, " width"]:
+        scale, shift = jnp.split(modulation, 2)
+        return self.activation(h * (1 + scale) + shift)
+
+
+def zeroed(layer: eqx.nn.Linear) -> eqx.nn.Linear:
+    """The layer, with weights and biases of zero."""
+    return jax.tree.map(jnp.zeros_like, layer)
