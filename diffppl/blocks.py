@@ -1,0 +1,39 @@
+"""Work in blocks: as much at once as fits the cache, and no more memory than that."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def check_batch_size(batch_size: Any) -> None:
+    """Refuse what is not a positive whole number.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} must be a whole number, 1 or more.")
+
+
+def map_in_blocks(function: Callable[..., Any], inputs: tuple[Any, ...], batch_size: int) -> Any:
+    """`jax.vmap(function)(*inputs)` over the leading axis, at most `batch_size` at a time.
+
+    Blocks are of equal length, so that the function compiles once; the last one is filled up
+    with copies of the first inputs.
+    """
+    num = jax.tree.leaves(inputs)[0].shape[0]
+    num_blocks = math.ceil(num / batch_size)
+    if num_blocks <= 1:
+        return jax.vmap(function)(*inputs)
+    length = math.ceil(num / num_blocks)
+    order = jnp.arange(num_blocks * length) % num
+
+    def split(x: Any) -> Any:
+        return x[order].reshape(num_blocks, length, *x.shape[1:])
+
+    blocks = jax.tree.map(split, inputs)
+    results = jax.lax.map(lambda block: jax.vmap(function)(*block), blocks)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num], results)

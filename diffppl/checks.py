@@ -1,0 +1,85 @@
+"""Errors that come before long work, in the words of the caller."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .model import DiffusionModel
+
+
+def check_key(key: Any, name: str = "key") -> None:
+    """Refuse anything that is not one typed JAX key.
+
+    Raises:
+        TypeError: an integer, an old-style `PRNGKey` array, or an array of keys.
+    """
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        what = f"the {type(key).__name__} {key!r}" if isinstance(key, int) else "an old-style key"
+        what = what if isinstance(key, int | jax.Array | np.ndarray) else type(key).__name__
+        raise TypeError(f"{name} is {what}; it must be a typed key, such as jax.random.key(0).")
+    if key.shape != ():
+        raise TypeError(f"{name} has shape {key.shape}; it must be one key. Use key[0], or split.")
+
+
+def check_data(name: str, x: Any, model: DiffusionModel) -> Array:
+    """Data as an array of the model's dtype, shape `(n, *event_shape)`.
+
+    Raises:
+        TypeError: not numbers.
+        ValueError: the wrong shape, no data, NaN or infinite values, or values outside the
+            process's support.
+    """
+    values = np.asarray(x)
+    process, event_shape = model.process, model.event_shape
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"{name} has dtype {values.dtype}; it must hold real numbers.")
+    if values.shape[1:] != event_shape or values.ndim == 0:
+        raise ValueError(
+            f"{name} has shape {values.shape}, but the model's events have shape {event_shape}, "
+            f"so it needs shape (n, {', '.join(map(str, event_shape))})."
+        )
+    if values.shape[0] == 0:
+        raise ValueError(f"{name} is empty: it has shape {values.shape}.")
+    if not np.all(np.isfinite(values)):
+        count = int(np.sum(~np.isfinite(values)))
+        raise ValueError(
+            f"{name} has {count} NaN or infinite values; remove them, or leave missing entries "
+            "unobserved in a program."
+        )
+    if not bool(jnp.all(process.support(jnp.asarray(values)))):
+        raise ValueError(
+            f"{name} has values from {values.min()} to {values.max()}, outside the support of "
+            f"{type(process).__name__}: {process.support}."
+        )
+    return jnp.asarray(values, process.dtype)
+
+
+def check_context(
+    context: Any, model: DiffusionModel, n: int, name: str = "context"
+) -> Array | None:
+    """Contexts as an array, one for each of `n` data.
+
+    Raises:
+        ValueError: missing, unasked for, of the wrong shape or not finite.
+    """
+    if model.context_shape is None:
+        if context is not None:
+            raise ValueError(f"{name} was given, but the model has no context_shape.")
+        return None
+    if context is None:
+        raise ValueError(
+            f"{name} is missing: the model has context_shape={model.context_shape}, so it needs "
+            f"an array of shape {(n, *model.context_shape)}."
+        )
+    values = jnp.asarray(context, dtype=float)
+    if values.shape != (n, *model.context_shape):
+        raise ValueError(
+            f"{name} has shape {values.shape}; it needs one context for each datum, shape "
+            f"{(n, *model.context_shape)}."
+        )
+    if not bool(jnp.all(jnp.isfinite(values))):
+        raise ValueError(f"{name} has NaN or infinite values.")
+    return values

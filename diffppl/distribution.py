@@ -1,0 +1,101 @@
+"""The adapter that makes a diffusion model a NumPyro distribution.
+
+One class cannot be both an `eqx.Module` and a NumPyro `Distribution`, so this one holds a model:
+its arrays as a pytree field, the rest as auxiliary data, so that it passes through `jit`, `vmap`
+and `scan` like any other distribution.
+"""
+
+from typing import Any, final
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from numpyro.distributions import Distribution, constraints
+
+from .likelihood.flow import flow_log_density
+from .model import DiffusionModel
+from .processes import GaussianDiffusion
+from .samplers.ancestral import ancestral
+
+
+@final
+class DiffusionDistribution(Distribution):
+    """p(x_0) of a diffusion model, in the user's units.
+
+    Made by calling a model: `model()`, or `model(context)`. Sampling runs the reverse chain.
+    `log_prob` is, for a Gaussian model, the density of its probability flow (an ODE solve on
+    diffrax, exact trace: as many network derivatives as coordinates at each of its steps); for a
+    discrete model there is no such density and it raises.
+
+    Example:
+        >>> def program(y=None):
+        ...     x = numpyro.sample("x", model())
+        ...     numpyro.sample("y", dist.Normal(x.mean(), 0.1), obs=y)
+    """
+
+    pytree_data_fields = ("_arrays", "context")
+    pytree_aux_fields = ("_static",)
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        context: Array | None = None,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        batch_shape: tuple[int, ...] = ()
+        if model.context_shape is not None:
+            if context is None:
+                raise ValueError(
+                    f"model() needs a context: the model has context_shape={model.context_shape}. "
+                    "Call model(context)."
+                )
+            context = jnp.asarray(context, dtype=float)
+            split = context.ndim - len(model.context_shape)
+            if split < 0 or context.shape[split:] != model.context_shape:
+                raise ValueError(
+                    f"context has shape {context.shape}, which does not end in the model's "
+                    f"context_shape={model.context_shape}."
+                )
+            batch_shape = context.shape[:split]
+        elif context is not None:
+            raise ValueError("context was given, but the model has no context_shape.")
+        self._arrays, self._static = eqx.partition(model, eqx.is_array)
+        self.context = context
+        super().__init__(batch_shape, model.event_shape, validate_args=validate_args)
+
+    @property
+    def model(self) -> DiffusionModel:
+        """The model."""
+        return eqx.combine(self._arrays, self._static)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The process's support, over the whole event."""
+        return constraints.independent(self.model.process.support, len(self.event_shape))
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether x_0 is made of bits or categories."""
+        return self.model.process.support.is_discrete
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Exact ancestral draws from the model, shape `sample_shape + batch_shape + event_shape`."""
+        model = self.model
+        shape = (*sample_shape, *self.batch_shape)
+        return model.to_user(ancestral(key, model, shape, self.context))
+
+    def log_prob(self, value: Array) -> Float[Array, "..."]:
+        """log p(value) in nats, by the probability flow; Gaussian models only.
+
+        Raises:
+            NotImplementedError: a discrete model, which has a bound but no such density.
+        """
+        model = self.model
+        if not isinstance(model.process, GaussianDiffusion):
+            raise NotImplementedError(
+                f"a model with {type(model.process).__name__} has no log_prob: its likelihood is a "
+                "sum over all paths. Use diffppl.elbo for a lower bound, diffppl.importance_bound "
+                "for a tighter one, and diffppl.Posterior to condition."
+            )
+        return flow_log_density(model, value, self.context)

@@ -1,0 +1,298 @@
+"""The diffusion probabilistic model: a process, a network and what its output means.
+
+    p(x_0, ..., x_T) = pi(x_T) prod_{t=2..T} p(x_{t-1} given x_t) p(x_0 given x_1)       (eqs. 4, 5)
+
+`DiffusionModel` is deliberately small. It says what the network believes about x_0 (`estimate`,
+`denoise`), what one reverse step is (`reverse_kernel`), writes both chains as NumPyro programs
+(`forward`, `reverse`, `guide`), and, called, becomes a NumPyro distribution. `fit`, `sample`,
+`elbo` and `Posterior` are outside it and take it.
+
+Two kinds of coordinates appear. The *user's units* are those of the data: x_0 wherever a user
+meets it. The *model's units* are those of the chain, x_1 .. x_T, brought to unit variance by
+`scaling`. Site names and arguments `x_t` are always in model units.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+
+from . import programs
+from .networks.known import AbstractDenoiser
+from .prediction import (
+    AbstractPrediction,
+    Data,
+    KernelMoments,
+    LearnedVariance,
+    LowerVariance,
+    Velocity,
+)
+from .processes import AbstractProcess, GaussianDiffusion
+from .processes.base import Time
+from .scaling import Scaling
+
+if TYPE_CHECKING:
+    from .distribution import DiffusionDistribution
+
+Network = Callable[[Array, Time, Array | None], Array]
+
+
+@final
+class DiffusionModel(eqx.Module):
+    """A diffusion probabilistic model of one event.
+
+    Args:
+        process: the forward chain, which fixes the kind of data and the number of steps.
+        network: any callable `eqx.Module` with signature `(x_t, t, context) -> raw output`, for
+            one event: `x_t` has shape `event_shape`, `t` is an integer in 1..T, `context` has
+            shape `context_shape` or is None.
+        event_shape: shape of one datum.
+        prediction: what the raw output means. By default `Velocity()` for real data, `Data()`
+            (logits) for bits and categories, and `Data()` for a known denoiser.
+        scaling: from the chain's units to the user's; `fit` sets it from the data if it is None.
+        context_shape: shape of the context of one event, if the network takes one.
+
+    Raises:
+        ValueError: the network's output has the wrong shape (found without running it), or the
+            prediction does not suit the process.
+
+    Example:
+        >>> import jax, diffppl as dp
+        >>> model = dp.DiffusionModel(
+        ...     process=dp.GaussianDiffusion(dp.schedules.Cosine(num_steps=100)),
+        ...     network=dp.networks.MLP(event_shape=(2,), width=64, depth=2, key=jax.random.key(0)),
+        ...     event_shape=(2,),
+        ... )
+        >>> model
+        DiffusionModel(GaussianDiffusion, num_steps=100, event_shape=(2,), parameters=...)
+
+    References:
+        Sohl-Dickstein et al. 2015, section 2.2.
+    """
+
+    process: AbstractProcess
+    network: Network
+    prediction: AbstractPrediction
+    scaling: Scaling | None
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    context_shape: tuple[int, ...] | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        process: AbstractProcess,
+        network: Network,
+        event_shape: tuple[int, ...],
+        *,
+        prediction: AbstractPrediction | None = None,
+        scaling: Scaling | None = None,
+        context_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        self.process = process
+        self.network = network
+        if prediction is None:
+            prediction = _default_prediction(process, network)
+        self.prediction = prediction
+        self.event_shape = _as_shape("event_shape", event_shape)
+        self.context_shape = (
+            None if context_shape is None else _as_shape("context_shape", context_shape)
+        )
+        if scaling is not None and not isinstance(process, GaussianDiffusion):
+            raise ValueError(
+                f"scaling={scaling} was given, but the data of {type(process).__name__} are "
+                "states, not numbers: leave it out."
+            )
+        self.scaling = scaling
+        self._check_network()
+
+    def _check_network(self) -> None:
+        wanted = self.prediction.output_shape(self.process, self.event_shape)
+        x_t = jax.ShapeDtypeStruct(self.event_shape, self.process.dtype)
+        t = jax.ShapeDtypeStruct((), jnp.int32)
+        context = None
+        if self.context_shape is not None:
+            context = jax.ShapeDtypeStruct(self.context_shape, jnp.result_type(float))
+        try:
+            output = eqx.filter_eval_shape(self.network, x_t, t, context)
+        except Exception as error:
+            raise ValueError(
+                "network could not be called as network(x_t, t, context) with x_t of shape "
+                f"{self.event_shape} (event_shape), an integer t and context of shape "
+                f"{self.context_shape} (context_shape): {type(error).__name__}: {error}"
+            ) from error
+        if getattr(output, "shape", None) != wanted:
+            raise ValueError(
+                f"network returns shape {getattr(output, 'shape', output)}, but "
+                f"prediction={type(self.prediction).__name__} with event_shape="
+                f"{self.event_shape} needs shape {wanted}. Give the network output_shape={wanted} "
+                "or choose another prediction."
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of steps of the chain."""
+        return self.process.num_steps
+
+    # What the network says ------------------------------------------------------------------
+
+    def estimate(self, x_t: Array, t: Time, context: Array | None = None) -> Any:
+        """What the network says about x_0 given x_t, as the process's own estimate.
+
+        Args:
+            x_t: shape `(*batch, *event_shape)`, model units.
+            t: integer in 1..T.
+            context: shape `(*context_batch, *context_shape)`, broadcast against the batch.
+        """
+        t = jnp.asarray(t, jnp.int32)
+
+        def single(x: Array, context: Array | None) -> Any:
+            raw = self.network(x, t, context)
+            return self.prediction.estimate(self.process, raw, x, t)
+
+        batch_shape = x_t.shape[: x_t.ndim - len(self.event_shape)]
+        if context is not None:
+            if self.context_shape is None:
+                raise ValueError("context was given, but the model has no context_shape.")
+            context = jnp.broadcast_to(context, (*batch_shape, *self.context_shape))
+        for _ in batch_shape:
+            single = jax.vmap(single, in_axes=(0, None if context is None else 0))
+        return single(x_t, context)
+
+    def denoise(self, x_t: Array, t: Time, context: Array | None = None) -> Float[Array, "..."]:
+        """E[x_0 given x_t] as the model believes it, in model units.
+
+        Bits give P(x_0 = 1); categories give probabilities on a trailing axis.
+        """
+        return self.process.mean(self.estimate(x_t, t, context))
+
+    def reverse_kernel(
+        self, x_t: Array, t: Time, context: Array | None = None
+    ) -> dist.Distribution:
+        """p(x_{t-1} given x_t) in model units, for a traced t >= 2 or any `int`.
+
+        The step `t=1` is the edge step, which only a Python integer can ask for.
+        """
+        estimate = self.estimate(x_t, t, context)
+        if isinstance(t, int) and t == 1:
+            return self.as_event(self.process.edge(x_t, estimate))
+        return self.as_event(self.process.reverse(x_t, estimate, t))
+
+    def as_event(self, kernel: dist.Distribution) -> dist.Distribution:
+        """Bind independent coordinates into one event."""
+        return kernel.to_event(len(self.event_shape) - kernel.event_dim)
+
+    # From and to the user's units --------------------------------------------------------------
+
+    def to_model(self, x_0: Array) -> Array:
+        """Data, from the user's units to the chain's."""
+        return x_0 if self.scaling is None else self.scaling.to_model(x_0)
+
+    def to_user(self, x_0: Array) -> Array:
+        """Data, from the chain's units to the user's."""
+        return x_0 if self.scaling is None else self.scaling.to_user(x_0)
+
+    def in_user_units(self, kernel: dist.Distribution) -> dist.Distribution:
+        """A distribution over model units, as one over the user's."""
+        if self.scaling is None:
+            return kernel
+        loc = jnp.broadcast_to(self.scaling.loc, self.event_shape)
+        scale = jnp.broadcast_to(self.scaling.scale, self.event_shape)
+        return dist.TransformedDistribution(kernel, dist.transforms.AffineTransform(loc, scale))
+
+    def log_abs_det(self) -> Float[Array, ""]:
+        """log|det dx_user/dx_model| of one event, in nats; subtract it from log-densities."""
+        if self.scaling is None:
+            return jnp.zeros(())
+        return self.scaling.log_abs_det(self.event_shape)
+
+    # The chains as NumPyro programs -------------------------------------------------------------
+
+    def forward(self, x_0: Array) -> Array:
+        """The forward chain from x_0 as a NumPyro program: see `programs.forward`."""
+        return programs.forward(self, x_0)
+
+    def reverse(
+        self,
+        context: Array | None = None,
+        obs: Array | None = None,
+        batch_shape: tuple[int, ...] = (),
+    ) -> Array:
+        """The reverse chain as a NumPyro program: see `programs.reverse`."""
+        return programs.reverse(self, context, obs, batch_shape)
+
+    def guide(self, context: Array | None = None, obs: Array | None = None) -> None:
+        """The guide that matches `reverse` site by site: see `programs.guide`."""
+        programs.guide(self, context, obs)
+
+    # Derived models ---------------------------------------------------------------------------
+
+    def respace(self, num_steps: int) -> "DiffusionModel":
+        """The same network read at `num_steps` of the chain's noise levels.
+
+        The result is an ordinary model with a shorter chain: sampling is faster, and the ELBO
+        says what the shortening costs.
+
+        Raises:
+            ValueError: more steps than the chain has, or a `KernelMoments` prediction, whose
+                moments belong to the chain's own steps.
+        """
+        if num_steps == self.num_steps:
+            return self
+        if isinstance(self.prediction, KernelMoments):
+            raise ValueError(  # noqa: TRY004
+                f"num_steps={num_steps} cannot shorten a chain whose prediction is KernelMoments: "
+                f"its moments are those of the chain's own {self.num_steps} steps."
+            )
+        schedule = self.process.schedule
+        levels = jnp.asarray(schedule.times(num_steps))
+        return eqx.tree_at(
+            lambda model: (model.process, model.network),
+            self,
+            (
+                self.process.with_schedule(schedule.respace(num_steps)),
+                Respaced(self.network, levels),
+            ),
+        )
+
+    def __call__(self, context: Array | None = None) -> "DiffusionDistribution":
+        """The model as a NumPyro distribution over x_0, in the user's units.
+
+        Args:
+            context: shape `(*batch, *context_shape)`; the distribution then has that batch shape.
+        """
+        from .distribution import DiffusionDistribution  # it samples, so it stands above us
+
+        return DiffusionDistribution(self, context)
+
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(eqx.filter(self.network, eqx.is_inexact_array))
+        return (
+            f"DiffusionModel({type(self.process).__name__}, num_steps={self.num_steps}, "
+            f"event_shape={self.event_shape}, parameters={sum(leaf.size for leaf in leaves):,})"
+        )
+
+
+@final
+class Respaced(eqx.Module):
+    """A network asked at some of its own times."""
+
+    network: Network
+    levels: Array
+
+    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Array:
+        return self.network(x_t, self.levels[t], context)
+
+
+def _default_prediction(process: AbstractProcess, network: Network) -> AbstractPrediction:
+    if isinstance(network, AbstractDenoiser):
+        return Data(LearnedVariance() if network.gives_variance else LowerVariance())
+    return Velocity() if isinstance(process, GaussianDiffusion) else Data()
+
+
+def _as_shape(name: str, shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ValueError(f"{name}={shape!r} must be a tuple of positive integers, as (28, 28).")
+    return shape
