@@ -1,0 +1,207 @@
+"""The density of a Gaussian model's probability flow.
+
+Along the flow dx/dphi = v(x, phi) of `diffppl.flow`, log p(x) falls at the rate of the divergence
+of v, so in the chain's units
+
+    log p(x_0) = log pi(x_T) + integral of div v from phi_1 to phi_T + (d / 2) log alpha_bar_1
+
+with x_1 = sqrt(alpha_bar_1) x_0 and x_T = the flow's end. It is the density of what
+`samplers.ProbabilityFlow` draws, which is the model's own marginal p(x_0) only as far as the
+network's denoiser is exact: for exact denoisers it is the density of the data with the noise of
+level 1, to within 1e-5 (T = 1000), 1e-3 (T = 100) and 2e-2 nats (T = 20) a coordinate, the error of
+interpolating between levels.
+
+The divergence is exact (one derivative for each coordinate) or Hutchinson's estimate from random
+directions e: E[e^T J e] = tr J.
+
+References:
+    Chen et al. 2018, "Neural Ordinary Differential Equations", section 4.
+    Grathwohl et al. 2019, FFJORD, section 3.1 (Hutchinson).
+    Song et al. 2021, "Score-Based Generative Modeling through SDEs", section 4.3.
+"""
+
+import abc
+import math
+from collections.abc import Callable
+from typing import Any, final
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..checks import check_context, check_data, check_key
+from ..flow import Integrator, angles, over_batch, velocity
+from ..model import DiffusionModel
+from .estimate import LogEstimate
+
+
+class AbstractTrace(eqx.Module):
+    """How the trace of a Jacobian is had. Subclasses give `probes` and `trace`."""
+
+    @abc.abstractmethod
+    def probes(self, key: Array, event_shape: tuple[int, ...]) -> Array | None:
+        """The random directions of one event, held fixed along the flow."""
+
+    @abc.abstractmethod
+    def trace(
+        self, function: Callable[[Array], Array], x: Array, probes: Array | None
+    ) -> Float[Array, " probes"]:
+        """Estimates of the trace of `function`'s Jacobian at `x`, one for each direction."""
+
+
+@final
+class ExactTrace(AbstractTrace):
+    """One derivative for each coordinate of the event: exact, and right for small events."""
+
+    def probes(self, key: Array, event_shape: tuple[int, ...]) -> None:
+        """None are needed."""
+        del key, event_shape
+
+    def trace(
+        self, function: Callable[[Array], Array], x: Array, probes: Array | None
+    ) -> Float[Array, " probes"]:
+        """See `AbstractTrace.trace`."""
+        del probes
+        jacobian = jax.jacfwd(function)(x).reshape(x.size, x.size)
+        return jnp.trace(jacobian)[None]
+
+
+@final
+class Hutchinson(AbstractTrace):
+    """Unbiased, from `num_probes` directions of random signs: right for large events."""
+
+    num_probes: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self) -> None:
+        if self.num_probes < 1:
+            raise ValueError(f"num_probes={self.num_probes} must be 1 or more.")
+
+    def probes(self, key: Array, event_shape: tuple[int, ...]) -> Array:
+        """Signs, shape `(num_probes, *event_shape)`."""
+        return jax.random.rademacher(key, (self.num_probes, *event_shape), jnp.result_type(float))
+
+    def trace(
+        self, function: Callable[[Array], Array], x: Array, probes: Array | None
+    ) -> Float[Array, " probes"]:
+        """See `AbstractTrace.trace`."""
+        return jax.vmap(lambda e: jnp.sum(e * jax.jvp(function, (x,), (e,))[1]))(probes)
+
+
+def flow_log_density(
+    model: DiffusionModel,
+    x_0: Array,
+    context: Array | None = None,
+    *,
+    integrator: Integrator = Integrator(),  # noqa: B008 (immutable)
+) -> Float[Array, "..."]:
+    """Log-density of the probability flow at x_0, in nats and the user's units.
+
+    Pure, deterministic and differentiable, to be used inside programs; NaN where the solver gives
+    up. For large events see `flow_likelihood`.
+
+    Args:
+        model: a model of real data.
+        x_0: user's units, shape `(*batch, *event_shape)`.
+        context: shape `(*context_batch, *context_shape)`, broadcast against the batch.
+        integrator: how the differential equation is solved.
+    """
+    exact = ExactTrace()
+
+    def single(x: Array, context: Array | None) -> Array:
+        return _log_density(model, x, context, exact, None, integrator)[0]
+
+    return over_batch(model, single, model.to_model(x_0), context) - model.log_abs_det()
+
+
+def flow_likelihood(
+    key: Array,
+    model: DiffusionModel,
+    x_0: Any,
+    *,
+    context: Any = None,
+    trace: AbstractTrace = Hutchinson(num_probes=10),  # noqa: B008 (immutable)
+    integrator: Integrator = Integrator(),  # noqa: B008 (immutable)
+) -> LogEstimate:
+    """Log-density of the probability flow, averaged over data, in nats.
+
+    Args:
+        key: a typed JAX key.
+        model: a model of real data.
+        x_0: data in the user's units, shape `(n, *event_shape)`.
+        context: one per datum, shape `(n, *context_shape)`, if the model takes one.
+        trace: `ExactTrace()`, or `Hutchinson(num_probes)`, whose noise the result states.
+        integrator: how the differential equation is solved.
+
+    Example:
+        >>> dp.flow_likelihood(jax.random.key(0), model, x_test)
+        LogEstimate(-2.104 ± 0.031 nats, n=500, Monte Carlo error 0.002)
+    """
+    check_key(key)
+    if model.process.support.is_discrete:
+        raise ValueError(
+            f"model has {type(model.process).__name__}: its data are discrete and no flow leads "
+            "to them. Use importance_bound, or elbo."
+        )
+    x_0 = check_data("x_0", x_0, model)
+    context = check_context(context, model, x_0.shape[0])
+    return _flow_likelihood(key, model, x_0, context, trace, integrator)
+
+
+@eqx.filter_jit
+def _flow_likelihood(
+    key: Array,
+    model: DiffusionModel,
+    x_0: Array,
+    context: Array | None,
+    trace: AbstractTrace,
+    integrator: Integrator,
+) -> LogEstimate:
+    def single(key: Array, x: Array, context: Array | None) -> Array:
+        probes = trace.probes(key, model.event_shape)
+        return _log_density(model, x, context, trace, probes, integrator)
+
+    keys = jax.random.split(key, x_0.shape[0])
+    in_axes = (0, 0, None if context is None else 0)
+    values = jax.vmap(single, in_axes)(keys, model.to_model(x_0), context) - model.log_abs_det()
+    values = eqx.error_if(
+        values,
+        jnp.any(jnp.isnan(values)),
+        "the probability flow could not be solved: raise integrator's max_steps or its "
+        "tolerances, and see that the network's output is finite.",
+    )
+    num_probes = values.shape[1]
+    spread = jnp.std(values, axis=1, ddof=1) if num_probes > 1 else jnp.full(len(values), jnp.nan)
+    exact = trace.probes(key, model.event_shape) is None
+    return LogEstimate(
+        per_example=values.mean(axis=1),
+        per_example_error=jnp.zeros(len(values)) if exact else spread / math.sqrt(num_probes),
+    )
+
+
+def _log_density(
+    model: DiffusionModel,
+    x_0: Array,
+    context: Array | None,
+    trace: AbstractTrace,
+    probes: Array | None,
+    integrator: Integrator,
+) -> Float[Array, " probes"]:
+    """Of one event in model units, once for every direction of the trace."""
+    schedule = model.process.schedule
+    levels = angles(schedule)
+    alpha_bar_1 = schedule.alpha_bar()[1]
+
+    def field(angle: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, _ = state
+        function = lambda x: velocity(model, x, angle, context)  # noqa: E731
+        return function(x), trace.trace(function, x, probes)
+
+    x, total = jnp.sqrt(alpha_bar_1) * x_0, jnp.zeros(1 if probes is None else len(probes))
+    if model.num_steps > 1:
+        saveat = diffrax.SaveAt(t1=True)
+        states = integrator.solve(field, (x, total), levels[0], levels[-1], saveat)
+        x, total = jax.tree.map(lambda saved: saved[-1], states)
+    start = jnp.sum(model.process.base(model.event_shape).log_prob(x))
+    return start + total + 0.5 * x.size * jnp.log(alpha_bar_1)

@@ -1,0 +1,199 @@
+"""log p(x_0) from the weights of forward paths: importance sampling, the Jarzynski equality.
+
+    p(x_0) = E_q[exp(-W)],    W = log q(x_1, .., x_T given x_0) - log p(x_0, .., x_T)      (eq. 9)
+
+W is the *work* done along a forward path. By Jensen -E[W] is the ELBO, and the excess
+E[W] + log p(x_0) = KL(q(path given x_0), p(path given x_0)) >= 0 is the *dissipation*: none for an
+infinitely slow chain, whose paths look the same in both directions. The log of a mean of exp(-W)
+over S paths is a lower bound in expectation, which rises to log p(x_0) with S.
+
+Written with the kernels of q backwards in time, every term is the log of a ratio near 1:
+
+    W = log q(x_T given x_0) / pi(x_T) - log p(x_0 given x_1)
+        + sum_{t=2..T} log q(x_{t-1} given x_t, x_0) / p(x_{t-1} given x_t)
+
+so that float32 takes its differences before its sums. The closed forms of `objectives` are not
+used: an average inside the exponent would bias the mean of exp(-W).
+
+References:
+    Sohl-Dickstein et al. 2015, section 2.3; Jarzynski 1997; Neal 2001 (annealed importance sampling).
+    Burda, Grosse and Salakhutdinov 2016 (the bound for S paths).
+"""
+
+import math
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from numpyro.distributions import Distribution
+
+from ..blocks import check_batch_size, map_in_blocks
+from ..checks import check_context, check_data, check_key
+from ..model import DiffusionModel
+from .estimate import LogEstimate
+
+
+@final
+class PathWork(eqx.Module):
+    """The work of S forward paths from each of n data.
+
+    Attributes:
+        work: W in nats, the user's units, shape `(n, S)`.
+    """
+
+    work: Float[Array, "n S"]
+
+    @property
+    def log_likelihood(self) -> LogEstimate:
+        """log p(x_0): log-mean-exp of -W. Its standard errors are by the delta method.
+
+        They are to be trusted where `effective_sample_size` is large: a mean of exponentials whose
+        largest terms were not drawn looks better than it is.
+        """
+        num = self.work.shape[1]
+        log_mean = jax.nn.logsumexp(-self.work, axis=1) - math.log(num)
+        relative = jnp.exp(-self.work - log_mean[:, None])
+        spread = jnp.std(relative, axis=1, ddof=1) if num > 1 else jnp.full(len(log_mean), jnp.nan)
+        return LogEstimate(log_mean, spread / math.sqrt(num))
+
+    @property
+    def dissipation(self) -> Float[Array, " n"]:
+        """Mean W + log p(x_0) for each datum, in nats: what the ELBO loses; never negative."""
+        return jnp.mean(self.work, axis=1) + self.log_likelihood.per_example
+
+    @property
+    def effective_sample_size(self) -> Float[Array, " n"]:
+        """How many of the S paths of each datum carry the estimate."""
+        log_weights = -self.work
+        return jnp.exp(
+            2 * jax.nn.logsumexp(log_weights, axis=1) - jax.nn.logsumexp(2 * log_weights, axis=1)
+        )
+
+    def __repr__(self) -> str:
+        n, num = self.work.shape
+        return (
+            f"PathWork(log p = {float(self.log_likelihood.value):.3f} nats, dissipation "
+            f"{float(jnp.mean(self.dissipation)):.3f}, n={n}, {num} paths each)"
+        )
+
+
+def path_work(key: Array, model: DiffusionModel, x_0: Array, context: Array | None = None) -> Array:
+    """W of one forward path from each x_0; pure.
+
+    Args:
+        key: a typed JAX key.
+        model: the model.
+        x_0: *model* units, shape `(*batch, *event_shape)`.
+        context: shape `(*context_batch, *context_shape)`, broadcast against the batch.
+
+    Returns:
+        shape `(*batch,)`, nats, for the density in the user's units.
+    """
+    process, num_steps = model.process, model.num_steps
+    key_last, key_steps = jax.random.split(key)
+    events = tuple(range(x_0.ndim - len(model.event_shape), x_0.ndim))
+
+    def log_prob(kernel: Distribution, x: Array) -> Array:
+        return jnp.sum(kernel.log_prob(x), axis=events)
+
+    end = process.marginal(x_0, num_steps)
+    x = end.sample(key_last).astype(x_0.dtype)
+    work = log_prob(end, x) - log_prob(process.base(x_0.shape), x)
+
+    def step(state: tuple[Array, Array], inputs: tuple[Array, Array]) -> tuple[Any, None]:
+        x, work = state
+        key, t = inputs
+        q = process.posterior(x, x_0, t)
+        before = q.sample(key).astype(x_0.dtype)
+        p = process.reverse(x, model.estimate(x, t, context), t)
+        ratio = jnp.sum(q.log_prob(before) - p.log_prob(before), axis=events)
+        return (before, work + ratio), None
+
+    times = jnp.arange(num_steps, 1, -1)
+    keys = jax.random.split(key_steps, len(times))
+    (x, work), _ = jax.lax.scan(step, (x, work), (keys, times))
+    edge = process.edge(x, model.estimate(x, 1, context))
+    return work - log_prob(edge, x_0) + model.log_abs_det()
+
+
+def jarzynski(
+    key: Array,
+    model: DiffusionModel,
+    x_0: Any,
+    *,
+    num_trajectories: int,
+    context: Any = None,
+    batch_size: int = 1_000,
+) -> PathWork:
+    """The work of forward paths, and what it says of log p(x_0): value, error, dissipation.
+
+    Args:
+        key: a typed JAX key.
+        model: the model.
+        x_0: data in the user's units, shape `(n, *event_shape)`.
+        num_trajectories: S, paths from each datum.
+        context: one per datum, shape `(n, *context_shape)`, if the model takes one.
+        batch_size: paths followed at once.
+
+    Example:
+        >>> result = dp.jarzynski(jax.random.key(0), model, x_test, num_trajectories=1_000)
+        >>> result.log_likelihood, result.dissipation, result.work
+    """
+    check_key(key)
+    if not isinstance(num_trajectories, int) or num_trajectories < 1:
+        raise ValueError(f"num_trajectories={num_trajectories!r} must be a whole number >= 1.")
+    check_batch_size(batch_size)
+    x_0 = check_data("x_0", x_0, model)
+    context = check_context(context, model, x_0.shape[0])
+    return PathWork(_work(key, model, x_0, context, num_trajectories, batch_size))
+
+
+@eqx.filter_jit
+def _work(
+    key: Array,
+    model: DiffusionModel,
+    x_0: Array,
+    context: Array | None,
+    num_trajectories: int,
+    batch_size: int,
+) -> Float[Array, "n S"]:
+    n, x_0 = x_0.shape[0], model.to_model(x_0)
+
+    def one(key: Array, index: Array) -> Array:
+        return path_work(key, model, x_0[index], None if context is None else context[index])
+
+    keys = jax.random.split(key, n * num_trajectories)
+    indices = jnp.repeat(jnp.arange(n), num_trajectories)
+    return map_in_blocks(one, (keys, indices), batch_size).reshape(n, num_trajectories)
+
+
+def importance_bound(
+    key: Array,
+    model: DiffusionModel,
+    x_0: Any,
+    *,
+    num_particles: int,
+    context: Any = None,
+    batch_size: int = 1_000,
+) -> LogEstimate:
+    """The importance-weighted lower bound on log p(x_0), averaged over data, in nats.
+
+    In expectation between the ELBO (`num_particles` = 1) and log p(x_0) (infinitely many), and
+    non-decreasing in between.
+
+    Args:
+        key: a typed JAX key.
+        model: the model.
+        x_0: data in the user's units, shape `(n, *event_shape)`.
+        num_particles: forward paths from each datum.
+        context: one per datum, shape `(n, *context_shape)`, if the model takes one.
+        batch_size: paths followed at once.
+    """
+    if not isinstance(num_particles, int) or num_particles < 1:
+        raise ValueError(f"num_particles={num_particles!r} must be a whole number >= 1.")
+    result = jarzynski(
+        key, model, x_0, num_trajectories=num_particles, context=context, batch_size=batch_size
+    )
+    return result.log_likelihood

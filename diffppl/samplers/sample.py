@@ -1,0 +1,135 @@
+"""Unconditional sampling: the public entry."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ..blocks import check_batch_size, map_in_blocks
+from ..checks import check_key
+from ..model import DiffusionModel
+from .ancestral import Ancestral
+from .base import AbstractSampler
+
+
+def sample(
+    key: Array,
+    model: DiffusionModel,
+    shape: tuple[int, ...] = (),
+    *,
+    context: Any = None,
+    sampler: AbstractSampler = Ancestral(),  # noqa: B008 (immutable)
+    batch_size: int = 1_000,
+) -> Array:
+    """Draw x_0 from a model, in the user's units.
+
+    Every draw has a key of its own, so the result does not depend on `batch_size`, but for
+    rounding.
+
+    Args:
+        key: a typed JAX key.
+        model: the model.
+        shape: how many draws, a tuple.
+        context: shape `(*context_batch, *context_shape)`, if the model takes one; `shape` draws are
+            made for each.
+        sampler: how; `Ancestral()` is exact and serves every kind of data.
+        batch_size: draws made at once. About 1,000 fit a CPU's cache, and memory stays bounded.
+
+    Returns:
+        shape `(*shape, *context_batch, *event_shape)`.
+
+    Example:
+        >>> x = dp.sample(jax.random.key(0), model, (1_000,))
+        >>> x = dp.sample(key, model, (1_000,), sampler=dp.samplers.DDIM(num_steps=20))
+    """
+    arguments = _check(key, model, shape, context, sampler, batch_size)
+    return _sample(*arguments, keep_path=False)
+
+
+def sample_path(
+    key: Array,
+    model: DiffusionModel,
+    shape: tuple[int, ...] = (),
+    *,
+    context: Any = None,
+    sampler: AbstractSampler = Ancestral(),  # noqa: B008 (immutable)
+    batch_size: int = 1_000,
+) -> Array:
+    """The draws of `sample`, with how they came about: x_T, .., x_1, x_0 on a new leading axis.
+
+    The axis has one entry more than the sampler has steps, and ends with what `sample` returns. All
+    are in the user's units, noise too, so that they share one picture. For an absorbing chain a
+    state of `num_categories` is the mask.
+
+    Args:
+        key, model, shape, context, sampler, batch_size: those of `sample`.
+    """
+    arguments = _check(key, model, shape, context, sampler, batch_size)
+    return _sample(*arguments, keep_path=True)
+
+
+def _check(
+    key: Any, model: DiffusionModel, shape: Any, context: Any, sampler: Any, batch_size: Any
+) -> tuple[Any, ...]:
+    check_key(key)
+    if not isinstance(shape, tuple) or not all(
+        isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape
+    ):
+        raise ValueError(f"shape={shape!r} must be a tuple of whole numbers, such as (1_000,).")
+    if not isinstance(sampler, AbstractSampler):
+        raise TypeError(f"sampler={sampler!r} must be a sampler, such as samplers.Ancestral().")
+    check_batch_size(batch_size)
+    return key, sampler.prepare(model), shape, _as_context(context, model), sampler, batch_size
+
+
+def _as_context(context: Any, model: DiffusionModel) -> Array | None:
+    wanted = model.context_shape
+    if wanted is None:
+        if context is not None:
+            raise ValueError("context was given, but the model has no context_shape.")
+        return None
+    if context is None:
+        raise ValueError(f"context is missing: the model has context_shape={wanted}.")
+    context = jnp.asarray(context, dtype=float)
+    split = context.ndim - len(wanted)
+    if split < 0 or context.shape[split:] != wanted:
+        raise ValueError(
+            f"context has shape {context.shape}, which does not end in the model's "
+            f"context_shape={wanted}."
+        )
+    if not bool(jnp.all(jnp.isfinite(context))):
+        raise ValueError("context has NaN or infinite values.")
+    return context
+
+
+@eqx.filter_jit
+def _sample(
+    key: Array,
+    model: DiffusionModel,
+    shape: tuple[int, ...],
+    context: Array | None,
+    sampler: AbstractSampler,
+    batch_size: int,
+    *,
+    keep_path: bool,
+) -> Array:
+    process, event_shape = model.process, model.event_shape
+    if context is not None and model.context_shape is not None:
+        context_batch = context.shape[: context.ndim - len(model.context_shape)]
+        context = jnp.broadcast_to(context, (*shape, *context.shape))
+        context = context.reshape(-1, *model.context_shape)
+        shape = (*shape, *context_batch)
+
+    def draw(key: Array, context: Array | None) -> Array:
+        key_base, key_chain = jax.random.split(key)
+        x_T = process.base(event_shape).sample(key_base)
+        x_0, path = sampler.draw(key_chain, model, x_T, context, keep_path=keep_path)
+        return model.to_user(x_0 if path is None else path)
+
+    draws = map_in_blocks(draw, (jax.random.split(key, math.prod(shape)), context), batch_size)
+    if keep_path:
+        return jnp.moveaxis(draws, 1, 0).reshape(-1, *shape, *event_shape)
+    return draws.reshape(*shape, *event_shape)
