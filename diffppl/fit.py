@@ -1,0 +1,226 @@
+"""Fitting a model to data: `fit`, and what it returns.
+
+The negative ELBO (or another loss, see `losses`) is minimised by stochastic gradient descent over
+minibatches. Gradients reach a learned schedule because the noise of each iteration is frozen: x_t
+is a differentiable function of the schedule once its key is given.
+
+References:
+    Sohl-Dickstein et al. 2015, sections 2.3 and 2.4; Kingma and Ba 2015 (Adam).
+"""
+
+import functools
+import warnings
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+from tqdm.auto import tqdm
+
+from .checks import check_context, check_data, check_key
+from .fit_checks import check_count, check_options, resumed, warn_if_misfit
+from .fit_result import FitResult, History, NonFiniteLossError
+from .losses import AbstractLoss, ELBOLoss
+from .model import DiffusionModel
+from .objectives import AllSteps, SampledSteps
+from .processes import GaussianDiffusion
+from .scaling import Scaling
+from .training import (
+    Recipe,
+    default_trainable,
+    initial_state,
+    mean_elbo,
+    partition,
+    run_chunk,
+)
+
+
+def fit(
+    key: Array,
+    model: DiffusionModel,
+    data: Any,
+    *,
+    num_iterations: int,
+    batch_size: int = 512,
+    context: Any = None,
+    loss: AbstractLoss = ELBOLoss(),  # noqa: B008 (immutable)
+    optimizer: optax.GradientTransformation | None = None,
+    ema_decay: float | None = 0.999,
+    scaling: Scaling | None = None,
+    validation_data: Any = None,
+    validation_context: Any = None,
+    validation_every: int | None = None,
+    trainable: PyTree = None,
+    resume: FitResult | None = None,
+    chunk: int = 100,
+    progress: bool = True,
+) -> FitResult:
+    """Fit a model to data.
+
+    Trained are the network's inexact arrays and, if the schedule is `schedules.Learned`, its
+    levels. Nothing of what is passed in changes: the fitted model is in the result. An interrupt
+    (Ctrl-C) ends the fit and returns what there is, with a warning.
+
+    Args:
+        key: a typed JAX key. Iteration i draws from `fold_in` of i alone.
+        model: the model to start from.
+        data: in the user's units, shape `(n, *event_shape)`.
+        num_iterations: how many minibatches, in all (those of `resume` included).
+        batch_size: data in a minibatch, drawn with replacement.
+        context: one per datum, shape `(n, *context_shape)`, if the network takes one.
+        loss: `ELBOLoss()`, `SimpleLoss()` or `WeightedLoss(weights)`.
+        optimizer: any optax optimiser; `default_optimizer(num_iterations)` if None.
+        ema_decay: of the moving average of the weights that makes `result.model`; None for none.
+        scaling: from the chain's units to the user's. If None, real data whose model has none
+            get one location and one scale from the data.
+        validation_data, validation_context: held out; their ELBO is shown and recorded.
+        validation_every: iterations between two validations; by default a twentieth of them all.
+        trainable: what to train instead, as a pytree of booleans or functions that
+            `equinox.partition(model, trainable)` takes. Only inexact arrays are trained.
+        resume: a result to go on from. With the same key, data and options the run is then the
+            one that was never interrupted.
+        chunk: iterations per compiled call; the bar and the checks for NaN come once per chunk.
+        progress: show a bar.
+
+    Returns:
+        A `FitResult`: `model`, `last_model`, `history` and the `state` to resume from.
+
+    Raises:
+        TypeError, ValueError: bad input, before any long work.
+        NonFiniteLossError: the loss or its gradient became NaN or infinite; it carries the last
+            good result.
+
+    Warns:
+        UserWarning: scaled data are not of unit second moment, or the chain does not end in noise.
+
+    Example:
+        >>> result = dp.fit(jax.random.key(0), model, data, num_iterations=5_000)
+        >>> result.model, result.history.plot()
+    """
+    check_key(key)
+    check_options(model, loss, optimizer, ema_decay, scaling, resume)
+    check_count("num_iterations", num_iterations)
+    check_count("batch_size", batch_size)
+    check_count("chunk", chunk)
+    every = max(num_iterations // 20, 1) if validation_every is None else validation_every
+    check_count("validation_every", every)
+    data = check_data("data", data, model)
+    context = check_context(context, model, data.shape[0])
+    loss.check(model)
+    if resume is not None:
+        model = resume.last_model
+    elif isinstance(model.process, GaussianDiffusion):
+        model = _scaled(model, scaling, data)
+    validation = _validation(model, validation_data, validation_context, batch_size)
+    params, frozen = _partition(model, trainable)
+    recipe = Recipe(
+        frozen=frozen,
+        loss=loss,
+        optimizer=default_optimizer(num_iterations) if optimizer is None else optimizer,
+        ema_decay=None if ema_decay is None else jnp.asarray(ema_decay, dtype=float),
+        batch_size=batch_size,
+    )
+    state, history = initial_state(params, recipe), History(loss.label)
+    if resume is not None:
+        state, history = resumed(state, resume, num_iterations), resume.history
+    data = model.to_model(data)
+    warn_if_misfit(model, data)
+
+    key_train, key_validation = jax.random.split(key)
+    done = first = int(state.iteration)
+    bar = tqdm(total=num_iterations, initial=done, disable=not progress, desc="fit")
+
+    def result() -> FitResult:
+        last = eqx.combine(state.params, frozen)
+        average = last if state.average is None else eqx.combine(state.average, frozen)
+        return FitResult(average, last, history, state)
+
+    try:
+        while done < num_iterations:
+            stop = min(done + chunk, num_iterations)
+            if validation is not None:
+                stop = min(stop, (done // every + 1) * every)
+            new, losses, finite = run_chunk(
+                key_train, state, recipe, data, context, jnp.asarray(stop, jnp.int32), chunk
+            )
+            losses, finite, now = jax.device_get((losses, finite, new.iteration))
+            if not finite:
+                raise NonFiniteLossError(int(now), float(losses[now - done - 1]), result())
+            losses = losses[: now - done]
+            state, history, done = new, history.with_losses(losses), int(now)
+            if validation is not None and (done % every == 0 or done == num_iterations):
+                elbo = mean_elbo(key_validation, result().model, *validation)
+                history = history.with_validation(done, float(elbo))
+            bar.set_postfix_str(history.summary(), refresh=False)
+            bar.update(len(losses))
+    except KeyboardInterrupt:
+        if done == first:
+            raise
+        warnings.warn(
+            f"fit was interrupted after {done} of {num_iterations} iterations; this is what there "
+            "is so far. Pass the result as resume= to go on.",
+            stacklevel=2,
+        )
+    finally:
+        bar.close()
+    return result()
+
+
+def default_optimizer(
+    num_iterations: int, learning_rate: float = 1e-3
+) -> optax.GradientTransformation:
+    """Adam, with gradients clipped to a norm of 1, a warm-up and a cosine decay to zero.
+
+    Args:
+        num_iterations: of the whole fit.
+        learning_rate: after the warm-up, which takes a twentieth of the fit, at most 500.
+    """
+    return _default_optimizer(num_iterations, float(learning_rate))
+
+
+@functools.cache  # the same functions again, so that a second fit like the first compiles nothing
+def _default_optimizer(num_iterations: int, learning_rate: float) -> optax.GradientTransformation:
+    warmup = min(max(num_iterations // 20, 1), 500)
+    rate = optax.warmup_cosine_decay_schedule(
+        init_value=0.1 * learning_rate,
+        peak_value=learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(num_iterations, warmup + 1),
+    )
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+
+
+def _scaled(model: DiffusionModel, scaling: Scaling | None, data: Array) -> DiffusionModel:
+    """The model with the scaling asked for, or its own, or that of the data."""
+    if scaling is None:
+        scaling = Scaling.from_data(data) if model.scaling is None else model.scaling
+    return eqx.tree_at(
+        lambda model: model.scaling, model, scaling, is_leaf=lambda node: node is None
+    )
+
+
+def _partition(model: DiffusionModel, trainable: PyTree) -> tuple[PyTree, PyTree]:
+    """What is trained and what is not; ValueError if nothing is."""
+    params, frozen = partition(model, default_trainable(model) if trainable is None else trainable)
+    if jax.tree.leaves(params):
+        return params, frozen
+    if trainable is not None:
+        raise ValueError("trainable names no array of floating-point numbers in the model.")
+    raise ValueError(
+        f"model has nothing to train: its network, {type(model.network).__name__}, is a known "
+        "answer or has no arrays of floating-point numbers, and its schedule is fixed."
+    )
+
+
+def _validation(model: DiffusionModel, data: Any, context: Any, block: int) -> tuple | None:
+    """The arguments of `mean_elbo` after the model, or None."""
+    if data is None:
+        if context is not None:
+            raise ValueError("validation_context was given without validation_data.")
+        return None
+    data = check_data("validation_data", data, model)
+    context = check_context(context, model, data.shape[0], "validation_context")
+    steps = AllSteps() if model.num_steps <= 16 else SampledSteps(8)
+    return model.to_model(data), context, steps, block

@@ -1,0 +1,123 @@
+"""Errors and warnings of `fit`, before its long work."""
+
+import warnings
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from .fit_result import FitResult
+from .losses import AbstractLoss
+from .model import DiffusionModel
+from .objectives import prior_term
+from .processes import GaussianDiffusion
+from .training import FitState
+
+# The mean KL(q(x_T given x_0), pi) that a chain may end with, in nats. Where it is
+# alpha_bar_T |x_0|^2 / 2, as for real data, that is a last noise level of 3.2 times the length of
+# the data; and the samples' start is then off by at most sqrt(0.05 / 2) = 0.16 in total variation.
+MOST_NATS_LEFT = 0.05
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuse what is not a positive whole number."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
+
+
+def check_options(
+    model: Any, loss: Any, optimizer: Any, ema_decay: Any, scaling: Any, resume: Any
+) -> None:
+    """Refuse options of the wrong kind, in the words of the caller."""
+    if not isinstance(model, DiffusionModel):
+        raise TypeError(f"model is a {type(model).__name__}; it must be a DiffusionModel.")
+    if not isinstance(loss, AbstractLoss):
+        raise TypeError(f"loss={loss!r} must be a loss object, such as ELBOLoss().")
+    if not isinstance(optimizer, optax.GradientTransformation | None):
+        raise TypeError(
+            f"optimizer is a {type(optimizer).__name__}; it must be an optax optimiser, such as "
+            "optax.adam(1e-3)."
+        )
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay={ema_decay} must be at least 0 and less than 1, or None.")
+    if scaling is not None and not isinstance(model.process, GaussianDiffusion):
+        raise ValueError(
+            f"scaling was given, but the data of {type(model.process).__name__} are states, not "
+            "numbers: leave it out."
+        )
+    if resume is None:
+        return
+    if not isinstance(resume, FitResult):
+        raise TypeError(f"resume is a {type(resume).__name__}; it must be a FitResult.")
+    if scaling is not None:
+        raise ValueError("scaling was given, but a resumed fit keeps its own: leave it out.")
+    if _kind(model) != _kind(resume.last_model):
+        raise ValueError("model is not the one that resume was fit to: its structure differs.")
+
+
+def _kind(tree: Any) -> Any:
+    """Structure, shapes and dtypes; a model's without its scaling, which a fit may have set."""
+    if isinstance(tree, DiffusionModel):
+        tree = (tree.process, tree.network, tree.prediction, tree.event_shape)
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(a.shape, a.dtype) if eqx.is_array(a) else a for a in leaves]
+
+
+def resumed(fresh: FitState, resume: FitResult, num_iterations: int) -> FitState:
+    """The state of `resume`, checked against a fresh one of the same fit.
+
+    Raises:
+        ValueError: it has all the iterations already, or other trained arrays, or another
+            optimiser's state.
+    """
+    state = resume.state
+    done = int(state.iteration)
+    if num_iterations <= done:
+        raise ValueError(
+            f"num_iterations={num_iterations} counts those already done, and resume has {done}; "
+            "ask for more."
+        )
+    if jax.tree.structure(fresh.params) != jax.tree.structure(state.params):
+        raise ValueError("trainable names other arrays than the fit that resume comes from.")
+    if _kind(fresh.opt_state) != _kind(state.opt_state):
+        raise ValueError(
+            "optimizer is not the kind that resume was fit with: its state differs. Pass the same."
+        )
+    if fresh.average is None or state.average is None:
+        return FitState(state.params, fresh.average, state.opt_state, state.iteration)
+    return state
+
+
+def warn_if_misfit(model: DiffusionModel, data: Array) -> None:
+    """Warn if data in model units are not of unit scale, or if the chain does not end in noise."""
+    data = data[:: max(1, data.shape[0] // 10_000)]
+    lines = []
+    if isinstance(model.process, GaussianDiffusion):
+        moment = float(np.mean(np.square(np.asarray(data, np.float64))))
+        if abs(moment - 1) > 0.05:
+            lines.append(
+                f"data have a mean square of {moment:.3g} in the chain's units, where the chain "
+                "expects 1: pass scaling=Scaling.from_data(data)."
+            )
+    left = float(-jnp.mean(jax.vmap(lambda x: prior_term(model, x))(data)))
+    if left > MOST_NATS_LEFT:
+        lines.append(
+            f"the chain does not end in noise: at t = {model.num_steps} it still holds {left:.3g} "
+            f"nats about a datum (at most {MOST_NATS_LEFT} is good){_signal(model, data)}. Samples "
+            "start from pure noise, so the weights of the modes will be wrong: use a schedule "
+            "that goes further, such as schedules.LogSNRLinear with a larger noise_to_signal."
+        )
+    for line in lines:
+        warnings.warn(line, stacklevel=3)
+
+
+def _signal(model: DiffusionModel, data: Array) -> str:
+    if not isinstance(model.process, GaussianDiffusion):
+        return ""
+    length = np.sqrt(np.square(np.asarray(data)).reshape(len(data), -1).sum(axis=1)).mean()
+    left = float(model.process.schedule.alpha_bar()[-1]) ** 0.5 * length
+    return f", E|sqrt(alpha_bar_T) x_0| = {left:.3g}"

@@ -1,0 +1,112 @@
+"""What a fit leaves behind: the model, its history, and the state to go on from."""
+
+from typing import TYPE_CHECKING, Any, final
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Float, Int
+
+from .model import DiffusionModel
+from .training import FitState
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@final
+class History(eqx.Module):
+    """How a fit went.
+
+    Attributes:
+        label: name and unit of the loss.
+        loss: of each iteration's minibatch.
+        validation_iterations: after how many iterations each validation was made.
+        validation_elbo: its ELBO, in nats per event: a lower bound on log p, higher is better.
+    """
+
+    label: str = eqx.field(static=True)
+    loss: Float[np.ndarray, " iterations"]
+    validation_iterations: Int[np.ndarray, " validations"]
+    validation_elbo: Float[np.ndarray, " validations"]
+
+    def __init__(
+        self,
+        label: str,
+        loss: Any = (),
+        validation_iterations: Any = (),
+        validation_elbo: Any = (),
+    ) -> None:
+        self.label = label
+        self.loss = np.asarray(loss, np.float64)
+        self.validation_iterations = np.asarray(validation_iterations, np.int64)
+        self.validation_elbo = np.asarray(validation_elbo, np.float64)
+
+    def with_losses(self, losses: np.ndarray) -> "History":
+        """This history and the iterations that came after it."""
+        loss = np.concatenate([self.loss, losses])
+        return History(self.label, loss, self.validation_iterations, self.validation_elbo)
+
+    def with_validation(self, iteration: int, elbo: float) -> "History":
+        """This history and the validation that came after it."""
+        iterations = np.append(self.validation_iterations, iteration)
+        return History(self.label, self.loss, iterations, np.append(self.validation_elbo, elbo))
+
+    def summary(self) -> str:
+        """The last hundred losses and the last validation, in a few words."""
+        words = []
+        if self.loss.size:
+            words.append(f"loss {self.loss[-100:].mean():.4g}")
+        if self.validation_elbo.size:
+            words.append(f"validation ELBO {self.validation_elbo[-1]:.4g} nats")
+        return ", ".join(words)
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """See `plots.history`."""
+        from . import plots  # it draws what stands below it
+
+        return plots.history(self, ax=ax)
+
+    def __repr__(self) -> str:
+        return f"History({self.loss.size} iterations{', ' * bool(self.loss.size)}{self.summary()})"
+
+
+@final
+class FitResult(eqx.Module):
+    """What `fit` returns.
+
+    Attributes:
+        model: the fitted model, with the moving average of the weights (or the last ones, if
+            there was none).
+        last_model: the model with the last weights.
+        history: the losses and validations.
+        state: what `fit(..., resume=result)` goes on from.
+    """
+
+    model: DiffusionModel
+    last_model: DiffusionModel
+    history: History
+    state: FitState
+
+    def __repr__(self) -> str:
+        return f"FitResult({self.model}, {self.history})"
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss, or its gradient, became NaN or infinite.
+
+    Attributes:
+        result: what there was before the chunk of iterations in which it happened.
+    """
+
+    result: FitResult
+
+    def __init__(self, iteration: int, loss: float, result: FitResult) -> None:
+        what = "its gradient is not finite" if np.isfinite(loss) else f"the loss is {loss}"
+        super().__init__(
+            f"fit stopped at iteration {iteration}: {what}. Likely causes are a learning rate "
+            "that is too large for this network (try optimizer=default_optimizer(num_iterations, "
+            "learning_rate=1e-4)), gradients that are not clipped, data far from unit scale (see "
+            "the warnings), or a network that overflows. This error's `result` is what there was "
+            f"after {int(result.state.iteration)} iterations; it can be passed as resume=."
+        )
+        self.result = result

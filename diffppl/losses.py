@@ -1,0 +1,196 @@
+"""What `fit` minimises.
+
+| loss           | value                                                  | for                   |
+| -------------- | ------------------------------------------------------ | --------------------- |
+| `ELBOLoss`     | minus the bound K of `objectives`, nats per event      | every model           |
+| `WeightedLoss` | sum_{t=2..T} w_t E KL_t, with weights of your own      | real data             |
+| `SimpleLoss`   | mean over t = 2..T of the squared error of the noise   | real data             |
+
+Here KL_t = KL(q(x_{t-1} given x_t, x_0), p(x_{t-1} given x_t)). Only the ELBO bounds log p(x_0),
+and only the ELBO says what a noise level is worth, so a learned schedule needs it.
+
+To add a loss, subclass `AbstractLoss`, mark it `typing.final`, and add a row to the tests'
+registry.
+
+References:
+    Sohl-Dickstein et al. 2015, section 2.4 (ELBO); Ho et al. 2020, equation 14 (simple).
+"""
+
+import abc
+import math
+from typing import final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from .model import DiffusionModel
+from .objectives import AbstractSteps, SampledSteps, bound
+from .processes import GaussianDiffusion
+from .schedules import Learned
+
+
+class AbstractLoss(eqx.Module):
+    """A scalar to minimise. Subclasses say what it is, what it needs, and compute it."""
+
+    @property
+    @abc.abstractmethod
+    def label(self) -> str:
+        """Name and unit, for the axis of a plot."""
+
+    @abc.abstractmethod
+    def check(self, model: DiffusionModel) -> None:
+        """ValueError if the model cannot be fit with this loss."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, key: Array, model: DiffusionModel, x_0: Array, context: Array | None
+    ) -> Float[Array, ""]:
+        """An unbiased estimate from a minibatch in *model* units; pure and differentiable."""
+
+
+@final
+class ELBOLoss(AbstractLoss):
+    """Minus the evidence lower bound, in nats per event of the user's units.
+
+    Args:
+        steps: which steps of the chain a minibatch visits.
+    """
+
+    steps: AbstractSteps = SampledSteps(1)
+
+    @property
+    def label(self) -> str:
+        """See `AbstractLoss.label`."""
+        return "negative ELBO (nats per event)"
+
+    def check(self, model: DiffusionModel) -> None:
+        """Every model has a bound."""
+
+    def __call__(
+        self, key: Array, model: DiffusionModel, x_0: Array, context: Array | None
+    ) -> Float[Array, ""]:
+        """See `AbstractLoss.__call__`."""
+        return -bound(key, model, x_0, context, self.steps).value
+
+
+@final
+class WeightedLoss(AbstractLoss):
+    """A weighted sum of the divergences of the reverse steps, in nats per event.
+
+    Args:
+        weights: one for each of t = 2..T, shape `(num_steps - 1,)`; not negative. All 1 is the
+            ELBO but for its constants.
+        steps: which steps of the chain a minibatch visits.
+    """
+
+    weights: Float[Array, " num_steps_less_one"]
+    steps: AbstractSteps
+
+    def __init__(
+        self,
+        weights: ArrayLike,
+        steps: AbstractSteps = SampledSteps(1),  # noqa: B008 (immutable)
+    ) -> None:
+        values = np.asarray(weights, dtype=np.float64)
+        if values.ndim != 1 or not np.all(np.isfinite(values) & (values >= 0)):
+            raise ValueError("weights must be a vector of finite numbers, none of them negative.")
+        self.weights = jnp.asarray(values, dtype=float)
+        self.steps = steps
+
+    @property
+    def label(self) -> str:
+        """See `AbstractLoss.label`."""
+        return "weighted divergence (nats per event)"
+
+    def check(self, model: DiffusionModel) -> None:
+        """Real data, a fixed schedule and a weight for each step."""
+        _require_fixed_gaussian(self, model)
+        if self.weights.shape != (model.num_steps - 1,):
+            raise ValueError(
+                f"loss=WeightedLoss(weights) has weights of shape {self.weights.shape}; the model "
+                f"has num_steps={model.num_steps}, so it needs one for each of t = 2..T, shape "
+                f"{(model.num_steps - 1,)}."
+            )
+
+    def __call__(
+        self, key: Array, model: DiffusionModel, x_0: Array, context: Array | None
+    ) -> Float[Array, ""]:
+        """See `AbstractLoss.__call__`."""
+        return -self.weights @ self.steps.sum_terms(key, model, x_0, context)[1]
+
+
+@final
+class SimpleLoss(AbstractLoss):
+    """The mean squared error of the noise, per coordinate, averaged over t = 2..T.
+
+    Each divergence is re-weighted so that |eps - E[eps given x_t]|^2 counts once, whatever the
+    prediction. Compared with the ELBO, steps with much noise count more: samples often look
+    better, and the bound is worse. A learned variance is trained too, by its divergences under
+    the weights that a raw output of zero would have.
+
+    Args:
+        steps: which steps of the chain a minibatch visits.
+    """
+
+    steps: AbstractSteps = SampledSteps(1)
+
+    @property
+    def label(self) -> str:
+        """See `AbstractLoss.label`."""
+        return "mean squared error of the noise"
+
+    def check(self, model: DiffusionModel) -> None:
+        """Real data and a fixed schedule that leaves some signal."""
+        _require_fixed_gaussian(self, model)
+        if float(model.process.schedule.alpha_bar()[-1]) == 0:
+            raise ValueError(
+                "loss=SimpleLoss() gives no weight to a last step with alpha_bar_T = 0, so the "
+                "network would never learn it. Use ELBOLoss(), or another schedule."
+            )
+
+    def __call__(
+        self, key: Array, model: DiffusionModel, x_0: Array, context: Array | None
+    ) -> Float[Array, ""]:
+        """See `AbstractLoss.__call__`."""
+        per_step = self.steps.sum_terms(key, model, x_0, context)[1]
+        squared_errors = -noise_weights(model) * per_step
+        return jnp.mean(squared_errors) / math.prod(model.event_shape)
+
+
+def noise_weights(model: DiffusionModel) -> Float[Array, " num_steps_less_one"]:
+    """w_t for t = 2..T such that w_t KL_t is the squared error of the noise.
+
+    The means of the two kernels differ by b_t (E[x_0 given x_t] - x_0), which is
+    b_t sqrt((1 - alpha_bar_t) / alpha_bar_t) times the error of the noise; a reverse variance
+    sigma_t^2 then gives w_t = 2 sigma_t^2 alpha_bar_t / (b_t^2 (1 - alpha_bar_t)).
+    """
+    process, prediction = model.process, model.prediction
+    zero = jnp.zeros(())
+    raw = jnp.zeros(prediction.output_shape(process, ()))  # one coordinate stands for all
+
+    def weight(t: Array) -> Array:
+        kernel = process.reverse(zero, prediction.estimate(process, raw, zero, t), t)
+        b = process.posterior(zero, jnp.ones(()), t).mean
+        schedule = process.schedule
+        return 2 * kernel.variance * schedule.alpha_bar()[t] / (b**2 * schedule.noise()[t])
+
+    return jax.vmap(weight)(jnp.arange(2, model.num_steps + 1))
+
+
+def _require_fixed_gaussian(loss: AbstractLoss, model: DiffusionModel) -> None:
+    name, process = type(loss).__name__, model.process
+    is_real = isinstance(process, GaussianDiffusion)
+    is_learned = isinstance(process.schedule, Learned)
+    if not is_real:
+        raise ValueError(
+            f"loss={name} is for real data, but the process is {type(process).__name__}; use "
+            "ELBOLoss()."
+        )
+    if is_learned:
+        raise ValueError(
+            f"loss={name} cannot learn a schedule: re-weighted divergences do not say what a "
+            "noise level is worth. Use ELBOLoss(), or a fixed schedule."
+        )

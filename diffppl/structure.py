@@ -1,0 +1,272 @@
+"""Objects as plain descriptions and arrays, and back, without running any code of theirs.
+
+A description is made of JSON values. What JSON lacks is a dictionary with a tag:
+
+| `is`       | other entries        | stands for                                                 |
+| ---------- | -------------------- | ---------------------------------------------------------- |
+| `module`   | `class`, `fields`    | an `eqx.Module` of a known class, field by field           |
+| `array`    | `index`              | a JAX array, at that place in the list of arrays           |
+| `numpy`    | `index`              | a NumPy array                                              |
+| `scalar`   | `index`              | a NumPy scalar                                             |
+| `function` | `name`               | a known function, such as an activation                    |
+| `partial`  | `function`, `items`  | a `functools.partial` of one                               |
+| `tuple`    | `items`              | a tuple                                                    |
+| `dict`     | `items`              | a dictionary, as a list of pairs                           |
+| `float`    | `value`              | NaN or an infinity                                         |
+| `foreign`  | `indices`, `name`    | anything else, by its arrays: `like` must supply the rest  |
+
+*Known* classes are the modules of this package and of `equinox.nn`; known functions are those of
+`ACTIVATIONS`. Both are looked up in dictionaries of what is already there: a description cannot
+make anything be imported, and modules are rebuilt without calling `__init__`.
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_PACKAGE = __name__.partition(".")[0]
+_NN = "relu relu6 sigmoid softplus soft_sign silu gelu elu selu celu leaky_relu log_sigmoid mish"
+_JNP = "tanh sin cos exp expm1 log log1p abs square sqrt"
+_MLP_DEFAULTS = inspect.signature(eqx.nn.MLP.__init__).parameters
+
+ACTIVATIONS: dict[str, Callable] = {
+    **{f"jax.nn.{name}": getattr(jax.nn, name) for name in _NN.split()},
+    **{f"jax.numpy.{name}": getattr(jnp, name) for name in _JNP.split()},
+    "equinox.nn.MLP.activation": _MLP_DEFAULTS["activation"].default,
+    "equinox.nn.MLP.final_activation": _MLP_DEFAULTS["final_activation"].default,
+}
+
+
+class LoadError(ValueError):
+    """A file that cannot be loaded; the message says which and why."""
+
+
+def known_classes() -> dict[str, type]:
+    """The modules that descriptions may name: this package's own and those of `equinox.nn`."""
+    known = {f"equinox.nn.{name}": value for name, value in vars(eqx.nn).items()}
+    known = {name: value for name, value in known.items() if _is_module(value)}
+    todo = list(eqx.Module.__subclasses__())
+    while todo:
+        cls = todo.pop()
+        todo += cls.__subclasses__()
+        if cls.__module__.partition(".")[0] == _PACKAGE:
+            # Equinox keeps nameless twins of classes; only what its module calls so is meant.
+            if getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is cls:
+                known[f"{cls.__module__}.{cls.__qualname__}"] = cls
+    return known
+
+
+def _field_names(cls: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, eqx.Module)
+
+
+@final
+class Describer:
+    """Turns objects into descriptions, and gathers their arrays.
+
+    Args:
+        foreign: whether what is not known is described by its arrays alone, or refused.
+    """
+
+    def __init__(self, *, foreign: bool) -> None:
+        self.arrays: list[np.ndarray] = []
+        self._foreign = foreign
+        self._classes = {cls: name for name, cls in known_classes().items()}
+        self._functions = {id(function): name for name, function in ACTIVATIONS.items()}
+
+    def _store(self, array: Any) -> int:
+        values = np.asarray(array)
+        self.arrays.append(values.astype(values.dtype.newbyteorder("=")))
+        return len(self.arrays) - 1
+
+    def describe(self, value: Any, path: str) -> Any:
+        """The description of `value`; `path` is what errors call it.
+
+        Raises:
+            TypeError: it is, or holds, something that is not known.
+        """
+        if value is None or type(value) in (bool, int, str):
+            return value
+        if type(value) is float:
+            return value if math.isfinite(value) else {"is": "float", "value": str(value)}
+        if type(value) is list:
+            return [self.describe(item, f"{path}[{i}]") for i, item in enumerate(value)]
+        if type(value) is tuple:
+            return {"is": "tuple", "items": self.describe(list(value), path)}
+        if type(value) is dict:
+            pairs = [[k, self.describe(v, f"{path}[{k!r}]")] for k, v in value.items()]
+            if all(isinstance(key, str) for key in value):
+                return {"is": "dict", "items": pairs}
+        if isinstance(value, jax.Array | np.ndarray) and is_plain(value.dtype):
+            kind = "array" if isinstance(value, jax.Array) else "numpy"
+            return {"is": kind, "index": self._store(value)}
+        if isinstance(value, np.generic) and is_plain(value.dtype):
+            return {"is": "scalar", "index": self._store(value)}
+        if id(value) in self._functions:
+            return {"is": "function", "name": self._functions[id(value)]}
+        if type(value) is functools.partial:
+            items = [value.args, value.keywords]
+            items = [self.describe(item, path) for item in items]
+            return {"is": "partial", "function": self.describe(value.func, path), "items": items}
+        if type(value) in self._classes:
+            fields = {
+                name: self.describe(getattr(value, name), f"{path}.{name}")
+                for name in _field_names(type(value))
+            }
+            return {"is": "module", "class": self._classes[type(value)], "fields": fields}
+        return self._describe_foreign(value, path)
+
+    def _describe_foreign(self, value: Any, path: str) -> Any:
+        leaves = [leaf for leaf in jax.tree.leaves(value) if eqx.is_array(leaf)]
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        if any(not is_plain(leaf.dtype) for leaf in leaves):
+            raise TypeError(f"{path} holds a JAX key, which is not saved. Save its key_data.")
+        if not self._foreign:
+            raise TypeError(
+                f"{path} is a {kind}, which diffppl does not know how to rebuild: a file never "
+                "holds code. Save with save(path, model, needs_like=True), which keeps its arrays, "
+                "and load with load(path, like=model), where the same code has made a model of the "
+                "same shape. (Known are the modules of diffppl and of equinox.nn, and activations "
+                "of jax.nn.)"
+            )
+        return {"is": "foreign", "name": kind, "indices": [self._store(leaf) for leaf in leaves]}
+
+
+@final
+class Rebuilder:
+    """Turns descriptions back into objects.
+
+    Args:
+        arrays: the gathered arrays.
+    """
+
+    def __init__(self, arrays: list[np.ndarray]) -> None:
+        self._arrays = arrays
+        self._classes = known_classes()
+
+    def rebuild(self, description: Any, like: Any, path: str) -> Any:
+        """The object that is described, its foreign parts taken from `like`.
+
+        Raises:
+            LoadError: it is not a description, or not one for this version, or not for `like`.
+        """
+        if isinstance(description, list):
+            return [
+                self.rebuild(item, _part(like, i), f"{path}[{i}]")
+                for i, item in enumerate(description)
+            ]
+        if not isinstance(description, dict):
+            return description
+        match description:
+            case {"is": "tuple", "items": list(items)}:
+                return tuple(self.rebuild(items, like, path))
+            case {"is": "dict", "items": list(pairs)}:
+                return {
+                    key: self.rebuild(item, _part(like, key), f"{path}[{key!r}]")
+                    for key, item in pairs
+                }
+            case {"is": "float", "value": "inf" | "-inf" | "nan" as value}:
+                return float(value)
+            case {"is": "array", "index": int(index)}:
+                return self._array(index, path)
+            case {"is": "numpy", "index": int(index)}:
+                return self._arrays[index].copy()
+            case {"is": "scalar", "index": int(index)}:
+                return self._arrays[index][()]
+            case {"is": "function", "name": str(name)}:
+                if name in ACTIVATIONS:
+                    return ACTIVATIONS[name]
+                _fail(f"{path} is the function {name}, which this version of diffppl lacks.")
+            case {"is": "partial", "function": function, "items": [args, keywords]}:
+                function = self.rebuild(function, None, path)
+                args, keywords = (self.rebuild(item, None, path) for item in (args, keywords))
+                return functools.partial(function, *args, **keywords)
+            case {"is": "module", "class": str(name), "fields": dict(fields)}:
+                return self._module(name, fields, like, path)
+            case {"is": "foreign", "name": str(name), "indices": list(indices)}:
+                return self._foreign(name, indices, like, path)
+        return _fail(f"{path} is described by {str(description)[:80]}, which makes no sense.")
+
+    def _array(self, index: int, path: str) -> jax.Array:
+        array = self._arrays[index]
+        if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+            _fail(
+                f"{path} has dtype {array.dtype}, which JAX has switched off: call "
+                "jax.config.update('jax_enable_x64', True) first."
+            )
+        return jnp.asarray(array)
+
+    def _module(self, name: str, fields: dict[str, Any], like: Any, path: str) -> Any:
+        cls = self._classes.get(name)
+        if cls is None:
+            _fail(f"{path} is a {name}, which this version of diffppl lacks.")
+        wanted = _field_names(cls)
+        if set(wanted) != set(fields):
+            _fail(
+                f"{path} is a {name} with fields {sorted(fields)}, but in this version of diffppl "
+                f"the class has {sorted(wanted)}: it was saved by another version."
+            )
+        module = object.__new__(cls)
+        for field, description in fields.items():
+            value = self.rebuild(description, getattr(like, field, None), f"{path}.{field}")
+            object.__setattr__(module, field, value)
+        return module
+
+    def _foreign(self, name: str, indices: list[int], like: Any, path: str) -> Any:
+        if like is None:
+            _fail(
+                f"{path} is a {name}, of which the file has the arrays only. Pass like=model, with "
+                "a model of the same shape made by the same code."
+            )
+        leaves, structure = jax.tree.flatten(like)
+        places = [i for i, leaf in enumerate(leaves) if eqx.is_array(leaf)]
+        saved = [self._arrays[i] for i in indices]
+        ours = [(leaves[i].shape, leaves[i].dtype) for i in places]
+        theirs = [(array.shape, array.dtype) for array in saved]
+        if ours != theirs:
+            first = next(
+                (pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), ""
+            )
+            _fail(
+                f"like does not fit at {path}: the file has the {len(theirs)} arrays of a {name}, "
+                f"and like has {len(ours)} there. The first that differ: {first or 'the last'}."
+            )
+        for i, index in zip(places, indices, strict=True):
+            is_jax = isinstance(leaves[i], jax.Array)
+            leaves[i] = self._array(index, path) if is_jax else self._arrays[index].copy()
+        return jax.tree.unflatten(structure, leaves)
+
+
+def is_plain(dtype: Any) -> bool:
+    """Whether an array is numbers that a file can hold."""
+    return isinstance(dtype, np.dtype) and dtype.name in DTYPES
+
+
+_NAMES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64"
+DTYPES: dict[str, np.dtype] = {
+    name: jnp.dtype(name) for name in [*_NAMES.split(), "complex128", "bfloat16"]
+}
+
+
+def _part(like: Any, key: int | str) -> Any:
+    try:
+        return like[key]
+    except (TypeError, KeyError, IndexError):
+        return None
+
+
+def _fail(message: str) -> NoReturn:
+    raise LoadError(message)

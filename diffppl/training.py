@@ -1,0 +1,171 @@
+"""The inner loop of `fit`: many iterations in one compiled call.
+
+An iteration i draws everything it needs from `fold_in(key, i)`: a minibatch, with replacement,
+and the loss's steps and noise. So a run does not depend on where it was cut into chunks, and one
+that is resumed is the run that was never interrupted.
+
+Weights are averaged as a_i = d_i a_{i-1} + (1 - d_i) w_i with d_i = min(decay, (1+i)/(10+i)): the
+average forgets the random start also when the run is short.
+"""
+
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .blocks import map_in_blocks
+from .losses import AbstractLoss
+from .model import DiffusionModel
+from .networks import AbstractDenoiser
+from .objectives import AbstractSteps, bound
+from .schedules import AbstractSchedule, Learned
+
+# What is trained --------------------------------------------------------------------------------
+
+
+def default_trainable(model: DiffusionModel) -> PyTree[bool]:
+    """The network's inexact arrays, and the levels of a learned schedule; nothing else."""
+
+    def is_table(node: Any) -> bool:
+        return isinstance(node, AbstractDenoiser | AbstractSchedule)
+
+    nothing = jax.tree.map(lambda _: False, model)
+    network = jax.tree.map(eqx.is_inexact_array, model.network, is_leaf=is_table)
+    spec = eqx.tree_at(lambda model: model.network, nothing, network)
+    if isinstance(model.process.schedule, Learned):
+        spec = eqx.tree_at(lambda model: model.process.schedule.raw_drops, spec, replace=True)
+    return spec
+
+
+def partition(model: DiffusionModel, trainable: PyTree) -> tuple[PyTree, PyTree]:
+    """Split a model into the inexact arrays that `trainable` names, and the rest."""
+    params = eqx.filter(eqx.filter(model, trainable), eqx.is_inexact_array)
+    chosen = jax.tree.map(lambda leaf: leaf is not None, params, is_leaf=lambda leaf: leaf is None)
+    return eqx.partition(model, chosen)
+
+
+# The loop -----------------------------------------------------------------------------------------
+
+
+@final
+class FitState(eqx.Module):
+    """All that an iteration changes.
+
+    Attributes:
+        params: the trainable part of a model.
+        average: their moving average, or None.
+        opt_state: the optimiser's own.
+        iteration: how many iterations are done.
+    """
+
+    params: PyTree
+    average: PyTree
+    opt_state: PyTree
+    iteration: Int[Array, ""]
+
+    def __repr__(self) -> str:
+        return f"FitState(iteration={int(self.iteration)})"
+
+
+@final
+class Recipe(eqx.Module):
+    """All that stays the same from one iteration to the next, but for the data."""
+
+    frozen: PyTree
+    loss: AbstractLoss
+    optimizer: optax.GradientTransformation
+    ema_decay: Float[Array, ""] | None
+    batch_size: int
+
+
+def initial_state(params: PyTree, recipe: Recipe) -> FitState:
+    """The state before the first iteration."""
+    average = None if recipe.ema_decay is None else params
+    return FitState(params, average, recipe.optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def _iterate(
+    key: Array, state: FitState, recipe: Recipe, data: Array, context: Array | None
+) -> tuple[FitState, Float[Array, ""], Bool[Array, ""]]:
+    """One iteration: the new state, the loss, and whether it and its gradient are finite."""
+    key_batch, key_loss = jax.random.split(key)
+    rows = jax.random.randint(key_batch, (recipe.batch_size,), 0, data.shape[0])
+    x_0, contexts = data[rows], None if context is None else context[rows]
+
+    def objective(params: PyTree) -> Float[Array, ""]:
+        return recipe.loss(key_loss, eqx.combine(params, recipe.frozen), x_0, contexts)
+
+    loss, gradient = jax.value_and_grad(objective)(state.params)
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
+    # A line search asks for the loss again, with this iteration's minibatch and noise.
+    extra = {"value": loss, "grad": gradient, "value_fn": objective}
+    optimizer = optax.with_extra_args_support(recipe.optimizer)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, **extra)
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if recipe.ema_decay is not None:
+        decay = jnp.minimum(recipe.ema_decay, (1 + state.iteration) / (10 + state.iteration))
+        average = jax.tree.map(
+            lambda old, new: old + ((1 - decay) * (new - old)).astype(old.dtype), average, params
+        )
+    return FitState(params, average, opt_state, state.iteration + 1), loss, finite
+
+
+@eqx.filter_jit
+def run_chunk(
+    key: Array,
+    state: FitState,
+    recipe: Recipe,
+    data: Array,
+    context: Array | None,
+    stop: Int[Array, ""],
+    length: int,
+) -> tuple[FitState, Float[Array, " length"], Bool[Array, ""]]:
+    """Iterate until `stop` iterations are done, at most `length` more, or until a loss fails.
+
+    A loop with a traced end, not a scan, so that a shorter last chunk is the same compiled call.
+    The state that goes in is not donated: it must survive an interrupt, or a failure.
+
+    Returns:
+        The state; the losses, of which those beyond the last iteration are NaN; and whether all
+        of them, and their gradients, were finite.
+    """
+    start = state.iteration
+
+    def unfinished(carry: tuple[FitState, Array, Array]) -> Bool[Array, ""]:
+        state, _, finite = carry
+        return finite & (state.iteration < jnp.minimum(stop, start + length))
+
+    def body(carry: tuple[FitState, Array, Array]) -> tuple[FitState, Array, Array]:
+        state, losses, _ = carry
+        key_i = jax.random.fold_in(key, state.iteration)
+        new, loss, finite = _iterate(key_i, state, recipe, data, context)
+        return new, losses.at[state.iteration - start].set(loss.astype(losses.dtype)), finite
+
+    blank = jnp.full(length, jnp.nan, jnp.result_type(float))
+    return jax.lax.while_loop(unfinished, body, (state, blank, jnp.ones((), bool)))
+
+
+# Validation ---------------------------------------------------------------------------------------
+
+
+@eqx.filter_jit
+def mean_elbo(
+    key: Array,
+    model: DiffusionModel,
+    data: Array,
+    context: Array | None,
+    steps: AbstractSteps,
+    block: int,
+) -> Float[Array, ""]:
+    """The ELBO of data in model units, `block` of them at a time, in nats per event."""
+
+    def one(key: Array, x_0: Array, context: Array | None) -> Float[Array, ""]:
+        contexts = None if context is None else context[None]
+        return bound(key, model, x_0[None], contexts, steps).value
+
+    keys = jax.random.split(key, data.shape[0])
+    return jnp.mean(map_in_blocks(one, (keys, data, context), block))
