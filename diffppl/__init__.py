@@ -1,0 +1,88 @@
+"""Diffusion probabilistic models as priors in NumPyro programs.
+
+    model = dp.DiffusionModel(process, network, event_shape)    define
+    result = dp.fit(key, model, data, ...)                      fit
+    dp.sample, dp.elbo                                          look
+    numpyro.sample("x", model())                                use in a program
+    dp.Posterior(program, method, ...)                          condition
+
+Based on Sohl-Dickstein, Weiss, Maheswaranathan and Ganguli, "Deep Unsupervised Learning using
+Nonequilibrium Thermodynamics", ICML 2015.
+"""
+
+from . import likelihood, losses, networks, plots, samplers, schedules
+from . import prediction as predictions
+from .conditioning import Exactness, LogEvidence, Posterior, TwistedSMC, resampling, twists
+from .fit import default_optimizer, fit
+from .fit_result import FitResult, NonFiniteLossError
+from .flow import Integrator
+from .likelihood import (
+    EntropyBounds,
+    LogEstimate,
+    PathWork,
+    entropy_bounds,
+    flow_likelihood,
+    flow_log_density,
+    importance_bound,
+    jarzynski,
+)
+from .model import DiffusionModel
+from .objectives import AllSteps, Bound, SampledSteps, elbo
+from .processes import (
+    Absorbing,
+    BernoulliDiffusion,
+    CategoricalDiffusion,
+    GaussianDiffusion,
+    Uniform,
+)
+from .samplers import sample, sample_path
+from .scaling import Scaling
+from .serialisation import load, save
+from .structure import LoadError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Absorbing",
+    "AllSteps",
+    "BernoulliDiffusion",
+    "Bound",
+    "CategoricalDiffusion",
+    "DiffusionModel",
+    "EntropyBounds",
+    "Exactness",
+    "FitResult",
+    "GaussianDiffusion",
+    "Integrator",
+    "LoadError",
+    "LogEstimate",
+    "LogEvidence",
+    "NonFiniteLossError",
+    "PathWork",
+    "Posterior",
+    "SampledSteps",
+    "Scaling",
+    "TwistedSMC",
+    "Uniform",
+    "default_optimizer",
+    "elbo",
+    "entropy_bounds",
+    "fit",
+    "flow_likelihood",
+    "flow_log_density",
+    "importance_bound",
+    "jarzynski",
+    "likelihood",
+    "load",
+    "losses",
+    "networks",
+    "plots",
+    "predictions",
+    "resampling",
+    "sample",
+    "sample_path",
+    "samplers",
+    "save",
+    "schedules",
+    "twists",
+]

@@ -1,0 +1,93 @@
+"""From a run to ArviZ, on both of its generations.
+
+ArviZ is 0.x on Python 3.11 (`InferenceData`) and 1.x from 3.12 on (`xarray.DataTree`). Both are
+collections of xarray data sets, so the data sets are made here and only the last line differs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .conditioning.posterior import observed_data
+
+if TYPE_CHECKING:
+    from .conditioning import Posterior
+
+Dims = Mapping[str, Sequence[str]] | None
+Coords = Mapping[str, Sequence[Any]] | None
+
+
+def from_posterior(posterior: "Posterior", *, dims: Dims = None, coords: Coords = None) -> Any:
+    """Posterior draws, diagnostics, observations and predictions as ArviZ data.
+
+    Args:
+        posterior: one that has been run.
+        dims: names of event dimensions, `{site: [names]}`.
+        coords: labels of dimensions, `{name: labels}`.
+
+    Raises:
+        ValueError: `dims` names a site that the program does not have.
+    """
+    samples = posterior.get_samples(group_by_chain=True)
+    predictions = posterior.posterior_predictive()
+    observed = observed_data(
+        posterior.program, posterior._args, posterior._kwargs, posterior._sites
+    )
+    unknown = set(dims or {}) - samples.keys() - observed.keys()
+    if unknown:
+        raise ValueError(
+            f"dims names {sorted(unknown)}, but the program's sites are "
+            f"{sorted(samples.keys() | observed.keys())}."
+        )
+    stats = dict(posterior.draws.sample_stats)
+    num_steps = next(iter(posterior.step_stats.values())).shape[1]
+    step = {"step": np.arange(num_steps - 1, -1, -1), **dict(coords or {})}
+    chains = ["chain", "draw"]
+    sample_stats = _dataset(stats, chains, None, coords).merge(
+        _dataset(posterior.step_stats, ["chain", "step"], None, step)
+    )
+    groups = {
+        "posterior": _dataset(samples, chains, dims, coords),
+        "sample_stats": sample_stats,
+        "observed_data": _dataset(observed, [], dims, coords),
+        "posterior_predictive": _dataset(predictions, chains, dims, coords),
+    }
+    log_evidence = posterior.log_evidence
+    groups["posterior"].attrs.update(
+        inference_library="diffppl",
+        method=repr(posterior.method),
+        exactness=posterior.exactness.value,
+        log_evidence=log_evidence.value,
+        log_evidence_standard_error=log_evidence.standard_error,
+    )
+    return _collect(groups)
+
+
+def _dataset(values: Mapping[str, Any], leading: list[str], dims: Dims, coords: Coords) -> Any:
+    """One xarray data set: `leading` dimensions, then the event's own."""
+    import xarray
+
+    arrays, labels = {}, {}
+    for name, value in values.items():
+        array = np.asarray(value)
+        rank = array.ndim - len(leading)
+        own = list((dims or {}).get(name, [f"{name}_dim_{i}" for i in range(rank)]))
+        if len(own) != rank:
+            raise ValueError(
+                f"dims[{name!r}]={own} has {len(own)} names, but the site has {rank} dimensions."
+            )
+        arrays[name] = ([*leading, *own], array)
+        for dimension, size in zip([*leading, *own], array.shape, strict=True):
+            labels[dimension] = list((coords or {}).get(dimension, range(size)))
+    return xarray.Dataset(arrays, coords=labels)
+
+
+def _collect(groups: Mapping[str, Any]) -> Any:
+    import arviz
+
+    if int(arviz.__version__.split(".")[0]) < 1:
+        return arviz.InferenceData(**groups)
+    import xarray
+
+    return xarray.DataTree.from_dict(dict(groups))

@@ -1,0 +1,25 @@
+"""Room 5: posterior inference in any NumPyro program that contains a diffusion prior.
+
+*What lives here*: the factoring of a program into diffusion sites and everything else
+(`program`), approximations to p(y given x_t) (`twists`), methods that draw from the posterior
+(`smc`), and the runner that a user meets (`Posterior`).
+
+*The contract*: a method is an `AbstractMethod`: it states its exactness and draws one chain, purely,
+inside one compiled call. A twist is an `AbstractTwist`.
+
+*To add one*: a new file with a final subclass, and a row in `tests/registry.py`, which holds it
+against posteriors that are known.
+
+*What does not belong here*: anything that asks which family a process has.
+"""
+
+from .method import AbstractMethod as AbstractMethod
+from .method import Draws as Draws
+from .method import Exactness as Exactness
+from .posterior import LogEvidence as LogEvidence
+from .posterior import Posterior as Posterior
+from .resampling import AbstractResampling as AbstractResampling
+from .resampling import Multinomial as Multinomial
+from .resampling import Stratified as Stratified
+from .resampling import Systematic as Systematic
+from .smc import TwistedSMC as TwistedSMC

@@ -1,0 +1,64 @@
+"""What a method of drawing from a posterior must say."""
+
+import abc
+import enum
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from .program import Values
+from .target import Target
+
+
+class Exactness(enum.Enum):
+    """What the draws of a method are draws from."""
+
+    EXACT = "exact"
+    """The chain's posterior, for any setting."""
+
+    CONSISTENT = "consistent"
+    """The chain's posterior, as the number of particles grows."""
+
+    APPROXIMATE = "approximate"
+    """Something near it; the method's docstring says how near."""
+
+
+class Draws(eqx.Module):
+    """One chain of posterior draws.
+
+    Attributes:
+        x_0: every diffusion site, shape `(num_samples, ...)`, model units.
+        latents: the other latents, unconstrained, shape `(num_samples, p)`.
+        log_evidence: log p(y) in nats; NaN where a method gives none.
+        evidence_variance: relative variance of the evidence's estimate within this chain.
+        sample_stats: per draw, shape `(num_samples,)`.
+        step_stats: per step, in the order of the run, shape `(num_steps + 1,)`.
+    """
+
+    x_0: Values
+    latents: Float[Array, "num_samples p"]
+    log_evidence: Float[Array, ""]
+    evidence_variance: Float[Array, ""]
+    sample_stats: dict[str, Array]
+    step_stats: dict[str, Array]
+
+
+class AbstractMethod(eqx.Module):
+    """A way to draw from p(x_0, u given y). Subclasses state their `exactness`.
+
+    `draw` is pure, runs inside one compiled call, and loops by `lax.scan`. To add a method,
+    subclass this, mark it `typing.final`, say its exactness, and add a row to the tests' registry:
+    it is then held against exact posteriors.
+    """
+
+    exactness: eqx.AbstractClassVar[Exactness]
+    num_steps: eqx.AbstractVar[int | None]
+
+    @abc.abstractmethod
+    def check(self, target: Target, num_samples: int) -> None:
+        """Refuse what the method cannot do, before any work; abstract values only."""
+
+    @abc.abstractmethod
+    def draw(self, key: Array, target: Target, num_samples: int, tick: Any) -> Draws:
+        """One chain; `tick()` is called once a step for the progress bar."""

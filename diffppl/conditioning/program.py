@@ -1,0 +1,182 @@
+"""Finding the diffusion sites of a NumPyro program, its other latents and its observations.
+
+`inspect_program` refuses, before any work, what cannot be handled, naming the site.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array
+from numpyro import handlers
+from numpyro.distributions import Distribution, ExpandedDistribution, Independent
+
+from ..distribution import DiffusionDistribution
+from ..model import DiffusionModel
+
+Values = dict[str, Array]
+Program = Callable[..., Any]
+
+
+class DiffusionSite(eqx.Module):
+    """One `numpyro.sample(name, model(...))` of a program."""
+
+    name: str = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True)
+    model: DiffusionModel
+    depends_on_latents: bool = eqx.field(static=True)
+
+
+def diffusion_distribution(fn: Distribution) -> DiffusionDistribution | None:
+    """The diffusion distribution under `expand`, plates and `to_event`, if there is one."""
+    while isinstance(fn, ExpandedDistribution | Independent):
+        fn = fn.base_dist
+    return fn if isinstance(fn, DiffusionDistribution) else None
+
+
+class Sites(eqx.Module):
+    """What a program is made of: diffusion sites, other latents, observed sites."""
+
+    diffusion: dict[str, DiffusionSite]
+    latents: tuple[str, ...] = eqx.field(static=True)
+    observed: tuple[str, ...] = eqx.field(static=True)
+    deterministic: tuple[str, ...] = eqx.field(static=True)
+
+
+def _placeholder(site: dict[str, Any]) -> Array | None:
+    """Zeros for a diffusion site, so that looking at a program runs no chain."""
+    if site["type"] != "sample" or site["is_observed"]:
+        return None
+    found = diffusion_distribution(site["fn"])
+    if found is None:
+        return None
+    return jnp.zeros(site["fn"].shape(), found.model.process.dtype)
+
+
+def run_program(
+    program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], values: Values, key: Array
+) -> dict[str, Any]:
+    """The program's trace with some sites fixed, and diffusion sites at zero if they are not."""
+
+    def value(site: dict[str, Any]) -> Array | None:
+        return values[site["name"]] if site["name"] in values else _placeholder(site)
+
+    fixed = handlers.substitute(handlers.seed(program, key), substitute_fn=value)
+    return handlers.trace(fixed).get_trace(*args, **kwargs)
+
+
+def factor(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sites:
+    """Find the sites of a program. Works inside and outside compiled code."""
+    trace = run_program(program, args, kwargs, {}, jax.random.key(0))
+    diffusion, latents, observed, deterministic = {}, [], [], []
+    for name, site in trace.items():
+        if site["type"] == "deterministic":
+            deterministic.append(name)
+        if site["type"] != "sample":
+            continue
+        found = diffusion_distribution(site["fn"])
+        if site["is_observed"]:
+            observed.append(name)
+        elif found is not None:
+            # Latents that come before could feed the context; trace order is a safe guide.
+            depends = found.context is not None and bool(latents)
+            diffusion[name] = DiffusionSite(name, site["fn"].shape(), found.model, depends)
+        else:
+            latents.append(name)
+    return Sites(diffusion, tuple(latents), tuple(observed), tuple(deterministic))
+
+
+def inspect_program(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sites:
+    """Find the sites of a program, without running it, and refuse what cannot be handled.
+
+    Raises:
+        TypeError: the program is not callable.
+        ValueError: no diffusion site; an observed one; no observed site; a latent site that is
+            discrete or improper; observations that are NaN. Each names the site and the remedy.
+    """
+    if not callable(program):
+        raise TypeError(f"program is {type(program).__name__}; it must be a NumPyro program.")
+    holder: dict[str, Any] = {}
+
+    def look(dynamic: Any) -> None:
+        _, args, kwargs = eqx.combine(dynamic, static)
+        holder["trace"] = run_program(program, args, kwargs, {}, jax.random.key(0))
+        holder["sites"] = factor(program, args, kwargs)
+
+    dynamic, static = eqx.partition((program, args, kwargs), eqx.is_array)
+    jax.eval_shape(look, dynamic)
+    trace, sites = holder["trace"], holder["sites"]
+    for name in sites.observed:
+        if diffusion_distribution(trace[name]["fn"]) is not None:
+            raise ValueError(
+                f"site {name!r} is a diffusion model that is itself observed; leave it latent and "
+                "observe something that depends on it, or use diffppl.elbo for its likelihood."
+            )
+    if not sites.diffusion:
+        raise ValueError(
+            "program has no diffusion site: no numpyro.sample(name, model()) was found among "
+            f"{sorted(name for name, site in trace.items() if site['type'] == 'sample')}. "
+            "Use numpyro.infer.MCMC for a program without one."
+        )
+    if not sites.observed:
+        raise ValueError(
+            "program has no observed site, so there is nothing to condition on. Pass the data "
+            "that its obs= arguments expect to run(key, ...), or use handlers.condition."
+        )
+    for name in sites.latents:
+        fn = trace[name]["fn"]
+        if fn.support is None or fn.support.is_discrete:
+            raise ValueError(
+                f"site {name!r} is a discrete latent; sum it out of the program, for example with "
+                "numpyro.distributions.MixtureSameFamily."
+            )
+        if isinstance(fn, dist.ImproperUniform):
+            raise ValueError(f"site {name!r} has an improper prior; give it a proper one.")
+    for name, missing in _missing(dynamic, static, sites.observed).items():
+        if bool(missing):
+            raise ValueError(
+                f"the observation at site {name!r} has NaN values; select the entries that were "
+                "seen and observe only those."
+            )
+    return sites
+
+
+@eqx.filter_jit
+def _missing(dynamic: Any, static: Any, observed: tuple[str, ...]) -> dict[str, Array]:
+    """Whether the value of each observed site has a NaN that no mask hides."""
+    program, args, kwargs = eqx.combine(dynamic, static)
+    trace = run_program(program, args, kwargs, {}, jax.random.key(0))
+    return {
+        name: jnp.any(jnp.isnan(trace[name]["value"]))
+        for name in observed
+        if not isinstance(trace[name]["fn"], dist.MaskedDistribution)
+    }
+
+
+def predictive(
+    program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], sites: Sites
+) -> Callable[[Array, Values], Values]:
+    """A function that draws the observed sites anew, given one posterior draw.
+
+    Observed sites are un-observed by replaying the program with their distributions' samples.
+    """
+
+    def draw(key: Array, values: Values) -> Values:
+        key_program, *keys = jax.random.split(key, 1 + len(sites.observed))
+        trace = run_program(program, args, kwargs, values, key_program)
+        drawn = {}
+        for name, site_key in zip(sites.observed, keys, strict=True):
+            fn = trace[name]["fn"]
+            if not isinstance(fn, dist.Unit):
+                drawn[name] = fn.sample(site_key)
+        return drawn
+
+    return draw
+
+
+def as_dynamic(tree: Any) -> Any:
+    """Python floats to arrays, so that a new value does not compile anew."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf, tree)

@@ -1,0 +1,14 @@
+"""Approximations to p(y given x_t) that methods share; see `AbstractTwist`.
+
+`PointEstimate` and `MomentMatching` are for real data, `ExpectedLikelihood` for bits and
+categories. To add one: a new file with a final subclass of `AbstractTwist`, and a row in
+`tests/registry.py`. What does not belong here: loops over time, and particles.
+"""
+
+from .base import AbstractTwist as AbstractTwist
+from .base import Twisted as Twisted
+from .expected import ExpectedLikelihood as ExpectedLikelihood
+from .moments import Isotropic as Isotropic
+from .moments import MomentMatching as MomentMatching
+from .moments import Tweedie as Tweedie
+from .point import PointEstimate as PointEstimate

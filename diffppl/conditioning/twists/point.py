@@ -1,0 +1,54 @@
+"""The point estimate: the likelihood at E[x_0 given x_t]."""
+
+from typing import final
+
+import jax
+from jaxtyping import Array, Float
+
+from ..program import Values
+from ..target import Target
+from .base import (
+    AbstractTwist,
+    Estimates,
+    Twisted,
+    denoise,
+    require_kind,
+    shifted,
+    tweedie_factor,
+)
+from .gaussian import edge_given_observations
+
+
+@final
+class PointEstimate(AbstractTwist):
+    """psi_t(x_t) = r(E[x_0 given x_t]): overconfident while x_t is noisy.
+
+    One derivative of the denoiser per step, and any differentiable likelihood. Its gradient is
+    the guidance of DPS, here with the coefficient that Bayes' rule gives.
+
+    References:
+        Chung et al. 2023 (DPS); Wu et al. 2023, section 3 (as a twist).
+    """
+
+    def check(self, target: Target) -> None:
+        """Real data only."""
+        require_kind(target, self, discrete=False, remedy="ExpectedLikelihood()")
+
+    def look(self, target: Target, x_t: Values, t: Array, latents: Array) -> Twisted:
+        """See `AbstractTwist.look`."""
+
+        def log_value(x_t: Values) -> tuple[Array, Estimates]:
+            estimates = denoise(target, x_t, t, latents)
+            means = {name: estimate.mean for name, estimate in estimates.items()}
+            return target.log_likelihood(means, latents), estimates
+
+        (value, estimates), score = jax.value_and_grad(log_value, has_aux=True)(x_t)
+        factors = tweedie_factor(target, t)
+        shifts = {name: factors[name] * score[name] for name in score}
+        return Twisted(value, estimates, shifted(estimates, shifts))
+
+    def finish(
+        self, key: Array, target: Target, x_1: Values, estimates: Estimates, latents: Array
+    ) -> tuple[Values, Float[Array, ""]]:
+        """See `AbstractTwist.finish`."""
+        return edge_given_observations(key, target, x_1, estimates, latents)
