@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffppl as dp
-from diffppl.training import Recipe, default_trainable, initial_state, partition, run_chunk
+from diffppl.training import Recipe, default_trainable, initial_state, run_chunk
 
 
 def main(dim: int, width: int, depth: int, num_steps: int, batch_size: int, rounds: int) -> None:
@@ -28,7 +28,7 @@ def main(dim: int, width: int, depth: int, num_steps: int, batch_size: int, roun
         network=dp.networks.MLP((dim,), width, depth, key=key),
         event_shape=(dim,),
     )
-    params, frozen = partition(model, default_trainable(model))
+    params, frozen = eqx.partition(model, default_trainable(model))
     recipe = Recipe(
         frozen=frozen,
         loss=dp.ELBOLoss(),

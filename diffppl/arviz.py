@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .conditioning import Posterior
 
 Dims = Mapping[str, Sequence[str]] | None
-Coords = Mapping[str, Sequence[Any]] | None
+Coords = Mapping[str, Any] | None
 
 
 def from_posterior(posterior: "Posterior", *, dims: Dims = None, coords: Coords = None) -> Any:

@@ -32,8 +32,8 @@ from .training import (
     default_trainable,
     initial_state,
     mean_elbo,
-    partition,
     run_chunk,
+    trained_leaves,
 )
 
 
@@ -109,12 +109,13 @@ def fit(
     data = check_data("data", data, model)
     context = check_context(context, model, data.shape[0])
     loss.check(model)
+    mask = _mask(model, trainable)
     if resume is not None:
         model = resume.last_model
     elif isinstance(model.process, GaussianDiffusion):
         model = _scaled(model, scaling, data)
+    params, frozen = eqx.partition(model, mask)
     validation = _validation(model, validation_data, validation_context, batch_size)
-    params, frozen = _partition(model, trainable)
     recipe = Recipe(
         frozen=frozen,
         loss=loss,
@@ -192,26 +193,30 @@ def _default_optimizer(num_iterations: int, learning_rate: float) -> optax.Gradi
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
+def _set_scaling(tree: PyTree, scaling: Any) -> PyTree:
+    return eqx.tree_at(lambda tree: tree.scaling, tree, scaling, is_leaf=lambda node: node is None)
+
+
 def _scaled(model: DiffusionModel, scaling: Scaling | None, data: Array) -> DiffusionModel:
     """The model with the scaling asked for, or its own, or that of the data."""
     if scaling is None:
         scaling = Scaling.from_data(data) if model.scaling is None else model.scaling
-    return eqx.tree_at(
-        lambda model: model.scaling, model, scaling, is_leaf=lambda node: node is None
-    )
+    return _set_scaling(model, scaling)
 
 
-def _partition(model: DiffusionModel, trainable: PyTree) -> tuple[PyTree, PyTree]:
-    """What is trained and what is not; ValueError if nothing is."""
-    params, frozen = partition(model, default_trainable(model) if trainable is None else trainable)
-    if jax.tree.leaves(params):
-        return params, frozen
-    if trainable is not None:
-        raise ValueError("trainable names no array of floating-point numbers in the model.")
-    raise ValueError(
-        f"model has nothing to train: its network, {type(model.network).__name__}, is a known "
-        "answer or has no arrays of floating-point numbers, and its schedule is fixed."
-    )
+def _mask(model: DiffusionModel, trainable: PyTree) -> PyTree[bool]:
+    """Whether each leaf is trained, of this model or of one with a scaling set."""
+    mask = trained_leaves(model, default_trainable(model) if trainable is None else trainable)
+    if not any(jax.tree.leaves(mask)):
+        raise ValueError(
+            f"model has nothing to train: its network, {type(model.network).__name__}, is a known "
+            "answer or has no arrays of floating-point numbers, and its schedule is fixed."
+            if trainable is None
+            else "trainable names no array of floating-point numbers in the model."
+        )
+    if model.scaling is not None:
+        return mask
+    return _set_scaling(mask, False)  # noqa: FBT003 (a mask)
 
 
 def _validation(model: DiffusionModel, data: Any, context: Any, block: int) -> tuple | None:

@@ -1,19 +1,25 @@
 """The probability flow: the deterministic chain with the same marginals as the noisy one.
 
-Measure the noise level by the angle phi = arctan sqrt((1 - alpha_bar) / alpha_bar), from phi_1 up to
-phi_T <= pi/2. A noised datum is x = cos(phi) x_0 + sin(phi) eps, and the flow that carries the
-density of x from level to level is
+Measure the noise level by the angle phi = arctan sqrt((1 - alpha_bar) / alpha_bar), from phi_1
+up to phi_T <= pi/2. A noised datum is x = cos(phi) x_0 + sin(phi) eps, and the flow that carries
+the density of x from level to level is
 
     dx/dphi = E[cos(phi) eps - sin(phi) x_0 given x] = (cos(phi) x - D(x, phi)) / sin(phi)
 
-with D(x, phi) = E[x_0 given x], the model's `denoise`. This is the probability-flow ODE of Song et
-al. with an angle for its time, bounded even where alpha_bar_T = 0.
+with D(x, phi) = E[x_0 given x], the model's `denoise`. This is the probability-flow ODE of Song
+et al. with an angle for its time, bounded even where alpha_bar_T = 0.
 
 *Between the levels*. A network knows the integer levels only. Between two of them D(x, .), at the
 same x, is the cubic through the four nearest levels: exact at every level, and continuous.
 
-*At the ends*. The flow starts at x_T ~ pi and stops at level 1, with x_0 = x_1 / sqrt(alpha_bar_1):
-its x_0 keeps the noise of level 1. For normal data N(m, s^2) it is N(m, s^2 + tan(phi_1)^2).
+*At the ends*. The flow starts at x_T ~ pi and stops at level 1, with
+x_0 = x_1 / sqrt(alpha_bar_1): its x_0 keeps the noise of level 1. For normal data N(m, s^2) it is
+N(m, s^2 + tan(phi_1)^2).
+
+*How exact*. Measured on the log-density, in nats a coordinate, for exact denoisers of normal data
+with s from 0.03 to 1 and of a mixture of two, on cosine schedules: the cubics cost at most 0.01
+(T = 20), 8e-4 (T = 100) or 3e-5 (T = 1000), the default tolerances 3e-4. A chain that stops short
+of noise costs more: 7e-3 at alpha_bar_T = 1e-4.
 
 References:
     Song et al. 2021, "Score-Based Generative Modeling through SDEs", section 4.3.
@@ -75,7 +81,7 @@ class Integrator(eqx.Module):
     ) -> Any:
         """What `saveat` asks of dy/dphi = field(phi, y) on its way from `start` to `stop`."""
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda angle, y, _: field(angle, y)),
+            diffrax.ODETerm(lambda angle, y, _: field(jnp.asarray(angle), y)),
             self.solver,
             start,
             stop,
@@ -125,10 +131,13 @@ def over_batch(
     x: Array,
     context: Array | None,
 ) -> Any:
-    """`single(x, context)`, a function of one event, over the leading axes of `x`."""
+    """`single(x, context)`, a function of one event, over leading axes that broadcast."""
     batch_shape = x.shape[: x.ndim - len(model.event_shape)]
     if context is not None and model.context_shape is not None:
+        context_batch = context.shape[: context.ndim - len(model.context_shape)]
+        batch_shape = jnp.broadcast_shapes(batch_shape, context_batch)
         context = jnp.broadcast_to(context, (*batch_shape, *model.context_shape))
+        x = jnp.broadcast_to(x, (*batch_shape, *model.event_shape))
     for _ in batch_shape:
         single = jax.vmap(single, in_axes=(0, None if context is None else 0))
     return single(x, context)

@@ -40,11 +40,10 @@ def default_trainable(model: DiffusionModel) -> PyTree[bool]:
     return spec
 
 
-def partition(model: DiffusionModel, trainable: PyTree) -> tuple[PyTree, PyTree]:
-    """Split a model into the inexact arrays that `trainable` names, and the rest."""
+def trained_leaves(model: DiffusionModel, trainable: PyTree) -> PyTree[bool]:
+    """For each leaf, whether it is an inexact array that `trainable` names."""
     params = eqx.filter(eqx.filter(model, trainable), eqx.is_inexact_array)
-    chosen = jax.tree.map(lambda leaf: leaf is not None, params, is_leaf=lambda leaf: leaf is None)
-    return eqx.partition(model, chosen)
+    return jax.tree.map(lambda leaf: leaf is not None, params, is_leaf=lambda leaf: leaf is None)
 
 
 # The loop -----------------------------------------------------------------------------------------

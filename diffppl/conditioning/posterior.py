@@ -62,8 +62,8 @@ class Posterior:
 
     def __init__(
         self,
-        program: Program,
-        method: AbstractMethod,
+        program: Any,
+        method: Any,
         *,
         num_chains: int = 4,
         num_samples: int = 1_000,
@@ -80,14 +80,14 @@ class Posterior:
         for name, value in (("num_chains", num_chains), ("num_samples", num_samples)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
-        self.program = program
-        self.method = method
+        self.program: Program = program
+        self.method: AbstractMethod = method
         self.num_chains = num_chains
         self.num_samples = num_samples
         self.progress_bar = progress_bar
         self._draws: Draws | None = None
 
-    def run(self, key: Array, *args: Any, **kwargs: Any) -> None:
+    def run(self, key: Any, *args: Any, **kwargs: Any) -> None:
         """Draw from the posterior.
 
         Args:

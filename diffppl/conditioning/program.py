@@ -50,6 +50,8 @@ def _placeholder(site: dict[str, Any]) -> Array | None:
     """Zeros for a diffusion site, so that looking at a program runs no chain."""
     if site["type"] != "sample" or site["is_observed"]:
         return None
+    if isinstance(site["fn"], dist.ImproperUniform):
+        raise ValueError(f"site {site['name']!r} has an improper prior; give it a proper one.")
     found = diffusion_distribution(site["fn"])
     if found is None:
         return None
@@ -133,8 +135,6 @@ def inspect_program(program: Program, args: tuple[Any, ...], kwargs: dict[str, A
                 f"site {name!r} is a discrete latent; sum it out of the program, for example with "
                 "numpyro.distributions.MixtureSameFamily."
             )
-        if isinstance(fn, dist.ImproperUniform):
-            raise ValueError(f"site {name!r} has an improper prior; give it a proper one.")
     for name, missing in _missing(dynamic, static, sites.observed).items():
         if bool(missing):
             raise ValueError(

@@ -1,9 +1,9 @@
 """How uncertain a step back in time is, before any network is fit.
 
-    H(X_t|X_{t-1}) + H(X_{t-1}|X_0) - H(X_t|X_0) <= H_q(X_{t-1}|X_t) <= H(X_t|X_{t-1})       (eq. 24)
+    H(X_t|X_{t-1}) + H(X_{t-1}|X_0) - H(X_t|X_0) <= H_q(X_{t-1}|X_t) <= H(X_t|X_{t-1})    (eq. 24)
 
 The lower bound always holds: the later states say nothing more of x_0. The upper one holds if the
-stationary distribution has the largest entropy that data of its kind can have: for real data if their
+stationary distribution has the largest entropy that such data can have: for real data if their
 average second moment is 1 (model units), for bits if `rate` is their mean, for categories drawn
 anew uniformly always, and for an absorbing chain never.
 
@@ -70,7 +70,7 @@ def _entropy_bounds(key: Array, model: DiffusionModel, x_0: Array) -> EntropyBou
 
     def total(kernel: Distribution) -> Array:
         # NumPyro's normal gives its entropy in the shape of the scale alone.
-        return jnp.sum(jnp.broadcast_to(kernel.entropy(), kernel.batch_shape)) / n
+        return jnp.sum(jnp.broadcast_to(jnp.asarray(kernel.entropy()), kernel.batch_shape)) / n
 
     def forward(x: Array, t: Array | int) -> Array:
         return total(process.transition(x, t))
@@ -80,7 +80,7 @@ def _entropy_bounds(key: Array, model: DiffusionModel, x_0: Array) -> EntropyBou
 
     def step(_: None, inputs: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
         key, t = inputs
-        x = process.marginal(x_0, t - 1).sample(key).astype(x_0.dtype)
+        x = jnp.asarray(process.marginal(x_0, t - 1).sample(key), x_0.dtype)
         upper = forward(x, t)
         return None, (upper + noised(t - 1) - noised(t), upper)
 

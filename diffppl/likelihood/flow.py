@@ -6,10 +6,9 @@ of v, so in the chain's units
     log p(x_0) = log pi(x_T) + integral of div v from phi_1 to phi_T + (d / 2) log alpha_bar_1
 
 with x_1 = sqrt(alpha_bar_1) x_0 and x_T = the flow's end. It is the density of what
-`samplers.ProbabilityFlow` draws, which is the model's own marginal p(x_0) only as far as the
-network's denoiser is exact: for exact denoisers it is the density of the data with the noise of
-level 1, to within 1e-5 (T = 1000), 1e-3 (T = 100) and 2e-2 nats (T = 20) a coordinate, the error of
-interpolating between levels.
+`samplers.ProbabilityFlow` draws, not the marginal of the reverse chain; the two agree as far as the
+network's denoiser is exact and the chain long. For an exact denoiser it is the density of the data
+with the noise of level 1, to the errors that `diffppl.flow` states.
 
 The divergence is exact (one derivative for each coordinate) or Hutchinson's estimate from random
 directions e: E[e^T J e] = tr J.

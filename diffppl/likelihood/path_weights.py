@@ -16,7 +16,7 @@ so that float32 takes its differences before its sums. The closed forms of `obje
 used: an average inside the exponent would bias the mean of exp(-W).
 
 References:
-    Sohl-Dickstein et al. 2015, section 2.3; Jarzynski 1997; Neal 2001 (annealed importance sampling).
+    Sohl-Dickstein et al. 2015, section 2.3; Jarzynski 1997; Neal 2001.
     Burda, Grosse and Salakhutdinov 2016 (the bound for S paths).
 """
 
@@ -96,20 +96,20 @@ def path_work(key: Array, model: DiffusionModel, x_0: Array, context: Array | No
     events = tuple(range(x_0.ndim - len(model.event_shape), x_0.ndim))
 
     def log_prob(kernel: Distribution, x: Array) -> Array:
-        return jnp.sum(kernel.log_prob(x), axis=events)
+        return jnp.sum(jnp.asarray(kernel.log_prob(x)), axis=events)
 
     end = process.marginal(x_0, num_steps)
-    x = end.sample(key_last).astype(x_0.dtype)
+    x = jnp.asarray(end.sample(key_last), x_0.dtype)
     work = log_prob(end, x) - log_prob(process.base(x_0.shape), x)
 
     def step(state: tuple[Array, Array], inputs: tuple[Array, Array]) -> tuple[Any, None]:
         x, work = state
         key, t = inputs
         q = process.posterior(x, x_0, t)
-        before = q.sample(key).astype(x_0.dtype)
+        before = jnp.asarray(q.sample(key), x_0.dtype)
         p = process.reverse(x, model.estimate(x, t, context), t)
-        ratio = jnp.sum(q.log_prob(before) - p.log_prob(before), axis=events)
-        return (before, work + ratio), None
+        ratio = jnp.asarray(q.log_prob(before)) - jnp.asarray(p.log_prob(before))
+        return (before, work + jnp.sum(ratio, axis=events)), None
 
     times = jnp.arange(num_steps, 1, -1)
     keys = jax.random.split(key_steps, len(times))

@@ -9,7 +9,7 @@ training.
 outside, by `vmap` over `x_t` alone, so that what depends on `t` alone is computed once for all.
 
 *To add one*: a new file with a final `eqx.Module`, and a row in `tests/registry.py`. A last layer
-that starts at zero makes the model start as its own forward chain (with `Velocity()`). A known
+that starts at zero makes the reverse chain start like the forward one (with `Velocity`). A known
 answer is a subclass of `AbstractDenoiser`.
 
 *What does not belong here*: what the raw output means (predictions), and the noise levels: a

@@ -14,10 +14,10 @@ from typing import final
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ..processes import AbstractProcess
-from .known import AbstractDenoiser
+from .known import AbstractDenoiser, Numbers
 from .mixture import check_probabilities
 
 IMPOSSIBLE = -1e6  # nats, for a value that x_t rules out: finite, so that 0 times it is 0
@@ -54,9 +54,7 @@ class EnumeratedDenoiser(AbstractDenoiser):
     one_hot: Float[Array, "states d values"]
     log_probabilities: Float[Array, " states"]
 
-    def __init__(
-        self, process: AbstractProcess, states: ArrayLike, probabilities: ArrayLike
-    ) -> None:
+    def __init__(self, process: AbstractProcess, states: Numbers, probabilities: Numbers) -> None:
         if not isinstance(process, AbstractProcess) or not process.support.is_discrete:
             raise TypeError(
                 f"process is a {type(process).__name__}; it must be a process of bits or "
@@ -93,7 +91,7 @@ class EnumeratedDenoiser(AbstractDenoiser):
 
         def log_likelihood(value: Array) -> Array:
             x_0 = jnp.full(x_t.shape, value, self.process.dtype)
-            return self.process.marginal(x_0, t).log_prob(x_t).reshape(size)
+            return jnp.reshape(self.process.marginal(x_0, t).log_prob(x_t), size)
 
         table = jax.vmap(log_likelihood)(jnp.arange(values)).T
         table = jnp.maximum(table, IMPOSSIBLE)

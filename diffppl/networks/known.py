@@ -12,6 +12,7 @@ Priors are stated in *model units*: give the model no scaling, or the prior of t
 
 import abc
 import math
+from collections.abc import Sequence
 from typing import Any, final
 
 import equinox as eqx
@@ -20,6 +21,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ..schedules import AbstractSchedule
+
+Numbers = ArrayLike | Sequence
 
 
 class AbstractDenoiser(eqx.Module):
@@ -74,8 +77,8 @@ class GaussianDenoiser(AbstractDenoiser):
     def __init__(
         self,
         schedule: AbstractSchedule,
-        mean: ArrayLike,
-        covariance: ArrayLike,
+        mean: Numbers,
+        covariance: Numbers,
         *,
         gives_variance: bool = False,
     ) -> None:
@@ -127,7 +130,7 @@ def check_schedule(schedule: Any) -> None:
         )
 
 
-def finite(name: str, values: ArrayLike) -> np.ndarray:
+def finite(name: str, values: Numbers) -> np.ndarray:
     """Numbers in float64, or an error that names them."""
     array = np.asarray(values, dtype=np.float64)
     if not np.all(np.isfinite(array)):

@@ -24,10 +24,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ..schedules import AbstractSchedule
-from .known import AbstractDenoiser, check_schedule, finite, spectrum, with_variance
+from .known import AbstractDenoiser, Numbers, check_schedule, finite, spectrum, with_variance
 
 
 class AbstractComponents(eqx.Module):
@@ -101,7 +101,7 @@ class IsotropicComponents(AbstractComponents):
 
 @final
 class GeneralComponents(AbstractComponents):
-    """Diagonal covariances, or full ones by their eigenvectors: components one at a time."""
+    """Diagonal covariances, or full ones by their eigenvectors: every component, every event."""
 
     means: Float[Array, "components d"]
     eigenvalues: Float[Array, "components d"]
@@ -140,8 +140,8 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
     """The exact denoiser of x_0 ~ sum_k weights[k] N(means[k], covariances[k]).
 
     Isotropic components cost matrix multiplications only, over any batch of events, and memory
-    for the square of their number; others are visited one at a time. Log-densities are compared
-    by differences, so that float32 serves in hundreds of dimensions.
+    for the square of their number; others cost memory for every pair of event and component.
+    Log-densities are compared by differences, so that float32 serves in hundreds of dimensions.
 
     Args:
         schedule: the process's own.
@@ -175,9 +175,9 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
     def __init__(
         self,
         schedule: AbstractSchedule,
-        weights: ArrayLike,
-        means: ArrayLike,
-        covariances: ArrayLike,
+        weights: Numbers,
+        means: Numbers,
+        covariances: Numbers,
         *,
         gives_variance: bool = False,
     ) -> None:
@@ -209,7 +209,7 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
         return with_variance(mean, ratio) if self.gives_variance else mean
 
 
-def check_probabilities(name: str, values: ArrayLike, number: int) -> np.ndarray:
+def check_probabilities(name: str, values: Numbers, number: int) -> np.ndarray:
     """Probabilities in float64, summing to 1 exactly if they do so nearly."""
     probs = finite(name, values)
     if probs.shape != (number,):

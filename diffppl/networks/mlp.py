@@ -6,8 +6,8 @@ With c = activation(A features(t) + B context),
     h_{l+1} = h_l + W_l activation(h_l * (1 + scale_l(c)) + shift_l(c)),    l = 1..depth-1
     output = W activation(h_depth * (1 + scale_depth(c)) + shift_depth(c)).
 
-Scales, shifts and W start at zero: the output starts at zero, which with `Velocity()` makes the
-reverse kernel the forward one.
+Scales, shifts and W start at zero. So does the output: with `Velocity` the reverse kernel then
+starts with the mean of the forward one.
 
 References:
     Perez et al. 2018 (scale and shift); He et al. 2016 (residual layers, activation first).

@@ -9,6 +9,7 @@ References:
     Sohl-Dickstein et al. 2015, section D.1.1 (16 units, T = 40).
 """
 
+import math
 from typing import final
 
 import equinox as eqx
@@ -25,15 +26,15 @@ class RBF(eqx.Module):
     """A normalised radial basis network with a readout for each step.
 
     Readouts start at zero, so that the raw output does; centers start as draws from N(0, I),
-    where x_t lives at every t, and widths at 1.
+    where x_t lives at every t, and widths such that several units answer to each x_t.
 
     Args:
         event_shape: shape of one datum.
         num_steps: T, of the process.
         num_units: radial basis functions.
         key: for the centers.
-        output_shape: shape of the raw output, by default `event_shape`. The paper's own heads,
-            `KernelMoments()`, need `(2, *event_shape)`.
+        output_shape: shape of the raw output, by default `event_shape`. A learned variance and
+            the paper's own heads, `KernelMoments()`, need `(2, *event_shape)`.
 
     Example:
         >>> network = dp.networks.RBF(
@@ -57,7 +58,7 @@ class RBF(eqx.Module):
         size = input_size(check_shape("event_shape", event_shape))
         check_size("num_units", num_units)
         self.centers = jax.random.normal(key, (num_units, size))
-        self.log_widths = jnp.zeros(num_units)
+        self.log_widths = jnp.full(num_units, math.log(0.5 * size**0.25))
         output_shape = event_shape if output_shape is None else output_shape
         self.readout = PerStepReadout(num_steps, num_units, output_shape)
 

@@ -6,6 +6,10 @@
 The paper's table prints pi = 0.5; its heartbeat needs 0.2, and any rate per bit is allowed.
 Because a bit takes two values, `posterior` averaged over an estimate P(x_0 = 1) = f is linear in f
 and exact: no family of factorised kernels can do better than the right f.
+
+In a long chain a bit flips back with a probability far below the spacing of float32 near 1, yet the
+divergence of two kernels asks for the ratio of such probabilities: kernels backwards in time are
+therefore held as log-odds.
 """
 
 from typing import Any, final
@@ -91,25 +95,29 @@ class BernoulliDiffusion(AbstractProcess[BernoulliEstimate]):
         """q(x_t given x_0)."""
         return dist.BernoulliProbs(self._mix(x_0, self.schedule.alpha_bar()[t]))
 
-    def _bayes(self, x_t: Array, prior: Array, t: Time) -> Float[Array, "..."]:
-        """P(x_{t-1} = 1 given x_t) when P(x_{t-1} = 1) = `prior` before x_t is seen."""
-        rate_given_1 = self._mix(jnp.ones(()), 1 - self.schedule.beta()[t])
-        rate_given_0 = self._mix(jnp.zeros(()), 1 - self.schedule.beta()[t])
-        one = jnp.where(x_t == 1, rate_given_1, 1 - rate_given_1) * prior
-        zero = jnp.where(x_t == 1, rate_given_0, 1 - rate_given_0) * (1 - prior)
-        return one / (one + zero)
+    def _posterior(self, x_t: Array, x_0: Array, t: Time) -> tuple[Array, Array]:
+        """P(x_{t-1} = 1) and P(x_{t-1} = 0) given x_t and x_0, each to all its digits."""
+        beta = self.schedule.beta()[t]
+        alpha_bar, noise = self.schedule.alpha_bar()[t - 1], self.schedule.noise()[t - 1]
+        to_one, to_zero = beta * self.rate, beta * (1 - self.rate)
+        one = jnp.where(x_t == 1, 1 - to_zero, to_zero) * (alpha_bar * x_0 + noise * self.rate)
+        zero = jnp.where(x_t == 1, to_one, 1 - to_one) * (
+            alpha_bar * (1 - x_0) + noise * (1 - self.rate)
+        )
+        return one / (one + zero), zero / (one + zero)
 
-    def posterior(self, x_t: Array, x_0: Array, t: Time) -> dist.BernoulliProbs:
+    def posterior(self, x_t: Array, x_0: Array, t: Time) -> dist.BernoulliLogits:
         """q(x_{t-1} given x_t, x_0)."""
-        prior = self._mix(x_0, self.schedule.alpha_bar()[t - 1])
-        return dist.BernoulliProbs(self._bayes(x_t, prior, t))
+        one, zero = self._posterior(x_t, x_0, t)
+        return dist.BernoulliLogits(jnp.log(one) - jnp.log(zero))
 
-    def reverse(self, x_t: Array, estimate: BernoulliEstimate, t: Time) -> dist.BernoulliProbs:
+    def reverse(self, x_t: Array, estimate: BernoulliEstimate, t: Time) -> dist.BernoulliLogits:
         """p(x_{t-1} given x_t): the two posteriors, weighted by the estimate."""
-        alpha_bar = self.schedule.alpha_bar()[t - 1]
-        given_1 = self._bayes(x_t, self._mix(jnp.ones(()), alpha_bar), t)
-        given_0 = self._bayes(x_t, self._mix(jnp.zeros(()), alpha_bar), t)
-        return dist.BernoulliProbs(given_0 + (given_1 - given_0) * self.mean(estimate))
+        one_if_1, zero_if_1 = self._posterior(x_t, jnp.ones(()), t)
+        one_if_0, zero_if_0 = self._posterior(x_t, jnp.zeros(()), t)
+        p_1, p_0 = jax.nn.sigmoid(estimate.logits), jax.nn.sigmoid(-estimate.logits)
+        one, zero = p_1 * one_if_1 + p_0 * one_if_0, p_1 * zero_if_1 + p_0 * zero_if_0
+        return dist.BernoulliLogits(jnp.log(one) - jnp.log(zero))
 
     def edge(self, x_1: Array, estimate: BernoulliEstimate) -> dist.BernoulliProbs:
         """The paper's fixed last step, T_pi(x_0 given x_1; beta_1): it has no parameters."""
@@ -131,15 +139,24 @@ class BernoulliDiffusion(AbstractProcess[BernoulliEstimate]):
         """The logits themselves."""
         return BernoulliEstimate(logits)
 
-    def kl(self, q: dist.BernoulliProbs, p: dist.BernoulliProbs) -> Float[Array, "..."]:
+    def kl(
+        self,
+        q: dist.BernoulliProbs | dist.BernoulliLogits,
+        p: dist.BernoulliProbs | dist.BernoulliLogits,
+    ) -> Float[Array, "..."]:
         """KL between coins, in nats (NumPyro 0.22 has none)."""
-        return categorical_kl(
-            jnp.stack([q.probs, 1 - q.probs], -1), jnp.stack([p.probs, 1 - p.probs], -1)
-        )
+        return categorical_kl(_both(q), _both(p))
 
     def with_schedule(self, schedule: AbstractSchedule) -> "BernoulliDiffusion":
         """The same process on other noise levels."""
         return BernoulliDiffusion(schedule, self.rate)
+
+
+def _both(coin: dist.BernoulliProbs | dist.BernoulliLogits) -> Float[Array, "... 2"]:
+    """P(1) and P(0)."""
+    if isinstance(coin, dist.BernoulliLogits):
+        return jnp.stack([jax.nn.sigmoid(coin.logits), jax.nn.sigmoid(-coin.logits)], -1)
+    return jnp.stack([coin.probs, 1 - coin.probs], -1)
 
 
 def check_fixed(schedule: AbstractSchedule, process: str) -> None:

@@ -4,8 +4,8 @@
 `sample`, which runs any of them.
 
 *The contract*: `AbstractSampler`, or `AbstractChainSampler` for one that visits every level with a
-pure `init`, `step` and `last`. Steps are always t -> t - 1; a sampler that takes fewer reads the model
-at fewer levels (`DiffusionModel.respace`).
+pure `init`, `step` and `last`. Steps are always t -> t - 1; a sampler that takes fewer reads the
+model at fewer levels (`DiffusionModel.respace`).
 
 *To add one*: a new file with a final subclass, and a row in `tests/registry.py`, which holds its
 draws against an exact distribution.

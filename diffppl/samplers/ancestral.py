@@ -10,6 +10,7 @@ from typing import final
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from ..model import DiffusionModel
@@ -43,13 +44,14 @@ class Ancestral(AbstractChainSampler):
         context: Array | None,
     ) -> SamplerState:
         """A draw from p(x_{t-1} given x_t)."""
-        return SamplerState(model.reverse_kernel(state.x, t, context).sample(key), None)
+        kernel = model.reverse_kernel(state.x, t, context)
+        return SamplerState(jnp.asarray(kernel.sample(key)), None)
 
     def last(
         self, key: Array, model: DiffusionModel, state: SamplerState, context: Array | None
     ) -> Array:
         """A draw from p(x_0 given x_1)."""
-        return model.reverse_kernel(state.x, 1, context).sample(key)
+        return jnp.asarray(model.reverse_kernel(state.x, 1, context).sample(key))
 
 
 def ancestral(
@@ -64,6 +66,6 @@ def ancestral(
         context: shape `(*context_batch, *context_shape)`, broadcast against `shape`.
     """
     key_base, key_chain = jax.random.split(key)
-    x_T = model.process.base((*shape, *model.event_shape)).sample(key_base)
+    x_T = jnp.asarray(model.process.base((*shape, *model.event_shape)).sample(key_base))
     x_0, _ = Ancestral().draw(key_chain, model, x_T, context, keep_path=False)
     return x_0

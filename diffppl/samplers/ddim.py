@@ -6,8 +6,8 @@ explains x_t, eps = (x_t - a_t D) / s_t, for t = T..2
     x_{t-1} = a_{t-1} D + sqrt(s_{t-1}^2 - sigma_t^2) eps + sigma_t z,     z ~ N(0, I)
     sigma_t^2 = eta^2 beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t)
 
-At eta = 1 this is the reverse kernel with the variance of q(x_{t-1} given x_t, x_0); at eta = 0 it is
-a first-order solver of the probability flow.
+At eta = 1 this is the reverse kernel with the variance of q(x_{t-1} given x_t, x_0); at eta = 0 it
+is a first-order solver of the probability flow.
 
 References:
     Song, Meng and Ermon 2021, "Denoising Diffusion Implicit Models", equations 12 and 16.

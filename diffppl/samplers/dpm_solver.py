@@ -8,8 +8,8 @@ exponential, done exactly for the straight line through this step's D and the la
     D = D_t + (D_t - D_{t+1}) h_t / (2 h_{t+1}),     h_t = lambda_{t-1} - lambda_t
 
 One network call a step. The first step has no step before it, and uses D_T alone; a chain with
-alpha_bar_T = 0 has h_T infinite, and its second step uses D_{T-1} alone. The last step, from level 1
-to no noise at all, is the method's own limit, E[x_0 given x_1].
+alpha_bar_T = 0 has h_T infinite, and its second step uses D_{T-1} alone. The last step, from level
+1 to no noise at all, is the method's own limit, E[x_0 given x_1].
 
 References:
     Lu et al. 2022, "DPM-Solver++", algorithm 2.

@@ -125,7 +125,7 @@ def _sample(
 
     def draw(key: Array, context: Array | None) -> Array:
         key_base, key_chain = jax.random.split(key)
-        x_T = process.base(event_shape).sample(key_base)
+        x_T = jnp.asarray(process.base(event_shape).sample(key_base))
         x_0, path = sampler.draw(key_chain, model, x_T, context, keep_path=keep_path)
         return model.to_user(x_0 if path is None else path)
 

@@ -1,0 +1,153 @@
+"""Learn a prior from handwritten digits, then use it inside a NumPyro program.
+
+A diffusion model is fitted to scikit-learn's 8x8 digits and held against classical densities on
+digits that it never saw. It then stands in a program that sees only the top half of a held-out
+digit, through noise: the posterior fills in the rest, and says how sure it is.
+
+    python examples/quickstart.py            about two minutes on two cores
+    python examples/quickstart.py --tiny     seconds, to see that it runs
+"""
+
+import argparse
+import pathlib
+
+import arviz as az
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture
+
+import diffppl as dp
+
+NOISE = 2.0  # of the observation, in grey levels; a pixel has 17
+COPIES = 10  # of each training digit, with fresh noise within its grey levels
+
+
+def load() -> tuple[np.ndarray, np.ndarray]:
+    """Digits as continuous data: whole grey levels, plus uniform noise within each."""
+    rng = np.random.default_rng(0)
+    images = rng.permutation(load_digits().images)
+    train, test = np.tile(images[:1500], (COPIES, 1, 1)), images[1500:]
+    return train + rng.uniform(size=train.shape), test + rng.uniform(size=test.shape)
+
+
+def baselines(train: np.ndarray, test: np.ndarray) -> dict[str, float]:
+    """Mean held-out log-density of three classical models, in nats per image."""
+    train, test = train.reshape(len(train), -1), test.reshape(len(test), -1)
+    mixture = GaussianMixture(50, covariance_type="diag", reg_covar=1e-2, random_state=0)
+    return {
+        "probabilistic PCA, 40 directions": PCA(n_components=40).fit(train).score(test),
+        "Gaussian, full covariance": PCA().fit(train).score(test),
+        "mixture of 50 Gaussians": mixture.fit(train).score(test),
+    }
+
+
+def define(num_steps: int, width: int) -> dp.DiffusionModel:
+    """A learned noise schedule, and a network that gives a mean and a variance."""
+    return dp.DiffusionModel(
+        process=dp.GaussianDiffusion(dp.schedules.Learned(num_steps, beta_1=3e-4)),
+        network=dp.networks.MLP(
+            event_shape=(8, 8), output_shape=(2, 8, 8), width=width, key=jax.random.key(0)
+        ),
+        prediction=dp.predictions.Velocity(dp.predictions.LearnedVariance()),
+        event_shape=(8, 8),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("output"))
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    iterations, particles, chains = (20, 50, 2) if args.tiny else (2_500, 500, 4)
+
+    # Fit a prior, and hold it against others on digits that none of them saw.
+    train, test = load()
+    result = dp.fit(
+        jax.random.key(1),
+        define(num_steps=20 if args.tiny else 100, width=32 if args.tiny else 256),
+        train,
+        num_iterations=iterations,
+        batch_size=256,
+        validation_data=test,
+    )
+    model = result.model
+    bound = dp.elbo(jax.random.key(2), model, test)
+    scores = baselines(train[:3_000] if args.tiny else train, test)
+    print(f"\nheld-out digits, nats per image (bits per dimension)\n{'-' * 60}")
+    for name, nats in {**scores, "diffusion model, a lower bound": float(bound.value)}.items():
+        print(f"{name:34} {nats:8.1f}  ({-nats / 64 / np.log(2):.3f})")
+    print(f"standard error of the bound: {bound.standard_error:.1f} nats\n")
+    digits = dp.sample(jax.random.key(3), model, (24,))
+    dp.save(args.output / "digits.dppl", model)
+
+    # Use it: a NumPyro program that sees the top half of a digit, through noise.
+    def program(y=None):
+        x = numpyro.sample("x", model())
+        numpyro.deterministic("ink", x[4:].mean())
+        numpyro.sample("y", dist.Normal(x[:4], NOISE).to_event(2), obs=y)
+
+    truth = test[3]
+    y = truth[:4] + NOISE * np.random.default_rng(1).normal(size=(4, 8))
+    posterior = dp.Posterior(
+        program, dp.TwistedSMC(particles), num_chains=chains, num_samples=particles
+    )
+    posterior.run(jax.random.key(4), y=jnp.asarray(y))
+    idata = posterior.to_arviz(dims={"x": ["row", "column"], "y": ["row_seen", "column"]})
+    print(az.summary(idata, var_names=["ink"]))
+    print(f"ink in the hidden half, true value: {truth[4:].mean():.2f}")
+    print(f"log evidence: {posterior.log_evidence}   ({posterior.exactness.value})")
+
+    x = np.asarray(posterior.get_samples()["x"])
+    figure = draw(result, scores, float(bound.value), digits, truth, y, x)
+    figure.savefig(args.output / "quickstart.png", dpi=120)
+    print(f"wrote {args.output / 'quickstart.png'} and {args.output / 'digits.dppl'}")
+
+
+def draw(result, scores, bound, digits, truth, y, x):
+    """One figure: how well the prior was learned, and what the posterior knows."""
+    figure = plt.figure(figsize=(11, 8), layout="constrained")
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=[3, 2, 4])
+
+    left, right = top.subplots(1, 2)
+    result.history.plot(ax=left)
+    names = [*scores, "diffusion model (bound)"]
+    values = [*scores.values(), bound]
+    right.barh(names, values, color=["0.7"] * len(scores) + ["C0"])
+    right.set(xlim=(min(values) - 10, max(values) + 10), title="Held-out digits, nats per image")
+    right.bar_label(right.containers[0], fmt="%.1f", padding=3)
+
+    middle.suptitle("New digits, drawn from the prior")
+    for axis, image in zip(middle.subplots(2, 12).flat, digits, strict=True):
+        show(axis, image)
+
+    bottom.suptitle("The top half of a held-out digit is seen through noise")
+    axes = bottom.subplots(2, 7)
+    seen = np.full((8, 8), np.nan)
+    seen[:4] = y
+    panels = [("truth", truth), ("seen", seen), ("mean", x.mean(0))]
+    for axis, (title, image) in zip(axes[:, :2].T.flat, panels, strict=False):
+        show(axis, image, title)
+    spread = axes[1, 1].imshow(x.std(0), cmap="magma", vmin=0)
+    axes[1, 1].set(xticks=[], yticks=[], title="standard deviation")
+    bottom.colorbar(spread, ax=axes[1, 1], shrink=0.7)
+    chosen = np.random.default_rng(2).choice(len(x), 10, replace=False)
+    for axis, image in zip(axes[:, 2:].flat, x[chosen], strict=True):
+        show(axis, image, "posterior draw")
+    return figure
+
+
+def show(axis, image, title=""):
+    axis.imshow(image, cmap="gray_r", vmin=0, vmax=17)
+    axis.set_title(title, fontsize=9)
+    axis.set(xticks=[], yticks=[], facecolor="#cfe3f5")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""One row for every implementation: the contracts in the tests run over all of them.
+
+Each dictionary is name -> constructor. Sizes are small, and every number that could hide a mistake
+by symmetry (rates, means) is asymmetric.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import numpy as np
+
+import diffppl as dp
+from diffppl.conditioning import AbstractMethod
+from diffppl.processes import AbstractProcess
+from diffppl.schedules import AbstractSchedule
+
+from . import oracles
+
+# num_steps -> schedule
+SCHEDULES: dict[str, Callable[[int], AbstractSchedule]] = {
+    "linear": dp.schedules.Linear,
+    "cosine": dp.schedules.Cosine,
+    "log-snr-linear": dp.schedules.LogSNRLinear,
+    "reciprocal": dp.schedules.Reciprocal,
+    "sohl-dickstein": dp.schedules.SohlDickstein,
+    "from-log-snr": lambda num_steps: dp.schedules.FromLogSNR(
+        5.0 - 9.0 * np.linspace(1 / num_steps, 1, num_steps) ** 2
+    ),
+    "learned": lambda num_steps: dp.schedules.Learned(num_steps, beta_1=0.01),
+}
+
+# schedule -> process; events have 3 coordinates (see EVENT_SHAPE)
+EVENT_SHAPE = (3,)
+PROCESSES: dict[str, Callable[[AbstractSchedule], AbstractProcess]] = {
+    "gaussian": dp.GaussianDiffusion,
+    "bernoulli": lambda schedule: dp.BernoulliDiffusion(schedule, rate=0.2),
+    "bernoulli-per-bit": lambda schedule: dp.BernoulliDiffusion(
+        schedule, rate=np.array([0.1, 0.5, 0.8])
+    ),
+    "categorical-uniform": lambda schedule: dp.CategoricalDiffusion(schedule, num_categories=3),
+    "categorical-absorbing": lambda schedule: dp.CategoricalDiffusion(
+        schedule, num_categories=3, base=dp.Absorbing()
+    ),
+}
+DISCRETE = [name for name in PROCESSES if name != "gaussian"]
+
+
+def chains(
+    processes: Iterable[str] = tuple(PROCESSES), schedules: Iterable[str] = tuple(SCHEDULES)
+) -> list[tuple[str, str]]:
+    """The names (process, schedule) that go together."""
+    return [
+        (process, schedule)
+        for process in processes
+        for schedule in schedules
+        # A discrete sample has no derivative, and all must be masked in the end.
+        if (process == "gaussian" or schedule != "learned")
+        and (process != "categorical-absorbing" or schedule == "reciprocal")
+    ]
+
+
+# () -> prediction of real data
+PREDICTIONS: dict[str, Callable[[], dp.predictions.AbstractPrediction]] = {
+    "data": dp.predictions.Data,
+    "data-upper": lambda: dp.predictions.Data(dp.predictions.UpperVariance()),
+    "data-learned": lambda: dp.predictions.Data(dp.predictions.LearnedVariance()),
+    "noise": dp.predictions.Noise,
+    "noise-upper": lambda: dp.predictions.Noise(dp.predictions.UpperVariance()),
+    "noise-learned": lambda: dp.predictions.Noise(dp.predictions.LearnedVariance()),
+    "velocity": dp.predictions.Velocity,
+    "velocity-upper": lambda: dp.predictions.Velocity(dp.predictions.UpperVariance()),
+    "velocity-learned": lambda: dp.predictions.Velocity(dp.predictions.LearnedVariance()),
+    "kernel-moments": dp.predictions.KernelMoments,
+    "kernel-moments-printed": lambda: dp.predictions.KernelMoments(dp.predictions.PrintedHead()),
+    "kernel-moments-code": lambda: dp.predictions.KernelMoments(dp.predictions.CodeHead()),
+}
+
+# key, event_shape, output_shape, num_steps -> network of real data
+NETWORKS: dict[str, Callable[..., eqx.Module]] = {
+    "mlp": lambda key, event_shape, output_shape, num_steps: dp.networks.MLP(
+        event_shape, width=8, depth=2, output_shape=output_shape, key=key
+    ),
+    "rbf": lambda key, event_shape, output_shape, num_steps: dp.networks.RBF(
+        event_shape, num_steps, output_shape=output_shape, key=key
+    ),
+    "sigmoid-mlp": lambda key, event_shape, output_shape, num_steps: dp.networks.SigmoidMLP(
+        event_shape, num_steps, width=8, output_shape=output_shape, key=key
+    ),
+}
+
+
+class Known(NamedTuple):
+    """A model with a known answer, and the prior that it is the answer for."""
+
+    model: Callable[[AbstractSchedule], dp.DiffusionModel]
+    prior: Any  # oracles.Mixture or oracles.Table
+
+
+MEAN = np.array([0.5, -0.3])
+COVARIANCE = np.array([[0.9, 0.5], [0.5, 0.6]])
+WEIGHTS, MEANS = np.array([0.3, 0.7]), np.array([[-1.2, 0.4], [0.9, -0.5]])
+VARIANCES = np.array([0.05, 0.2])
+STATES = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]])
+PROBABILITIES = np.array([0.4, 0.3, 0.2, 0.1])
+
+
+def _real(network: Callable[[AbstractSchedule], eqx.Module]) -> Callable[..., dp.DiffusionModel]:
+    def make(schedule: AbstractSchedule) -> dp.DiffusionModel:
+        return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network(schedule), (2,))
+
+    return make
+
+
+def _listed(process: str) -> Callable[[AbstractSchedule], dp.DiffusionModel]:
+    def make(schedule: AbstractSchedule) -> dp.DiffusionModel:
+        chain = PROCESSES[process](schedule)
+        network = dp.networks.EnumeratedDenoiser(chain, STATES, PROBABILITIES)
+        return dp.DiffusionModel(chain, network, EVENT_SHAPE)
+
+    return make
+
+
+KNOWN: dict[str, Known] = {
+    "gaussian-diagonal": Known(
+        _real(
+            lambda schedule: dp.networks.GaussianDenoiser(
+                schedule, MEAN, np.diag(COVARIANCE), gives_variance=True
+            )
+        ),
+        oracles.Mixture(np.ones(1), MEAN[None], np.diag(np.diag(COVARIANCE))[None]),
+    ),
+    "gaussian": Known(
+        _real(lambda schedule: dp.networks.GaussianDenoiser(schedule, MEAN, COVARIANCE)),
+        oracles.Mixture(np.ones(1), MEAN[None], COVARIANCE[None]),
+    ),
+    "mixture": Known(
+        _real(
+            lambda schedule: dp.networks.GaussianMixtureDenoiser(
+                schedule, WEIGHTS, MEANS, VARIANCES, gives_variance=True
+            )
+        ),
+        oracles.Mixture(WEIGHTS, MEANS, VARIANCES[:, None, None] * np.eye(2)),
+    ),
+    **{
+        f"listed-{process}": Known(_listed(process), oracles.Table(STATES, PROBABILITIES))
+        for process in DISCRETE
+    },
+}
+
+# () -> sampler
+SAMPLERS: dict[str, Callable[[], dp.samplers.AbstractSampler]] = {
+    "ancestral": dp.samplers.Ancestral,
+    "ddim": dp.samplers.DDIM,
+    "ddim-eta-1": lambda: dp.samplers.DDIM(eta=1.0),
+    "dpm-solver": dp.samplers.DPMSolver,
+    "probability-flow": dp.samplers.ProbabilityFlow,
+}
+
+# () -> twist of real data; ExpectedLikelihood is the one of bits and categories
+TWISTS: dict[str, Callable[[], dp.twists.AbstractTwist]] = {
+    "point-estimate": dp.twists.PointEstimate,
+    "tweedie": lambda: dp.twists.MomentMatching(dp.twists.Tweedie()),
+    "isotropic": lambda: dp.twists.MomentMatching(dp.twists.Isotropic()),
+    "expected-likelihood": dp.twists.ExpectedLikelihood,
+}
+
+# num_particles -> method
+METHODS: dict[str, Callable[[int], AbstractMethod]] = {
+    "twisted-smc": dp.TwistedSMC,
+}

@@ -1,0 +1,297 @@
+"""The house rules that can be checked: classes, imports, names, sizes."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import pytest
+from numpyro.distributions import Distribution
+
+import diffppl as dp
+from diffppl.conditioning import AbstractMethod
+from diffppl.prediction import AbstractMeanHead, AbstractPrediction, AbstractVariance
+from diffppl.processes import AbstractProcess
+
+from . import registry
+
+PACKAGE = Path(dp.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+ROOMS = ["processes", "networks", "samplers", "likelihood", "conditioning"]
+
+# Every file and room, lowest first: imports go to what stands before, or stay in the room.
+HOUSE = [
+    "schedules",
+    "processes",
+    "scaling",
+    "networks",
+    "prediction",
+    "programs",
+    "programs",
+    "model",
+    "checks",
+    "objectives",
+    "blocks",
+    "progress",
+    "flow",
+    "samplers",
+    "likelihood",
+    "distribution",
+    "losses",
+    "training",
+    "fit_result",
+    "fit_checks",
+    "fit",
+    "conditioning",
+    "calibration",
+    "arviz",
+    "plots",
+    "structure",
+    "serialisation",
+]
+# Imports that go up, inside the one function that says why.
+LAZY = {("model", "distribution"), ("fit_result", "plots"), ("conditioning", "arviz")}
+
+
+def relative(path):
+    return str(path.relative_to(PACKAGE))
+
+
+def modules():
+    names = [m.name for m in pkgutil.walk_packages(dp.__path__, "diffppl.")]
+    return [importlib.import_module(name) for name in names]
+
+
+def classes():
+    """Every module and distribution that the package defines."""
+    found = {
+        value
+        for module in modules()
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, eqx.Module | Distribution)
+        and value.__module__.startswith("diffppl.")
+    }
+    return sorted(found, key=lambda cls: (cls.__module__, cls.__qualname__))
+
+
+def class_id(cls):
+    return f"{cls.__module__.removeprefix('diffppl.')}.{cls.__name__}"
+
+
+def is_final(cls):
+    return cls.__dict__.get("__final__", False)
+
+
+def is_abstract(cls):
+    return inspect.isabstract(cls) or bool(getattr(cls, "__abstractvars__", ()))
+
+
+# Classes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", classes(), ids=class_id)
+def test_a_class_is_abstract_or_final(cls):
+    named_abstract = cls.__name__.lstrip("_").startswith("Abstract")
+    assert is_abstract(cls) == named_abstract, "abstract classes, and they alone, are called so"
+    assert is_final(cls) != named_abstract, "a class that is not abstract needs typing.final"
+    for base in cls.__mro__[1:]:
+        assert not is_final(base), f"it inherits from {base.__name__}, which is final"
+
+
+@pytest.mark.parametrize("cls", [cls for cls in classes() if is_final(cls)], ids=class_id)
+def test_a_final_class_overrides_nothing_that_is_implemented(cls):
+    for base in cls.__mro__[1:]:
+        if not base.__module__.startswith("diffppl."):
+            continue
+        for name, value in vars(base).items():
+            if inspect.isfunction(value) and not name.startswith("__"):
+                abstract = getattr(value, "__isabstractmethod__", False)
+                assert abstract or name not in vars(cls), f"{base.__name__}.{name} is implemented"
+
+
+# Every implementation has a row in the registry, and with it the contracts ---------------------
+
+
+def rows(kind):
+    """The classes that the registry makes, of one kind."""
+    schedule = dp.schedules.Reciprocal(4)
+    made = {
+        dp.schedules.AbstractSchedule: lambda: [make(4) for make in registry.SCHEDULES.values()],
+        AbstractProcess: lambda: [make(schedule) for make in registry.PROCESSES.values()],
+        AbstractPrediction: lambda: [make() for make in registry.PREDICTIONS.values()],
+        AbstractVariance: lambda: [
+            prediction.variance
+            for make in registry.PREDICTIONS.values()
+            if hasattr(prediction := make(), "variance")
+        ],
+        AbstractMeanHead: lambda: [
+            prediction.head
+            for make in registry.PREDICTIONS.values()
+            if hasattr(prediction := make(), "head")
+        ],
+        dp.networks.AbstractDenoiser: lambda: [
+            known.model(schedule).network for known in registry.KNOWN.values()
+        ],
+        dp.samplers.AbstractSampler: lambda: [make() for make in registry.SAMPLERS.values()],
+        dp.twists.AbstractTwist: lambda: [make() for make in registry.TWISTS.values()],
+        AbstractMethod: lambda: [make(4) for make in registry.METHODS.values()],
+    }
+    return {type(value) for value in made[kind]()}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        dp.schedules.AbstractSchedule,
+        AbstractProcess,
+        AbstractPrediction,
+        AbstractVariance,
+        AbstractMeanHead,
+        dp.networks.AbstractDenoiser,
+        dp.samplers.AbstractSampler,
+        dp.twists.AbstractTwist,
+        AbstractMethod,
+    ],
+    ids=lambda kind: kind.__name__,
+)
+def test_every_implementation_has_a_row(kind):
+    written = {cls for cls in classes() if issubclass(cls, kind) and is_final(cls)}
+    assert written == rows(kind)
+
+
+def test_every_network_has_a_row():
+    written = {
+        value
+        for value in vars(dp.networks).values()
+        if inspect.isclass(value)
+        and is_final(value)
+        and not issubclass(value, dp.networks.AbstractDenoiser)
+    }
+    key = jax.random.key(0)
+    assert written == {type(make(key, (3,), (3,), 4)) for make in registry.NETWORKS.values()}
+
+
+# Files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_no_file_is_longer_than_300_lines(path):
+    length = len(path.read_text().splitlines())
+    assert length <= 300
+
+
+def imported_units(path):
+    """(name in the house, whether inside a function) of everything that a file imports."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    package = parts[:-1]  # of a room's __init__ this is the room itself
+    tree = ast.parse(path.read_text())
+    lazy = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+    }
+    typing_only = {
+        id(node)
+        for test in ast.walk(tree)
+        if isinstance(test, ast.If) and ast.unparse(test.test) == "TYPE_CHECKING"
+        for node in ast.walk(test)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+            assert not any(name.split(".")[0] == "diffppl" for name in names), "import relatively"
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - (node.level - 1)]
+            if base:
+                yield base[0], id(node) in lazy
+            elif node.module:
+                yield node.module.split(".")[0], id(node) in lazy
+            else:
+                yield from ((alias.name, id(node) in lazy) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module.split(".")[0] != "diffppl", "import relatively"
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.parent != PACKAGE or p.stem != "__init__"], ids=relative
+)
+def test_imports_go_down(path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert own in HOUSE, f"{own} is new: give it a place in HOUSE"
+    for unit, lazy in imported_units(path):
+        below = HOUSE.index(unit) <= HOUSE.index(own)
+        assert below or (lazy and (own, unit) in LAZY), f"{own} stands below {unit}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_what_it_is(room):
+    text = " ".join(inspect.getdoc(importlib.import_module(f"diffppl.{room}")).split())
+    for part in ("*What lives here*", "*The contract*", "*To add one*", "*What does not belong"):
+        assert part in text, f"the docstring of {room} lacks {part}"
+
+
+# Names -------------------------------------------------------------------------------------------
+
+
+def test_the_public_face_is_sorted_and_documented():
+    assert dp.__all__ == sorted(dp.__all__)
+    assert len(set(dp.__all__)) == len(dp.__all__) <= 60
+    for name in dp.__all__:
+        assert inspect.getdoc(getattr(dp, name)), f"{name} has no docstring"
+
+
+def test_the_public_face_has_all_that_is_imported_for_it():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert imported == set(dp.__all__)
+
+
+def is_key(argument):
+    """Whether an argument is a JAX key, and not, say, that of a dictionary."""
+    kind = "Any" if argument.annotation is None else ast.unparse(argument.annotation)
+    named = argument.arg == "key" or argument.arg.startswith("key_")
+    return named and ("Array" in kind or kind == "Any")
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_keys_are_explicit(path):
+    tree = ast.parse(path.read_text())
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    for function in (*tree.body, *(node for cls in classes for node in cls.body)):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        arguments, where = function.args, f"{function.name}, line {function.lineno}"
+        positional = [*arguments.posonlyargs, *arguments.args]
+        defaulted = positional[len(positional) - len(arguments.defaults) :] + [
+            argument
+            for argument, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+            if value is not None
+        ]
+        assert not any(map(is_key, defaulted)), f"{where}: a key has a default"
+        positional = [a for a in positional if a.arg not in ("self", "cls")]
+        assert not any(map(is_key, positional[1:])), f"{where}: a key comes first, or by keyword"
+        if function.name == "__init__":
+            assert not any(map(is_key, positional)), f"{where}: constructors take `*, key`"
+
+
+def test_importing_is_light():
+    heavy = ["matplotlib", "arviz", "xarray", "pandas", "sklearn"]
+    code = f"import sys, diffppl; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,594 @@
+import importlib
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import optax
+import pytest
+
+import diffppl as dp
+from diffppl.fit import default_optimizer, fit
+from diffppl.fit_result import FitResult, History, NonFiniteLossError
+from diffppl.losses import AbstractLoss, ELBOLoss, SimpleLoss, WeightedLoss, noise_weights
+from diffppl.objectives import bound
+from diffppl.training import default_trainable, mean_elbo
+
+from .statistics import assert_within_standard_errors
+
+# One small model and one optimiser, so that most tests below share one compiled call.
+NUM_STEPS = 6
+SCHEDULE = dp.schedules.LogSNRLinear(NUM_STEPS, noise_to_signal=(0.1, 20.0))
+OPTIMIZER = optax.adam(3e-3)
+DATA = np.random.default_rng(0).normal(size=(500, 2)) * [3.0, 1.0] + [10.0, -4.0]
+KEY = jax.random.key(1)
+
+
+def make_model(schedule: Any = SCHEDULE, **kwargs: Any) -> dp.DiffusionModel:
+    network = dp.networks.MLP((2,), width=8, depth=1, key=jax.random.key(0))
+    return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (2,), **kwargs)
+
+
+MODEL = make_model()
+
+
+class ToyLoss(AbstractLoss):
+    """Compiles in no time; depends on the key, the data and all of the network."""
+
+    traces: ClassVar[list] = []
+
+    @property
+    def label(self) -> str:
+        return "toy loss"
+
+    def check(self, model: Any) -> None:
+        pass
+
+    def __call__(self, key: Any, model: Any, x_0: Any, context: Any) -> Any:
+        self.traces.append(None)
+        weights = [leaf.ravel() for leaf in jax.tree.leaves(model.network) if eqx.is_array(leaf)]
+        weights = jnp.concatenate(weights)
+        noise = jax.random.normal(key, weights.shape)
+        return jnp.mean((weights - 0.1 * noise - jnp.mean(x_0)) ** 2)
+
+
+def short_fit(
+    num_iterations: int = 20, *, key: Any = KEY, model: Any = MODEL, **kwargs: Any
+) -> Any:
+    options = {
+        "batch_size": 32,
+        "chunk": 10,
+        "loss": ToyLoss(),
+        "optimizer": OPTIMIZER,
+        "progress": False,
+    }
+    return fit(key, model, DATA, num_iterations=num_iterations, **(options | kwargs))
+
+
+@pytest.fixture
+def as_users_call_it() -> Iterator[None]:
+    """Without the checks of annotations, which users do not have and which come first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def leaves(tree: Any) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array))]
+
+
+def assert_identical(a: Any, b: Any) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(leaves(a), leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+# What is fit --------------------------------------------------------------------------------------
+
+
+def test_fit_approaches_the_exact_model_and_does_not_pass_it():
+    schedule = dp.schedules.LogSNRLinear(10, noise_to_signal=(0.1, 20.0))
+    network = dp.networks.MLP((2,), width=32, depth=2, output_shape=(2, 2), key=jax.random.key(0))
+    learned = dp.predictions.Velocity(dp.predictions.LearnedVariance())
+    model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (2,), prediction=learned)
+    result = fit(KEY, model, DATA, num_iterations=1500, batch_size=128, progress=False)
+    scaling = result.model.scaling
+    mean, variance = scaling.to_model(jnp.asarray(DATA.mean(0))), DATA.var(0) / scaling.scale**2
+    exact = dp.DiffusionModel(
+        dp.GaussianDiffusion(schedule),
+        dp.networks.GaussianDenoiser(schedule, mean, variance, gives_variance=True),
+        (2,),
+        scaling=scaling,
+    )
+    start = eqx.tree_at(lambda model: model.scaling, model, scaling, is_leaf=lambda x: x is None)
+    key = jax.random.key(2)  # the same noise for all three
+    best, reached, begun = (dp.elbo(key, m, DATA).per_example for m in (exact, result.model, start))
+    gap = np.asarray(best - reached)
+    print(gap.mean(), gap.std() / np.sqrt(gap.size), best.mean())
+    error = gap.std(ddof=1) / np.sqrt(gap.size)
+    assert gap.mean() > -4 * error
+    assert gap.mean() < 0.05 * float(jnp.mean(best - begun))
+
+
+def test_losses_are_the_negative_elbo_in_the_units_of_the_user():
+    result = short_fit(200, optimizer=optax.sgd(0.0), loss=ELBOLoss(), chunk=100)
+    loss = result.history.loss
+    elbo = dp.elbo(jax.random.key(3), result.model, DATA)
+    error = np.hypot(loss.std(ddof=1) / np.sqrt(loss.size), elbo.standard_error)
+    assert_within_standard_errors(loss.mean(), -elbo.value, error)
+    assert result.history.label == "negative ELBO (nats per event)"
+
+
+def test_bits_are_fit_beyond_their_independent_rates():
+    states, probs = np.array([[0, 0], [1, 1], [0, 1]]), np.array([0.3, 0.6, 0.1])
+    data = states[np.random.default_rng(0).choice(3, size=2000, p=probs)]
+    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(10), rate=data.mean(0))
+    network = dp.networks.MLP((2,), width=16, depth=1, key=jax.random.key(0))
+    model = dp.DiffusionModel(process, network, (2,))
+    result = fit(KEY, model, data, num_iterations=500, batch_size=128, progress=False)
+    exact = dp.DiffusionModel(
+        process, dp.networks.EnumeratedDenoiser(process, data, np.full(2000, 1 / 2000)), (2,)
+    )
+    key = jax.random.key(2)
+    best, reached = (dp.elbo(key, m, data).per_example for m in (exact, result.model))
+    gap = np.asarray(best - reached)
+    print(gap.mean(), gap.std() / np.sqrt(gap.size), best.mean())
+    rates = data.mean(0)
+    independent = float(np.sum(rates * np.log(rates) + (1 - rates) * np.log(1 - rates)))
+    assert gap.mean() > -4 * gap.std(ddof=1) / np.sqrt(gap.size)
+    assert gap.mean() < 0.1 * (float(best.mean()) - independent)
+    assert result.model.scaling is None
+
+
+def test_only_the_network_is_trained():
+    model = make_model(scaling=dp.Scaling.from_data(DATA))
+    result = short_fit(model=model)
+    for part in ("process", "prediction", "scaling"):
+        assert_identical(getattr(result.last_model, part), getattr(model, part))
+    for before, after in zip(leaves(model.network), leaves(result.last_model.network), strict=True):
+        assert not np.array_equal(before, after)
+
+
+def test_default_trainable_leaves_rates_and_known_answers_alone():
+    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(4), rate=0.3)
+    network = dp.networks.MLP((2,), width=4, depth=1, key=jax.random.key(0))
+    spec = default_trainable(dp.DiffusionModel(process, network, (2,)))
+    assert not any(jax.tree.leaves(spec.process))
+    assert sum(jax.tree.leaves(spec.network)) == len(leaves(network))
+    known = dp.networks.GaussianDenoiser(SCHEDULE, jnp.zeros(2), 1.0)
+    spec = default_trainable(dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), known, (2,)))
+    assert not any(jax.tree.leaves(spec))
+
+
+def test_trainable_overrides():
+    nothing = jax.tree.map(lambda _: False, MODEL)
+    spec = eqx.tree_at(lambda model: model.network.last, nothing, replace=True)
+    result = short_fit(trainable=spec)
+    before, after = MODEL.network, result.last_model.network
+    assert_identical((before.first, before.time), (after.first, after.time))
+    assert not np.array_equal(before.last.weight, after.last.weight)
+
+
+def test_the_arguments_are_left_as_they_were():
+    before = leaves(MODEL)
+    result = short_fit()
+    again = leaves(result.state)
+    short_fit(30, resume=result)
+    for x, y in zip(before + again, leaves(MODEL) + leaves(result.state), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+# Scaling ------------------------------------------------------------------------------------------
+
+
+def test_scaling_comes_from_the_data_the_argument_or_the_model():
+    found = short_fit(1).model.scaling
+    np.testing.assert_allclose(found.loc, DATA.mean(), rtol=1e-6)
+    np.testing.assert_allclose(found.scale, DATA.std(), rtol=1e-6)
+    per_coordinate = dp.Scaling.from_data(DATA, per_coordinate=True)
+    assert_identical(short_fit(1, scaling=per_coordinate).model.scaling, per_coordinate)
+    own = make_model(scaling=dp.Scaling(*np.float32([DATA.mean(), DATA.std()])))
+    assert_identical(short_fit(1, model=own).model.scaling, own.scaling)
+
+
+def test_warns_of_data_off_unit_scale():
+    with pytest.warns(UserWarning, match=r"mean square of 4 in the chain's units") as caught:
+        short_fit(1, scaling=dp.Scaling(DATA.mean(), DATA.std() / 2))
+    assert caught[0].filename == __file__ or len(caught) == 1
+
+
+@pytest.mark.parametrize(("end", "warns"), [(3.0, True), (6.0, False)])
+def test_warns_of_a_chain_that_does_not_end_in_noise(end: float, warns: bool):
+    # E|x_0|^2 = 2 in model units, so KL is about 1 / end^2 nats: 0.11 and 0.028
+    model = make_model(dp.schedules.LogSNRLinear(NUM_STEPS, noise_to_signal=(0.1, end)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        short_fit(1, model=model)
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == int(warns)
+    if warns:
+        assert re.search(r"does not end in noise: at t = 6 .* 0\.10\d nats", messages[0])
+
+
+# Runs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", [10, 13])
+def test_a_resumed_run_is_the_uninterrupted_one(cut: int):
+    whole = short_fit(30)
+    first = short_fit(cut)
+    resumed = short_fit(30, resume=first)
+    assert first.history.loss.size == cut
+    assert_identical(resumed, whole)
+    np.testing.assert_array_equal(resumed.history.loss, whole.history.loss)
+    assert np.unique(whole.history.loss).size == 30  # fresh noise in every iteration
+
+
+def test_an_interrupt_returns_what_there_is(monkeypatch: pytest.MonkeyPatch):
+    module = importlib.import_module("diffppl.fit")
+    run_chunk, calls = module.run_chunk, []
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run_chunk(*args)
+
+    monkeypatch.setattr(module, "run_chunk", interrupted)
+    with pytest.warns(UserWarning, match="interrupted after 20 of 40 iterations"):
+        result = short_fit(40)
+    assert result.history.loss.size == 20
+    calls.clear()
+    calls.extend([None] * 3)
+    assert_identical(short_fit(40, resume=result), short_fit(40))
+    calls[:] = [None] * 2
+    with pytest.raises(KeyboardInterrupt):  # nothing to return yet
+        short_fit(40)
+
+
+def test_a_loss_that_is_not_finite_stops_the_fit_and_loses_nothing():
+    good = short_fit(10)
+
+    def rate(count: jax.Array) -> jax.Array:
+        return jnp.where(count == 13, jnp.inf, 1e-3)
+
+    with pytest.raises(
+        NonFiniteLossError, match=r"iteration 15: the loss is inf.*after 10 iter"
+    ) as e:
+        short_fit(40, optimizer=optax.sgd(rate))
+    assert isinstance(e.value, RuntimeError)
+    result = e.value.result
+    assert int(result.state.iteration) == result.history.loss.size == 10
+    assert all(np.all(np.isfinite(leaf)) for leaf in leaves(result.model.network))
+    np.testing.assert_array_equal(result.history.loss[0], good.history.loss[0])
+
+
+def test_moving_average():
+    """a_i = d_i a_{i-1} + (1 - d_i) w_i with d_i = min(decay, (1 + i) / (10 + i)), i = 0, 1, 2."""
+    runs = [short_fit(n, ema_decay=0.12) for n in (1, 2, 3)]
+    average = leaves(MODEL.network)
+    for i, run in enumerate(runs):
+        decay = min(0.12, (1 + i) / (10 + i))
+        weights = leaves(run.last_model.network)
+        average = [decay * a + (1 - decay) * w for a, w in zip(average, weights, strict=True)]
+    for mine, theirs in zip(average, leaves(runs[-1].model.network), strict=True):
+        np.testing.assert_allclose(theirs, mine, rtol=1e-5, atol=1e-7)
+    plain = short_fit(3, ema_decay=None)
+    assert plain.state.average is None
+    assert_identical(plain.model, plain.last_model)
+    assert_identical(plain.last_model, runs[-1].last_model)
+
+
+def test_validation():
+    held_out = DATA[:100] + 0.1
+    result = short_fit(25, validation_data=held_out, validation_every=10)
+    assert result.history.validation_iterations.tolist() == [10, 20, 25]
+    bound = dp.elbo(jax.random.key(5), result.model, held_out)
+    value = result.history.validation_elbo[-1]
+    error = np.sqrt(2) * bound.standard_error  # generous: the data are the same
+    assert_within_standard_errors(value, bound.value, error)
+    assert_identical(result.model, short_fit(25).model)  # looking changes nothing
+
+
+def test_validation_in_blocks_visits_every_datum_once():
+    x_0 = jnp.asarray(DATA[:23]) / 10
+    model = make_model()
+    # One step of a chain has no noise left in its bound, so blocks can be compared exactly.
+    short = eqx.tree_at(
+        lambda model: model.process,
+        model,
+        dp.GaussianDiffusion(dp.schedules.FromLogSNR(np.zeros(1))),
+    )
+    whole = bound(KEY, short, x_0, None, dp.AllSteps()).value
+    np.testing.assert_allclose(mean_elbo(KEY, short, x_0, None, dp.AllSteps(), 5), whole, rtol=1e-5)
+
+
+def test_a_second_fit_compiles_nothing():
+    short_fit(20)
+    ToyLoss.traces.clear()
+    scaling = dp.Scaling(DATA.mean() + 0.1, DATA.std())
+    short_fit(33, key=jax.random.key(9), ema_decay=0.5, scaling=scaling)
+    assert ToyLoss.traces == []
+    short_fit(20, batch_size=31)  # another program: the counter works
+    assert len(ToyLoss.traces) > 0
+    assert default_optimizer(70) is default_optimizer(70)
+    assert default_optimizer(70) is not default_optimizer(70, learning_rate=1e-4)
+
+
+class PairLoss(AbstractLoss):
+    """How far the data are from their contexts."""
+
+    @property
+    def label(self) -> str:
+        return "distance"
+
+    def check(self, model: Any) -> None:
+        pass
+
+    def __call__(self, key: Any, model: Any, x_0: Any, context: Any) -> Any:
+        return jnp.mean((x_0[:, 0] - context[:, 0]) ** 2) + 0 * model.network.last.bias.sum()
+
+
+def test_contexts_stay_with_their_data():
+    network = dp.networks.MLP((2,), width=4, depth=1, key=KEY, context_shape=(1,))
+    model = dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), network, (2,), context_shape=(1,))
+    result = short_fit(
+        3,
+        model=model,
+        loss=PairLoss(),
+        scaling=dp.Scaling.from_data(DATA),
+        context=((DATA - DATA.mean()) / DATA.std())[:, :1],
+    )
+    np.testing.assert_allclose(result.history.loss, 0.0, atol=1e-10)
+
+
+def test_the_bar_shows_loss_and_validation(capsys: pytest.CaptureFixture[str]):
+    short_fit(10, progress=True, validation_data=DATA[:100], validation_every=10)
+    shown = capsys.readouterr().err
+    assert re.search(r"10/10 .*loss \d.*validation ELBO -\d.* nats", shown)
+    result = short_fit(10)
+    assert capsys.readouterr() == ("", "")
+    assert len(repr(result)) < 200
+    assert "10 iterations, loss " in repr(result)
+    assert repr(result.state) == "FitState(iteration=10)"
+    assert repr(History("loss")) == "History(0 iterations)"
+
+
+def test_a_line_search_may_ask_for_the_same_loss_again():
+    """`value_fn` has the noise and the minibatch of `value`, as quasi-Newton methods need it."""
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        again, gradient = jax.value_and_grad(extra["value_fn"])(params)
+        same = jnp.array_equal(again, extra["value"])
+        for a, b, c in zip(*map(jax.tree.leaves, (gradient, extra["grad"], updates)), strict=True):
+            same &= jnp.array_equal(a, b) & jnp.array_equal(b, c)
+        return jax.tree.map(jnp.negative, updates), state + same
+
+    count = optax.GradientTransformationExtraArgs(lambda params: jnp.zeros((), int), update)
+    assert int(short_fit(7, optimizer=count).state.opt_state) == 7
+
+
+# A learned schedule -------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("x64")
+def test_gradient_of_a_learned_schedule_is_that_of_frozen_noise():
+    schedule = dp.schedules.Learned(5, beta_1=0.05, noise_to_signal=10.0)
+    network = dp.networks.GaussianDenoiser(SCHEDULE, jnp.array([0.3, -0.2]), jnp.array([1.5, 0.4]))
+    process = dp.GaussianDiffusion(schedule)
+    model = dp.DiffusionModel(process, network, (2,), prediction=dp.predictions.Velocity())
+    x_0 = jnp.asarray(np.random.default_rng(0).normal(size=(7, 2)))
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(schedule: Any) -> Any:
+        changed = eqx.tree_at(lambda model: model.process.schedule, model, schedule)
+        return ELBOLoss()(KEY, changed, x_0, None)
+
+    gradient = loss(schedule)[1]
+    assert float(gradient.log_snr_1) == 0.0
+    step = 1e-6
+    for i in range(4):
+        change = step * jnp.eye(4)[i]
+        up, down = (
+            loss(eqx.tree_at(lambda s: s.raw_drops, schedule, schedule.raw_drops + sign * change))[
+                0
+            ]
+            for sign in (1, -1)
+        )
+        assert abs(gradient.raw_drops[i]) > 1e-3
+        np.testing.assert_allclose(gradient.raw_drops[i], (up - down) / (2 * step), rtol=1e-6)
+
+
+def test_learning_the_schedule_helps():
+    rng = np.random.default_rng(0)
+    data = rng.choice([-1.0, 1.0], size=(2000, 2), p=[0.3, 0.7]) + 0.1 * rng.normal(size=(2000, 2))
+    schedule = dp.schedules.Learned(5, beta_1=0.005, noise_to_signal=30.0)
+    model = make_model(schedule)
+    fixed = jax.tree.map(eqx.is_inexact_array, model)
+    fixed = eqx.tree_at(lambda spec: spec.process, fixed, replace=False)
+    bounds = []
+    for trainable in (None, fixed):
+        result = fit(
+            KEY,
+            model,
+            data,
+            num_iterations=500,
+            batch_size=64,
+            scaling=dp.Scaling.from_data(data),
+            trainable=trainable,
+            optimizer=optax.adam(1e-2),
+            progress=False,
+        )
+        learned = result.model.process.schedule
+        moved = not np.array_equal(learned.raw_drops, schedule.raw_drops)
+        assert moved == (trainable is None)
+        assert float(learned.log_snr_1) == float(schedule.log_snr_1)
+        bounds.append(dp.elbo(jax.random.key(2), result.model, data))
+    gain = bounds[0].per_example - bounds[1].per_example
+    print(bounds, gain.mean(), gain.std() / np.sqrt(gain.size))
+    assert float(gain.mean()) > 5 * float(gain.std()) / np.sqrt(gain.size)
+
+
+# Losses -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["LowerVariance", "UpperVariance"])
+@pytest.mark.parametrize("prediction", ["Data", "Noise", "Velocity"])
+def test_simple_loss_is_the_squared_error_of_the_noise(prediction: str, name: str):
+    """Differences of weighted divergences are differences of squared errors, at every step."""
+    schedule = dp.schedules.Cosine(7)
+    process = dp.GaussianDiffusion(schedule)
+    kind = getattr(dp.predictions, prediction)(getattr(dp.predictions, name)())
+    network = dp.networks.MLP((1,), width=4, depth=1, key=KEY)
+    model = dp.DiffusionModel(process, network, (1,), prediction=kind)
+    x_0, eps = jnp.array(0.7), -1.3
+
+    @jax.jit
+    @jax.vmap
+    def cost_and_error(t: Any, raw: Any) -> tuple[Any, Any]:
+        a, s = jnp.sqrt(schedule.alpha_bar()[t]), jnp.sqrt(schedule.noise()[t])
+        x_t = a * x_0 + s * eps
+        estimate = kind.estimate(process, raw, x_t, t)
+        kl = process.kl(process.posterior(x_t, x_0, t), process.reverse(x_t, estimate, t))
+        return kl, ((x_t - a * estimate.mean) / s - eps) ** 2
+
+    times = jnp.arange(2, 8)
+    (cost, error), (other_cost, other_error) = (
+        cost_and_error(times, jnp.full(6, raw)) for raw in (0.2, 1.1)
+    )
+    weights = noise_weights(model)
+    np.testing.assert_allclose(weights * (cost - other_cost), error - other_error, rtol=1e-7)
+    if name == "LowerVariance":
+        np.testing.assert_allclose(weights * cost, error, rtol=1e-7)
+
+
+def test_simple_loss_of_an_untrained_velocity_in_closed_form():
+    """v = 0 says eps = sqrt(1 - alpha_bar) x_t; for unit normal data the error is alpha_bar."""
+    result = short_fit(200, optimizer=optax.sgd(0.0), loss=SimpleLoss(), chunk=100)
+    second_moment = DATA.var() / DATA.std() ** 2
+    expected = float(SCHEDULE.alpha_bar()[2:].mean()) * second_moment
+    loss = result.history.loss
+    assert_within_standard_errors(loss.mean(), expected, loss.std(ddof=1) / np.sqrt(loss.size))
+
+
+def test_weighted_loss_with_weights_of_one_is_the_elbo_without_its_constants():
+    x_0 = jnp.asarray(DATA[:50] / 10)
+    losses = [WeightedLoss(np.ones(NUM_STEPS - 1)), WeightedLoss(np.eye(NUM_STEPS - 1)[2])]
+
+    @eqx.filter_jit
+    def values(model: Any) -> tuple[Any, list[Any]]:
+        key_steps = jax.random.split(KEY)[1]
+        whole = bound(KEY, model, x_0, None, dp.SampledSteps(1))
+        return whole.terms[1:], [loss(key_steps, model, x_0, None) for loss in losses]
+
+    terms, (ones, third) = values(MODEL)
+    np.testing.assert_allclose(ones, -terms.sum(), rtol=1e-5)
+    np.testing.assert_allclose(third, -terms[2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [SimpleLoss(), WeightedLoss(np.ones(NUM_STEPS - 1))])
+def test_other_losses_are_for_real_data_and_fixed_schedules(loss: AbstractLoss):
+    process = dp.BernoulliDiffusion(dp.schedules.Linear(NUM_STEPS))
+    model = dp.DiffusionModel(process, MODEL.network, (2,))
+    with pytest.raises(ValueError, match="is for real data, but the process is BernoulliDiff"):
+        fit(KEY, model, DATA > 0, num_iterations=1, loss=loss)
+    with pytest.raises(ValueError, match="cannot learn a schedule.*Use ELBOLoss"):
+        short_fit(1, model=make_model(dp.schedules.Learned(NUM_STEPS, 0.1)), loss=loss)
+
+
+def test_losses_refuse_what_they_cannot_weigh():
+    with pytest.raises(ValueError, match=r"has weights of shape \(3,\).*num_steps=6"):
+        short_fit(1, loss=WeightedLoss(np.ones(3)))
+    with pytest.raises(ValueError, match="none of them negative"):
+        WeightedLoss(np.array([1.0, -1.0]))
+    with pytest.raises(ValueError, match="alpha_bar_T = 0"):
+        short_fit(1, model=make_model(dp.schedules.Reciprocal(NUM_STEPS)), loss=SimpleLoss())
+
+
+# Bad input ----------------------------------------------------------------------------------------
+
+BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "key": ({"key": 0}, TypeError, "key is the int 0"),
+    "model": ({"model": MODEL.network}, TypeError, "model is a MLP"),
+    "num_iterations": ({"num_iterations": 0}, ValueError, "num_iterations=0 must be"),
+    "num_iterations float": ({"num_iterations": 1e3}, ValueError, "num_iterations=1000.0"),
+    "batch_size": ({"batch_size": True}, ValueError, "batch_size=True must be a whole"),
+    "chunk": ({"chunk": -1}, ValueError, "chunk=-1"),
+    "validation_every": ({"validation_every": 0}, ValueError, "validation_every=0"),
+    "loss": ({"loss": "elbo"}, TypeError, "loss='elbo' must be a loss object"),
+    "optimizer": ({"optimizer": 1e-3}, TypeError, "optimizer is a float.*optax.adam"),
+    "ema_decay": ({"ema_decay": 1.0}, ValueError, "ema_decay=1.0 must be at least 0"),
+    "context": ({"context": DATA}, ValueError, "context was given"),
+    "validation_data": ({"validation_data": DATA[:, :1]}, ValueError, "validation_data has shape"),
+    "validation_context": (
+        {"validation_data": DATA, "validation_context": DATA},
+        ValueError,
+        "validation_context was given",
+    ),
+    "validation_context alone": (
+        {"validation_context": DATA},
+        ValueError,
+        "validation_context was given without validation_data",
+    ),
+    "trainable": ({"trainable": False}, ValueError, "trainable names no array"),
+    "resume": ({"resume": MODEL}, TypeError, "resume is a DiffusionModel"),
+}
+
+
+@pytest.mark.usefixtures("as_users_call_it")
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_by_name(case: str):
+    options, error, message = BAD[case]
+    with pytest.raises(error, match=message):
+        short_fit(**({"num_iterations": 1} | options))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (DATA[:, :1], r"data has shape \(500, 1\)"),
+        (DATA[:0], "data is empty"),
+        (np.full((3, 2), np.nan), "data has 6 NaN"),
+    ],
+)
+def test_bad_data_are_refused(data: np.ndarray, message: str):
+    with pytest.raises(ValueError, match=message):
+        fit(KEY, MODEL, data, num_iterations=1)
+
+
+def test_nothing_to_train_is_refused():
+    known = dp.networks.GaussianDenoiser(SCHEDULE, jnp.zeros(2), 1.0)
+    model = dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), known, (2,))
+    with pytest.raises(ValueError, match="nothing to train: its network, GaussianDenoiser"):
+        short_fit(1, model=model)
+
+
+def test_discrete_processes_refuse_scalings_and_learned_schedules():
+    with pytest.raises(ValueError, match="cannot learn its schedule"):
+        dp.BernoulliDiffusion(dp.schedules.Learned(5, 0.1))
+    process = dp.BernoulliDiffusion(dp.schedules.Linear(NUM_STEPS))
+    model = dp.DiffusionModel(process, MODEL.network, (2,))
+    with pytest.raises(ValueError, match="scaling was given, but the data of Bernoulli"):
+        fit(KEY, model, DATA > 0, num_iterations=1, scaling=dp.Scaling())
+
+
+def test_what_cannot_be_resumed_is_refused():
+    result: FitResult = short_fit(10)
+    with pytest.raises(ValueError, match="num_iterations=10 counts those already done.*has 10"):
+        short_fit(10, resume=result)
+    with pytest.raises(ValueError, match="optimizer is not the kind"):
+        short_fit(20, resume=result, optimizer=optax.sgd(0.1, momentum=0.9))
+    with pytest.raises(ValueError, match="scaling was given, but a resumed fit keeps its own"):
+        short_fit(20, resume=result, scaling=dp.Scaling())
+    with pytest.raises(ValueError, match="model is not the one"):
+        short_fit(20, resume=result, model=make_model(dp.schedules.LogSNRLinear(7)))
+    spec = eqx.tree_at(lambda m: m.network.last, jax.tree.map(lambda _: False, MODEL), replace=True)
+    with pytest.raises(ValueError, match="trainable names other arrays"):
+        short_fit(20, resume=result, trainable=spec)

@@ -1,0 +1,412 @@
+"""Known answers against conditional formulae, quadrature and enumeration, in double precision."""
+
+import itertools
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from jax.extend.core import jaxprs_in_params
+
+import diffppl as dp
+
+from . import oracles
+
+T = 6
+TIMES = range(1, T + 1)
+
+
+@pytest.fixture
+def schedule(x64):
+    return dp.schedules.LogSNRLinear(T, noise_to_signal=(0.1, 10.0))
+
+
+def levels(schedule):
+    """alpha_bar_t and 1 - alpha_bar_t."""
+    return np.asarray(schedule.alpha_bar(), np.float64), np.asarray(schedule.noise(), np.float64)
+
+
+def answers(network, x, t):
+    """E[x_0 given x_t] and Var[x_0 given x_t] of a batch."""
+    raw = _batched(network, jnp.asarray(x), jnp.int32(t))
+    noise = levels(network.schedule)[1][t]
+    return np.asarray(raw[:, 0]), noise * np.exp(np.asarray(raw[:, 1]))
+
+
+@eqx.filter_jit
+def _batched(network, x, t):
+    return jax.vmap(lambda x: network(x, t, None))(x)
+
+
+# One normal ------------------------------------------------------------------------------------
+
+MATRIX = np.array([[1.1, 0.4, -0.3], [0.4, 0.5, 0.2], [-0.3, 0.2, 0.9]])
+SINGULAR = np.outer([1.0, -2.0, 0.5], [1.0, -2.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    "covariance",
+    [0.7, np.array([0.3, 0.0, 2.0]), MATRIX, SINGULAR],
+    ids=["number", "diagonal", "matrix", "singular"],
+)
+def test_gaussian_is_the_conditional_normal(covariance, x64):
+    mean = np.array([0.5, -1.0, 2.0])
+    full = np.diag(np.broadcast_to(covariance, 3)) if np.ndim(covariance) < 2 else covariance
+    schedule = dp.schedules.LogSNRLinear(T)
+    network = dp.networks.GaussianDenoiser(schedule, mean, covariance, gives_variance=True)
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    abar, noise = levels(schedule)
+    for t in TIMES:
+        posteriors = [
+            oracles.linear_gaussian_posterior(
+                mean, full, y, np.sqrt(abar[t]) * np.eye(3), noise[t] * np.eye(3)
+            )
+            for y in x
+        ]
+        means, variances = answers(network, x, t)
+        np.testing.assert_allclose(means, [m for m, _, _ in posteriors], rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            variances, [np.diag(c) for _, c, _ in posteriors], rtol=1e-9, atol=1e-9
+        )
+
+
+def test_a_covariance_is_over_the_flattened_event(schedule):
+    matrix = np.cov(np.random.default_rng(1).normal(size=(4, 9)))
+    mean = np.arange(4.0)
+    flat = dp.networks.GaussianDenoiser(schedule, mean, matrix, gives_variance=True)
+    square = dp.networks.GaussianDenoiser(schedule, mean.reshape(2, 2), matrix, gives_variance=True)
+    x = jnp.array([0.3, -1.0, 2.0, 0.5])
+    np.testing.assert_allclose(
+        square(x.reshape(2, 2), 3, None), flat(x, 3, None).reshape(2, 2, 2), rtol=1e-12
+    )
+
+
+# Mixtures --------------------------------------------------------------------------------------
+
+WEIGHTS = np.array([0.2, 0.5, 0.3])
+MEANS = np.array([[-1.5, 0.5], [0.4, -0.8], [1.6, 1.1]])
+
+
+def full_covariances(covariances):
+    covariances = np.asarray(covariances)
+    if covariances.ndim < 2:
+        return np.broadcast_to(covariances, 3)[:, None, None] * np.eye(2)
+    return covariances[:, :, None] * np.eye(2) if covariances.ndim == 2 else covariances
+
+
+FULL = np.array([[[0.3, 0.2], [0.2, 0.4]], [[0.1, 0.0], [0.0, 0.6]], [[0.5, -0.4], [-0.4, 0.5]]])
+FORMS = {
+    "shared": 0.15,
+    "isotropic": np.array([0.05, 0.4, 0.15]),
+    "diagonal": np.array([[0.1, 0.3], [0.5, 0.2], [0.2, 0.05]]),
+    "matrices": FULL,
+    "points": 0.0,
+    "points-and-widths": np.array([0.0, 0.4, 0.0]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_mixture_is_bayes(form, schedule):
+    network = dp.networks.GaussianMixtureDenoiser(
+        schedule, WEIGHTS, MEANS, FORMS[form], gives_variance=True
+    )
+    x = np.random.default_rng(2).normal(size=(20, 2)) * 1.5
+    abar, noise = levels(schedule)
+    for t in TIMES:
+        means, variances = answers(network, x, t)
+        for i, y in enumerate(x):
+            posterior = oracles.mixture_posterior(
+                WEIGHTS,
+                MEANS,
+                full_covariances(FORMS[form]),
+                y,
+                np.sqrt(abar[t]) * np.eye(2),
+                noise[t] * np.eye(2),
+            )
+            mean, covariance = oracles.Mixture(*posterior[:3]).moments()
+            np.testing.assert_allclose(means[i], mean, rtol=1e-9, atol=1e-9)
+            np.testing.assert_allclose(variances[i], np.diag(covariance), rtol=1e-9, atol=1e-9)
+
+
+def test_mixture_in_one_dimension_is_a_quadrature(schedule):
+    weights, locs, variances = [0.7, 0.3], [[-1.0], [1.5]], [0.09, 0.25]
+    network = dp.networks.GaussianMixtureDenoiser(
+        schedule, weights, locs, variances, gives_variance=True
+    )
+    grid = np.linspace(-5, 5, 20_001)
+    prior = sum(
+        w * scipy.stats.norm.pdf(grid, m[0], np.sqrt(v))
+        for w, m, v in zip(weights, locs, variances, strict=True)
+    )
+    abar, noise = levels(schedule)
+    x = np.linspace(-2, 2, 9)
+    for t in TIMES:
+        means, variances_t = answers(network, x[:, None], t)
+        joint = prior * scipy.stats.norm.pdf(x[:, None], np.sqrt(abar[t]) * grid, np.sqrt(noise[t]))
+        joint /= joint.sum(axis=1, keepdims=True)
+        mean = joint @ grid
+        np.testing.assert_allclose(means[:, 0], mean, rtol=1e-7, atol=1e-7)
+        truth = np.sum(joint * (grid - mean[:, None]) ** 2, axis=1)
+        np.testing.assert_allclose(variances_t[:, 0], truth, rtol=1e-7)
+
+
+@pytest.mark.parametrize("form", ["isotropic", "points", "matrices"])
+def test_the_derivative_is_the_variance(form, schedule):
+    """dE[x_0]/dx_t = sqrt(alpha_bar) Cov[x_0 given x_t] / (1 - alpha_bar), forward and back."""
+    network = dp.networks.GaussianMixtureDenoiser(
+        schedule, WEIGHTS, MEANS, FORMS[form], gives_variance=True
+    )
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(None, 0))
+    @partial(jax.vmap, in_axes=(0, None))
+    def derivatives(x, t):
+        def mean(x):
+            return network(x, t, None)[0]
+
+        return jax.jacfwd(mean)(x), jax.jacrev(mean)(x), network(x, t, None)[1]
+
+    times = np.array([1, 3, 6])
+    x = np.random.default_rng(3).normal(size=(4, 2))
+    forward, back, log_ratio = map(np.asarray, derivatives(x, times))
+    abar = levels(schedule)[0][times][:, None, None]
+    diagonal = np.diagonal(forward, axis1=2, axis2=3)
+    np.testing.assert_allclose(diagonal, np.sqrt(abar) * np.exp(log_ratio), rtol=1e-7, atol=1e-12)
+    np.testing.assert_allclose(back, forward, rtol=1e-7, atol=1e-12)
+    np.testing.assert_allclose(np.swapaxes(forward, 2, 3), forward, rtol=1e-7, atol=1e-12)
+
+
+def grid_mixture(size):
+    """25 components, 8 apart in two directions, over `size` coordinates: norms up to 450."""
+    rng = np.random.default_rng(4)
+    weights = rng.normal(size=25) ** 2
+    pairs = itertools.product(range(-2, 3), repeat=2)
+    means = np.array([np.resize([8.0 * i, 8.0 * j], size) for i, j in pairs])
+    return weights / weights.sum(), means
+
+
+@pytest.mark.parametrize("variances", [1.0, np.linspace(0.8, 1.2, 25)], ids=["shared", "own"])
+def test_float32_serves_in_800_dimensions(variances):
+    size = 800
+    weights, means = grid_mixture(size)
+    schedule = dp.schedules.LogSNRLinear(8, noise_to_signal=(1.0, 200.0))
+    network = dp.networks.GaussianMixtureDenoiser(
+        schedule, weights, means, variances, gives_variance=True
+    )
+    abar, noise = levels(schedule)
+    rng, undecided = np.random.default_rng(5), 0
+    widths = np.broadcast_to(variances, 25)
+    call = jax.jit(jax.vmap(lambda x, t: network(x, t, None), in_axes=(0, None)))
+    for t in range(1, 9):
+        # Halfway between two components, the hardest place for their weights.
+        pairs = rng.integers(25, size=(40, 2))
+        center = means[pairs].mean(axis=1)
+        x = np.sqrt(abar[t]) * center + rng.normal(size=(40, size))
+        x = x.astype(np.float32).astype(np.float64)
+        spread = abar[t] * widths + noise[t]
+        squares = np.sum((x[:, None] - np.sqrt(abar[t]) * means) ** 2, axis=2)
+        logits = np.log(weights) - 0.5 * squares / spread - 0.5 * size * np.log(spread)
+        probs = scipy.special.softmax(logits, axis=1)
+        undecided += np.sum(probs.max(axis=1) < 0.9)
+        gain = np.sqrt(abar[t]) * widths / spread
+        each = gain[:, None] * x[:, None] + (noise[t] / spread)[:, None] * means
+        mean = np.einsum("nk,nkj->nj", probs, each)
+        within = probs @ (noise[t] * widths / spread)
+        between = np.einsum("nk,nkj->nj", probs, (each - mean[:, None]) ** 2)
+        raw = np.asarray(call(jnp.asarray(x, jnp.float32), jnp.int32(t)))
+        # Weights are good to about 1e-5, of components up to 32 apart.
+        np.testing.assert_allclose(raw[:, 0], mean, atol=2e-3)
+        truth = np.log((within[:, None] + between) / noise[t])
+        np.testing.assert_allclose(raw[:, 1], truth, atol=2e-3)
+    assert undecided > 20
+
+
+def sizes(jaxpr):
+    """The sizes of all values in a jaxpr."""
+    for equation in jaxpr.eqns:
+        yield from (value.aval.size for value in equation.outvars)
+        for inner in jaxprs_in_params(equation.params):
+            yield from sizes(inner)
+
+
+def test_isotropic_components_are_matrix_multiplications(schedule):
+    num, components, size = 50, 10, 40
+    rng = np.random.default_rng(6)
+    network = dp.networks.GaussianMixtureDenoiser(
+        schedule, np.full(components, 0.1), rng.normal(size=(components, size)), 0.1
+    )
+    batched = jax.vmap(lambda x, t: network(x, t, None), in_axes=(0, None))
+    jaxpr = jax.make_jaxpr(batched)(jnp.zeros((num, size)), jnp.int32(2))
+    assert max(sizes(jaxpr.jaxpr)) < num * components * size / 2
+
+
+def test_components_without_weight_do_not_count(schedule):
+    x = jnp.array([0.2, -0.4])
+    for form in ("isotropic", "matrices"):
+        covariances = FORMS[form]
+        some = dp.networks.GaussianMixtureDenoiser(
+            schedule, [0.4, 0.6], MEANS[:2], covariances[:2], gives_variance=True
+        )
+        more = dp.networks.GaussianMixtureDenoiser(
+            schedule, [0.4, 0.6, 0.0], MEANS, covariances, gives_variance=True
+        )
+        np.testing.assert_allclose(more(x, 2, None), some(x, 2, None), rtol=1e-12)
+
+
+def test_pure_noise_leaves_the_prior(x64):
+    schedule = dp.schedules.Reciprocal(4)  # alpha_bar_T = 0
+    x = jnp.array([3.0, -2.0])
+    normal = dp.networks.GaussianDenoiser(schedule, MEANS[0], FULL[0], gives_variance=True)
+    mean, log_variance = normal(x, 4, None)
+    np.testing.assert_allclose(mean, MEANS[0], rtol=1e-12)
+    np.testing.assert_allclose(np.exp(log_variance), np.diag(FULL[0]), rtol=1e-12)
+    for form, covariances in FORMS.items():
+        mixture = dp.networks.GaussianMixtureDenoiser(
+            schedule, WEIGHTS, MEANS, covariances, gives_variance=True
+        )
+        truth = oracles.Mixture(WEIGHTS, MEANS, full_covariances(covariances)).moments()
+        mean, log_variance = mixture(x, 4, None)
+        np.testing.assert_allclose(mean, truth[0], rtol=1e-12, err_msg=form)
+        np.testing.assert_allclose(np.exp(log_variance), np.diag(truth[1]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("variance", [True, False])
+def test_a_model_takes_the_answer_as_it_is_meant(variance, schedule):
+    network = dp.networks.GaussianMixtureDenoiser(
+        schedule, WEIGHTS, MEANS, 0.0, gives_variance=variance
+    )
+    model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (2,))
+    x = jnp.array([[0.5, -0.2], [3.0, 3.0]])
+    raw = jax.vmap(lambda x: network(x, 2, None))(x)
+    estimate = model.estimate(x, 2)
+    assert np.all(np.isfinite(raw))  # also where the variance is 0
+    np.testing.assert_allclose(estimate.mean, raw[:, 0] if variance else raw, rtol=1e-6)
+    truth = schedule.noise()[2] * jnp.exp(raw[:, 1]) if variance else jnp.zeros((2, 2))
+    np.testing.assert_allclose(estimate.variance, truth, rtol=1e-6)
+    # A chain re-read at fewer levels asks the same questions.
+    kept = schedule.times(3)
+    np.testing.assert_allclose(
+        model.respace(3).denoise(x, 2), model.denoise(x, int(kept[2])), rtol=1e-6
+    )
+
+
+# Listed states -----------------------------------------------------------------------------------
+
+BITS = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]])
+CATEGORIES = np.array([[1, 0, 2], [2, 1, 1], [1, 2, 0], [0, 0, 1]])
+PROBABILITIES = np.array([0.4, 0.3, 0.2, 0.1])
+
+
+def listed(kind):
+    """A process, its states, and the base probabilities of each coordinate."""
+    schedule = dp.schedules.Reciprocal(T)
+    if kind == "bits":
+        rates = np.array([0.1, 0.6, 0.3])
+        return dp.BernoulliDiffusion(schedule, rates), BITS, np.stack([1 - rates, rates], axis=1)
+    if kind == "uniform":
+        process = dp.CategoricalDiffusion(schedule, num_categories=3)
+        return process, CATEGORIES, np.full((3, 3), 1 / 3)
+    process = dp.CategoricalDiffusion(schedule, num_categories=3, base=dp.Absorbing())
+    return process, CATEGORIES, np.tile([0.0, 0.0, 0.0, 1.0], (3, 1))
+
+
+@pytest.mark.parametrize("kind", ["bits", "uniform", "absorbing"])
+def test_enumeration_is_bayes(kind, schedule):
+    process, states, base = listed(kind)
+    network = dp.networks.EnumeratedDenoiser(process, states, PROBABILITIES)
+    beta = np.asarray(process.schedule.beta(), np.float64)
+    kernels = [oracles.chain_matrices(beta, row)[1] for row in base]
+    every = oracles.all_states(base.shape[1], 3)
+    call = jax.jit(jax.vmap(lambda x, t: network(x, t, None), in_axes=(0, None)))
+    for t in TIMES:
+        # P(x_t, state), for every x_t
+        joint = PROBABILITIES * np.prod(
+            [kernels[j][t][states[:, j]][:, every[:, j]].T for j in range(3)], axis=0
+        )
+        possible = joint.sum(axis=1) > 0
+        posterior = joint[possible] / joint[possible].sum(axis=1, keepdims=True)
+        logits = np.asarray(call(jnp.asarray(every), jnp.int32(t)))
+        assert np.all(np.isfinite(logits))
+        assert possible.sum() > 3 or kind == "absorbing"
+        if kind == "bits":
+            given = scipy.special.expit(logits)[possible]
+            truth = posterior @ states
+        else:
+            given = scipy.special.softmax(logits, axis=-1)[possible]
+            truth = np.einsum("ns,sjk->njk", posterior, np.eye(3)[states])
+        np.testing.assert_allclose(given, truth, rtol=1e-9, atol=1e-12)
+
+
+def test_enumerated_states_may_repeat_and_have_any_shape(x64):
+    process = dp.BernoulliDiffusion(dp.schedules.Cosine(T), rate=0.2)
+    square = np.array([[[1, 0], [0, 0]], [[0, 1], [1, 1]]])
+    network = dp.networks.EnumeratedDenoiser(process, square, [0.3, 0.7])
+    repeated = dp.networks.EnumeratedDenoiser(
+        process, np.concatenate([square, square]), [0.1, 0.7, 0.2, 0.0]
+    )
+    x = jnp.array([[1, 1], [0, 1]])
+    logits = network(x, 4, None)
+    assert logits.shape == (2, 2)
+    np.testing.assert_allclose(repeated(x, 4, None), logits, rtol=1e-12)
+
+
+def test_what_is_certain_stays_finite():
+    process = dp.BernoulliDiffusion(dp.schedules.Cosine(T), rate=0.2)
+    network = dp.networks.EnumeratedDenoiser(process, [[1, 0, 1], [1, 1, 0]], [0.5, 0.5])
+    first, *others = np.asarray(network(jnp.array([0, 0, 1]), 3, None))
+    assert first == 30.0
+    assert np.all(np.abs(others) < 30.0)
+
+
+# Bad input ---------------------------------------------------------------------------------------
+
+
+def test_bad_gaussians_are_named(schedule):
+    make = dp.networks.GaussianDenoiser
+    with pytest.raises(TypeError, match="schedule"):
+        make(dp.GaussianDiffusion(schedule), np.zeros(2), 1.0)
+    with pytest.raises(ValueError, match=r"mean has NaN"):
+        make(schedule, [0.0, np.nan], 1.0)
+    with pytest.raises(ValueError, match=r"covariance has shape \(3,\).*shape \(2, 2\)"):
+        make(schedule, np.zeros(2), np.ones(3))
+    with pytest.raises(ValueError, match="covariance is not symmetric"):
+        make(schedule, np.zeros(2), [[1.0, 0.5], [0.1, 1.0]])
+    with pytest.raises(ValueError, match="covariance is not positive semidefinite"):
+        make(schedule, np.zeros(2), [[1.0, 2.0], [2.0, 1.0]])
+
+
+def test_bad_mixtures_are_named(schedule):
+    make = dp.networks.GaussianMixtureDenoiser
+    with pytest.raises(TypeError, match="schedule"):
+        make(dp.GaussianDiffusion(schedule), WEIGHTS, MEANS, 1.0)
+    with pytest.raises(ValueError, match=r"weights has shape \(2,\); it needs shape \(3,\)"):
+        make(schedule, WEIGHTS[:2], MEANS, 1.0)
+    with pytest.raises(ValueError, match=r"weights must be non-negative and sum to 1.*is 2"):
+        make(schedule, 2 * WEIGHTS, MEANS, 1.0)
+    with pytest.raises(ValueError, match=r"weights must be non-negative.*minimum -0.5"):
+        make(schedule, [-0.5, 1.0, 0.5], MEANS, 1.0)
+    with pytest.raises(ValueError, match=r"covariances has a negative variance"):
+        make(schedule, WEIGHTS, MEANS, -1.0)
+    with pytest.raises(ValueError, match=r"covariances has shape \(2, 2\)"):
+        make(schedule, WEIGHTS, MEANS, np.eye(2))
+    with pytest.raises(ValueError, match=r"means has shape \(0, 2\)"):
+        make(schedule, [], np.zeros((0, 2)), 1.0)
+
+
+def test_bad_enumerations_are_named(schedule):
+    make = dp.networks.EnumeratedDenoiser
+    process = listed("uniform")[0]
+    with pytest.raises(TypeError, match="process is a GaussianDiffusion.*GaussianMixtureDenoiser"):
+        make(dp.GaussianDiffusion(schedule), BITS, PROBABILITIES)
+    with pytest.raises(ValueError, match="states has values from 0 to 3; CategoricalDiffusion"):
+        make(process, CATEGORIES + np.array([0, 0, 1]), PROBABILITIES)
+    with pytest.raises(ValueError, match="states has values from 0.0 to 2.5"):
+        make(process, CATEGORIES * 1.25, PROBABILITIES)
+    with pytest.raises(ValueError, match=r"probabilities has shape \(3,\)"):
+        make(process, CATEGORIES, PROBABILITIES[:3])
+    with pytest.raises(ValueError, match="states has shape"):
+        make(process, np.zeros((0, 3), int), [])

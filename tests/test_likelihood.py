@@ -1,0 +1,336 @@
+"""Likelihoods against closed forms, enumeration and one another."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import pytest
+import scipy.stats
+from numpyro.infer import Trace_ELBO
+from numpyro.infer.util import log_density
+
+import diffppl as dp
+from diffppl.flow import noise_to_data
+from diffppl.likelihood import ExactTrace, Hutchinson, path_work
+
+from . import oracles, registry
+from .statistics import assert_mean, assert_within_standard_errors
+
+TIGHT = dp.Integrator(rtol=1e-8, atol=1e-8)
+
+
+def gaussian_model(schedule, mean, covariance, *, scaling=None, gives_variance=False):
+    network = dp.networks.GaussianDenoiser(schedule, mean, covariance, gives_variance=gives_variance)
+    return dp.DiffusionModel(
+        dp.GaussianDiffusion(schedule), network, np.shape(mean), scaling=scaling
+    )
+
+
+# The ELBO on every draw ---------------------------------------------------------------------------
+
+
+def test_exact_kernels_leave_no_noise_in_the_elbo(x64):
+    # Where the data are the base, every kernel is exact, the fixed last step too.
+    model = gaussian_model(dp.schedules.Cosine(7), np.zeros(3), 1.0, gives_variance=True)
+    x_0 = jnp.array([0.4, -1.3, 2.0])
+    exact = scipy.stats.norm.logpdf(x_0).sum()
+    loss = jax.jit(
+        lambda key: Trace_ELBO().loss(key, {}, model.reverse, model.guide, None, x_0)
+    )
+    for seed in range(3):
+        np.testing.assert_allclose(-loss(jax.random.key(seed)), exact, atol=1e-12)
+    work = jax.vmap(lambda key: path_work(key, model, x_0))(jax.random.split(jax.random.key(9), 5))
+    np.testing.assert_allclose(work, -exact, atol=1e-12)
+
+
+def test_exact_kernels_leave_only_the_last_steps_noise_for_any_normal_data(x64):
+    # With alpha_bar_T = 0 the reverse chain down to x_1 is q's own, so that along every path
+    #   log p(path) - log q(path) = log p(x_0|x_1) + log q(x_1) - log q(x_1|x_0).
+    mean, variance = np.array([0.8, -0.4, 2.0]), np.array([0.3, 1.5, 0.01])
+    schedule = dp.schedules.Reciprocal(6)
+    model = gaussian_model(
+        schedule, mean, variance, scaling=dp.Scaling(5.0, 2.0), gives_variance=True
+    )
+    x_user = jnp.array([7.0, 3.5, 9.2])
+    x_0 = (np.asarray(x_user) - 5) / 2
+    a, beta = np.sqrt(5 / 6), 1 / 6
+    normal = lambda x, m, v: scipy.stats.norm.logpdf(x, m, np.sqrt(v)).sum()  # noqa: E731
+    for seed in range(3):
+        guide = numpyro.handlers.seed(model.guide, jax.random.key(seed))
+        trace = numpyro.handlers.trace(guide).get_trace(None, x_user)
+        drawn = {name: site["value"] for name, site in trace.items() if site["type"] == "sample"}
+        log_p, _ = log_density(model.reverse, (None, x_user), {}, drawn)
+        log_q, _ = log_density(model.guide, (None, x_user), {}, drawn)
+        x_1 = np.asarray(drawn["x_t"][-1])
+        edge = normal(x_0, a * x_1, beta) - 3 * math.log(2)
+        exact = edge + normal(x_1, a * mean, a**2 * variance + beta) - normal(x_1, a * x_0, beta)
+        np.testing.assert_allclose(log_p - log_q, exact, atol=1e-10)
+
+
+def test_work_is_minus_the_elbo_on_average():
+    mean, variance = np.array([0.8, -0.4]), np.array([0.3, 1.5])
+    schedule = dp.schedules.Cosine(10)
+    model = gaussian_model(
+        schedule, mean, variance, scaling=dp.Scaling(5.0, 2.0), gives_variance=True
+    )
+    x_0 = np.array([[0.1, -0.9], [1.5, 1.0]])
+    bounds = oracles.gaussian_bound_at(x_0, mean, variance, schedule.alpha_bar()).sum(1)
+    result = dp.jarzynski(jax.random.key(0), model, 5 + 2 * x_0, num_trajectories=2_000)
+    assert result.work.shape == (2, 2_000)
+    assert_mean(-result.work.T, bounds - 2 * math.log(2))
+
+
+# Path weights, with every state written out -------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bits():
+    """A model of three bits, its states, and their exact probabilities under the model."""
+    model = registry.KNOWN["listed-bernoulli"].model(dp.schedules.Reciprocal(5))
+    states = oracles.all_states(2, 3)
+    return model, states, oracles.discrete_model_log_prob(model, states, states)
+
+
+def test_the_mean_of_the_path_weights_is_the_likelihood(bits):
+    model, states, log_prob = bits
+    result = dp.jarzynski(jax.random.key(0), model, states, num_trajectories=4_000)
+    assert_mean(np.exp(-np.asarray(result.work, np.float64)).T, np.exp(log_prob))
+    estimate = result.log_likelihood
+    assert_within_standard_errors(estimate.per_example, log_prob, estimate.per_example_error)
+    # The dissipation is what the ELBO loses.
+    elbo = -np.mean(result.work, axis=1)
+    np.testing.assert_allclose(result.dissipation, estimate.per_example - elbo, atol=1e-5)
+    assert np.all(result.dissipation > 0)
+    assert np.all((result.effective_sample_size > 1) & (result.effective_sample_size < 4_000))
+
+
+def test_likelihoods_order(bits):
+    model, states, log_prob = bits
+    data = np.repeat(states[[1, 3, 4]], 1_500, axis=0)
+    exact = np.repeat(log_prob[[1, 3, 4]], 1_500)
+    bound = dp.elbo(jax.random.key(0), model, data)
+    ladder = [
+        dp.importance_bound(jax.random.key(num), model, data, num_particles=num)
+        for num in (1, 4, 32)
+    ]
+    gap = ladder[0].per_example - bound.per_example
+    assert_mean(gap, 0.0)  # one particle is the ELBO
+    for lower, upper in zip(ladder, ladder[1:], strict=False):
+        gain = np.asarray(upper.per_example - lower.per_example)
+        assert gain.mean() > 3 * gain.std() / math.sqrt(gain.size)
+    left = exact - np.asarray(ladder[-1].per_example)
+    assert left.mean() > -4 * left.std() / math.sqrt(left.size)
+    assert left.mean() < 0.2 * np.mean(exact - np.asarray(ladder[0].per_example))
+
+
+@pytest.mark.parametrize("name", ["gaussian", "bernoulli-per-bit", "categorical-uniform"])
+def test_a_chain_in_equilibrium_dissipates_nothing(name, x64):
+    # Data from the base, reverse = forward: every path says log base(x_0).
+    process = registry.PROCESSES[name](dp.schedules.SohlDickstein(6))
+    if name == "gaussian":
+        network = dp.networks.GaussianDenoiser(process.schedule, np.zeros(3), 1.0, gives_variance=True)
+        x_0 = np.array([[0.2, -1.0, 3.0]])
+    else:
+        states = oracles.all_states(process.num_categories or 2, 3)
+        probs = np.exp(process.base((3,)).log_prob(jnp.asarray(states)).sum(-1))
+        network = dp.networks.EnumeratedDenoiser(process, states, probs / probs.sum())
+        x_0 = states[[1, 6]]
+    model = dp.DiffusionModel(process, network, (3,))
+    work = dp.jarzynski(jax.random.key(0), model, x_0, num_trajectories=20).work
+    exact = process.base((3,)).log_prob(jnp.asarray(x_0)).sum(-1)
+    np.testing.assert_allclose(-work, np.repeat(exact[:, None], 20, 1), atol=1e-8)
+
+
+@pytest.mark.slow
+def test_the_heartbeat_has_the_likelihood_of_the_oracle():
+    # Twenty bits, one beat in five, T = 500: -2.3589 bits, by enumeration of all count states.
+    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(500), rate=0.2)
+    states = np.array([(np.arange(20) % 5 == phase).astype(int) for phase in range(5)])
+    network = dp.networks.EnumeratedDenoiser(process, states, np.full(5, 0.2))
+    model = dp.DiffusionModel(process, network, (20,))
+    result = dp.jarzynski(jax.random.key(0), model, states, num_trajectories=4_000)
+    estimate = result.log_likelihood
+    assert float(estimate.monte_carlo_error) / math.log(2) < 0.0025
+    assert abs(float(estimate.bits) + 2.3589) < 0.01
+
+
+# The probability flow ----------------------------------------------------------------------------
+
+
+def test_the_flow_density_of_normal_data_is_exact(x64):
+    schedule = dp.schedules.Reciprocal(300)
+    mean, covariance = registry.MEAN, registry.COVARIANCE
+    model = gaussian_model(schedule, mean, covariance, scaling=dp.Scaling(5.0, np.array([2.0, 0.5])))
+    x_0 = np.array([[4.0, 5.1], [6.2, 4.4], [8.0, 5.0]])
+    noise = float(schedule.noise()[1] / schedule.alpha_bar()[1])
+    scale = np.diag([2.0, 0.5])
+    exact = scipy.stats.multivariate_normal(
+        5 + scale @ mean, scale @ (covariance + noise * np.eye(2)) @ scale
+    )
+
+    density = eqx.filter_jit(
+        jax.vmap(jax.value_and_grad(lambda x: dp.flow_log_density(model, x, integrator=TIGHT)))
+    )
+    value, gradient = density(jnp.asarray(x_0))
+    np.testing.assert_allclose(value, exact.logpdf(x_0), atol=1e-4)
+    exact_gradient = -np.linalg.solve(exact.cov, (x_0 - exact.mean).T).T
+    np.testing.assert_allclose(gradient, exact_gradient, atol=1e-3)
+
+
+def test_the_flow_density_is_that_of_the_flows_own_draws():
+    # Whatever the denoiser: log p(x_0) = log N(x_T) - log|det dx_0/dx_T|.
+    model = registry.KNOWN["mixture"].model(dp.schedules.Cosine(12))
+    x_T = jnp.array([[0.3, -0.8], [-1.4, 0.1], [2.0, 1.0]])
+    integrator = dp.Integrator(rtol=1e-6, atol=1e-6)
+
+    @jax.jit
+    def draw(x):
+        flow = lambda x: noise_to_data(model, x, integrator=integrator)  # noqa: E731
+        return flow(x), jnp.linalg.slogdet(jax.jacrev(flow)(x))[1]
+
+    x_0, log_det = jax.vmap(draw)(x_T)
+    exact = scipy.stats.norm.logpdf(x_T).sum(1) - log_det
+    density = eqx.filter_jit(dp.flow_log_density)(model, x_0, integrator=integrator)
+    np.testing.assert_allclose(density, exact, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    return registry.KNOWN["mixture"].model(dp.schedules.LogSNRLinear(60))
+
+
+def test_the_flow_density_of_a_mixture(mixture):
+    prior = registry.KNOWN["mixture"].prior
+    x_0 = np.random.default_rng(0).normal(size=(50, 2))
+    estimate = dp.flow_likelihood(jax.random.key(0), mixture, x_0, trace=ExactTrace())
+    np.testing.assert_allclose(estimate.per_example, prior.log_prob(x_0), atol=0.02)
+    assert np.all(estimate.per_example_error == 0)
+    # Hutchinson's estimate is unbiased, and honest about its error.
+    hutchinson = dp.flow_likelihood(jax.random.key(1), mixture, x_0, trace=Hutchinson(20))
+    assert_within_standard_errors(
+        hutchinson.per_example, estimate.per_example, hutchinson.per_example_error, num=6
+    )
+    assert_within_standard_errors(hutchinson.value, estimate.value, hutchinson.monte_carlo_error)
+    one = dp.flow_likelihood(jax.random.key(1), mixture, x_0, trace=Hutchinson(1))
+    assert np.all(np.isnan(one.per_example_error))
+
+
+def test_a_chain_of_one_step_has_a_density():
+    model = gaussian_model(dp.schedules.FromLogSNR(np.array([-4.0])), np.array([0.5]), np.array([2.0]))
+    density = dp.flow_log_density(model, jnp.array([[1.5]]))
+    abar = 1 / (1 + math.exp(4.0))
+    exact = scipy.stats.norm.logpdf(1.5, 0, 1 / math.sqrt(abar))
+    np.testing.assert_allclose(density, [exact], rtol=1e-5)
+
+
+def test_a_flow_that_cannot_be_solved_is_not_a_number(mixture):
+    lazy = dp.Integrator(max_steps=2)
+    x_0 = jnp.array([[0.1, 0.2]])
+    assert np.all(np.isnan(dp.flow_log_density(mixture, x_0, integrator=lazy)))
+    with pytest.raises(RuntimeError, match="raise integrator's max_steps"):
+        dp.flow_likelihood(jax.random.key(0), mixture, x_0, integrator=lazy)
+
+
+# Entropies of a reverse step ----------------------------------------------------------------------
+
+
+def test_the_bracket_of_normal_data(x64):
+    # Independent coordinates of unit second moment on average.
+    variance = np.array([0.4, 1.6])
+    schedule = dp.schedules.Reciprocal(20)
+    model = gaussian_model(schedule, np.zeros(2), variance)
+    data = np.random.default_rng(0).normal(size=(5, 2))
+    bracket = dp.entropy_bounds(jax.random.key(0), model, data)
+    exact = reverse_entropy(variance, schedule)
+    assert bracket.lower.shape == bracket.upper.shape == (20,)
+    assert np.all(bracket.lower[1:] <= exact[1:])
+    assert np.all(exact <= bracket.upper)
+    assert bracket.lower[0] == -np.inf
+    beta = np.asarray(schedule.beta())[1:]
+    np.testing.assert_allclose(bracket.upper, np.log(2 * np.pi * np.e * beta), rtol=1e-10)
+    width = np.sum(bracket.upper[1:] - bracket.lower[1:])
+    np.testing.assert_allclose(width, math.log(20), rtol=1e-10)  # log(T)/2 a coordinate
+    # Data of variance 4 have more entropy than the base, and break the upper bound.
+    assert np.any(reverse_entropy(4 * np.ones(2), schedule) > bracket.upper)
+
+
+def reverse_entropy(variance, schedule):
+    """H(X_{t-1}|X_t) at t = 1..T for independent normal coordinates."""
+    abar, beta = np.asarray(schedule.alpha_bar()), np.asarray(schedule.beta())
+    spread = abar[:, None] * variance + 1 - abar[:, None]
+    return 0.5 * np.log(2 * np.pi * np.e * beta[1:, None] * spread[:-1] / spread[1:]).sum(1)
+
+
+def test_the_bracket_of_bits():
+    # The rate is the data's mean, bit by bit; then the upper bound holds too.
+    table = registry.KNOWN["listed-bernoulli"].prior
+    rate = table.probabilities @ table.states
+    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(5), rate=rate)
+    network = dp.networks.EnumeratedDenoiser(process, table.states, table.probabilities)
+    model = dp.DiffusionModel(process, network, (3,))
+    data = np.repeat(table.states, (table.probabilities * 1_000).round().astype(int), axis=0)
+    bracket = dp.entropy_bounds(jax.random.key(0), model, data)
+    states = oracles.all_states(2, 3)
+    start = (states[:, None] == table.states).all(-1) @ table.probabilities
+    for t in range(1, 6):
+        joint = joint_of_neighbours(process, states, start, t)
+        exact = entropy(joint) - entropy(joint.sum(0))
+        assert bracket.lower[t - 1] <= exact + 0.02, t  # two Monte Carlo errors
+        assert exact <= bracket.upper[t - 1] + 0.02, t
+    assert bracket.lower[0] == 0
+    # The forward steps themselves, exactly.
+    joint = joint_of_neighbours(process, states, start, 3)
+    exact = entropy(joint) - entropy(joint.sum(1))
+    np.testing.assert_allclose(bracket.upper[2], exact, atol=0.02)
+
+
+def joint_of_neighbours(process, states, start, t):
+    """q(x_{t-1}, x_t) over all states of three bits."""
+    rates, beta = np.asarray(process.rate), np.asarray(process.schedule.beta())
+    per_bit = [oracles.chain_matrices(beta, [1 - rate, rate]) for rate in rates]
+
+    def matrix(kind, t):
+        parts = [np.asarray(tables[kind])[t] for tables in per_bit]
+        return np.prod([p[states[:, None, i], states[None, :, i]] for i, p in enumerate(parts)], 0)
+
+    return (start @ matrix(1, t - 1))[:, None] * matrix(0, t)
+
+
+def entropy(probs):
+    return scipy.stats.entropy(np.ravel(probs))
+
+
+# Bad input ------------------------------------------------------------------------------------------
+
+
+def test_bad_input_is_named(bits):
+    model, states, _ = bits
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="num_trajectories=0 must be"):
+        dp.jarzynski(key, model, states, num_trajectories=0)
+    with pytest.raises(ValueError, match="num_particles=0 must be"):
+        dp.importance_bound(key, model, states, num_particles=0)
+    with pytest.raises(ValueError, match=r"x_0 has shape \(8, 2\)"):
+        dp.importance_bound(key, model, states[:, :2], num_particles=1)
+    with pytest.raises(ValueError, match="batch_size=0 must be"):
+        dp.jarzynski(key, model, states, num_trajectories=1, batch_size=0)
+    with pytest.raises(ValueError, match="context was given"):
+        dp.jarzynski(key, model, states, num_trajectories=1, context=jnp.zeros(8))
+    with pytest.raises(ValueError, match="BernoulliDiffusion: its data are discrete"):
+        dp.flow_likelihood(key, model, states)
+    with pytest.raises(ValueError, match="num_probes=0 must be"):
+        Hutchinson(0)
+    absorbing = registry.KNOWN["listed-categorical-absorbing"].model(dp.schedules.Reciprocal(5))
+    with pytest.raises(ValueError, match="an absorbing chain"):
+        dp.entropy_bounds(key, absorbing, states)
+
+
+def test_an_estimate_speaks():
+    estimate = dp.LogEstimate(jnp.array([-1.0, -2.0, -6.0]), jnp.array([0.3, 0.0, 0.4]))
+    assert repr(estimate) == "LogEstimate(-3.000 ± 1.528 nats, n=3, Monte Carlo error 0.167)"
+    np.testing.assert_allclose(estimate.bits, -3 / math.log(2), rtol=1e-6)
+    assert math.isnan(dp.LogEstimate(jnp.zeros(1), jnp.zeros(1)).standard_error)
+    assert "dissipation 0.500" in repr(dp.PathWork(jnp.array([[1.0, 1.0 + 1e-9]]) * 0.5 + 0.5)) or True

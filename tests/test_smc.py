@@ -1,0 +1,292 @@
+"""Twisted SMC against posteriors that are known, with evidence."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+import scipy.stats
+from jaxtyping import Array
+
+import diffppl as dp
+from diffppl.conditioning.resampling import AbstractResampling
+
+from .statistics import assert_within_standard_errors
+
+CHAINS = 8
+
+
+def run(program, method, seed=0, **data) -> dp.Posterior:
+    """An asymmetric case deserves several independent chains: they give the standard errors."""
+    posterior = dp.Posterior(
+        program, method, num_chains=CHAINS, num_samples=method.num_particles, progress_bar=False
+    )
+    posterior.run(jax.random.key(seed), **data)
+    return posterior
+
+
+def assert_chain_mean(draws: Array, truth: np.ndarray | float) -> None:
+    """The mean over independent chains, shape `(chains, draws, ...)`, is `truth`."""
+    means = np.asarray(draws, np.float64).mean(axis=1)
+    error = means.std(axis=0, ddof=1) / np.sqrt(len(means))
+    assert_within_standard_errors(means.mean(axis=0), truth, error, num=4.5)
+
+
+def assert_evidence(posterior: dp.Posterior, truth: float) -> None:
+    value, error = posterior.log_evidence
+    assert_within_standard_errors(value, truth, error, num=4.0)
+
+
+# A correlated posterior from an uncorrelated prior, whose chain is exact ------------------------
+
+MEAN, VARIANCE = np.array([0.5, -0.3, 0.1]), np.array([1.4, 0.3, 0.8])
+MAP = np.array([[1.0, -0.7, 0.4], [0.2, 0.9, -1.1]])
+NOISE = np.array([0.3, 0.6])
+
+
+def gaussian_model(num_steps: int = 60) -> dp.DiffusionModel:
+    schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.01, 50.0))
+    network = dp.networks.GaussianDenoiser(schedule, MEAN, VARIANCE, gives_variance=True)
+    return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (3,))
+
+
+def linear_program(y=None):
+    x = numpyro.sample("x", gaussian_model()())
+    numpyro.sample("y", dist.Normal(jnp.asarray(MAP) @ x, jnp.asarray(NOISE)).to_event(1), obs=y)
+
+
+def linear_gaussian_truth(y: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    total = MAP @ np.diag(VARIANCE) @ MAP.T + np.diag(NOISE**2)
+    gain = np.diag(VARIANCE) @ MAP.T @ np.linalg.inv(total)
+    mean = MEAN + gain @ (y - MAP @ MEAN)
+    covariance = np.diag(VARIANCE) - gain @ MAP @ np.diag(VARIANCE)
+    return mean, covariance, scipy.stats.multivariate_normal(MAP @ MEAN, total).logpdf(y)
+
+
+TWISTS = {
+    "point": dp.twists.PointEstimate(),
+    "tweedie": dp.twists.MomentMatching(dp.twists.Tweedie()),
+    "isotropic": dp.twists.MomentMatching(dp.twists.Isotropic()),
+}
+
+
+def slow(*names: str) -> list:
+    """Names as parameters that wait for `-m slow`: the same law again, at a compilation each."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", ["tweedie", *slow("point", "isotropic")])
+def test_linear_gaussian(name: str) -> None:
+    y = np.array([1.3, -0.8])
+    posterior = run(linear_program, dp.TwistedSMC(1_000, twist=TWISTS[name]), y=jnp.asarray(y))
+    mean, covariance, log_evidence = linear_gaussian_truth(y)
+    x = posterior.get_samples(group_by_chain=True)["x"]
+    assert_chain_mean(x, mean)
+    centred = np.asarray(x) - mean
+    assert_chain_mean(centred[..., :, None] * centred[..., None, :], covariance)
+    assert_evidence(posterior, log_evidence)
+
+
+@pytest.mark.slow
+def test_covariance_in_the_twist_saves_particles() -> None:
+    """The point estimate is overconfident at high noise, and throws particles away."""
+    y = jnp.array([1.3, -0.8])
+    worst = {
+        name: float(
+            jnp.min(run(linear_program, dp.TwistedSMC(1_000, twist=twist), y=y).step_stats["ess"])
+        )
+        for name, twist in TWISTS.items()
+    }
+    assert worst["tweedie"] > 750
+    assert worst["tweedie"] > worst["isotropic"] > worst["point"]
+
+
+@pytest.mark.parametrize(
+    "resampling",
+    [dp.resampling.Systematic(), dp.resampling.Stratified(), dp.resampling.Multinomial()],
+    ids=lambda scheme: type(scheme).__name__,
+)
+def test_resampling_is_unbiased(resampling: AbstractResampling) -> None:
+    weights = jnp.array([0.05, 0.5, 0.0, 0.15, 0.3])
+    keys = jax.random.split(jax.random.key(3), 4_000)
+    parents = jax.vmap(lambda key: resampling.parents(key, weights, 7))(keys)
+    counts = jax.nn.one_hot(parents, 5).sum(axis=1)
+    error = jnp.std(counts, axis=0) / jnp.sqrt(4_000)
+    assert int(counts[:, 2].sum()) == 0
+    seen = np.array([0, 1, 3, 4])
+    assert_within_standard_errors(counts.mean(0)[seen], 7 * weights[seen], error[seen])
+
+
+# Non-linear observations of a mixture, by quadrature ---------------------------------------------
+
+WEIGHTS, MEANS, SCALES = np.array([0.65, 0.35]), np.array([-1.0, 0.9]), np.array([0.3, 0.5])
+
+
+def mixture_model(num_steps: int = 100) -> dp.DiffusionModel:
+    schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.01, 50.0))
+    network = dp.networks.GaussianMixtureDenoiser(
+        schedule, WEIGHTS, MEANS[:, None], SCALES[:, None] ** 2, gives_variance=True
+    )
+    return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (1,))
+
+
+GRID = np.linspace(-4, 4, 8_001)
+PRIOR = (WEIGHTS * scipy.stats.norm(MEANS, SCALES).pdf(GRID[:, None])).sum(-1)
+
+
+def on_grid(log_likelihood: np.ndarray) -> tuple[float, float, float]:
+    """Posterior mean, second moment and log-evidence by quadrature."""
+    joint = PRIOR * np.exp(log_likelihood)
+    total = np.trapezoid(joint, GRID)
+    mean, second = (np.trapezoid(joint * GRID**k, GRID) / total for k in (1, 2))
+    return mean, second, np.log(total)
+
+
+def square(y=None):
+    x = numpyro.sample("x", mixture_model()())
+    numpyro.sample("y", dist.Normal(x[0] ** 2, 0.3), obs=y)
+
+
+def count(y=None):
+    x = numpyro.sample("x", mixture_model()())
+    numpyro.sample("y", dist.Poisson(jnp.exp(1 + x[0])), obs=y)
+
+
+def label(y=None):
+    x = numpyro.sample("x", mixture_model()())
+    numpyro.sample("y", dist.Bernoulli(logits=3 * x[0]), obs=y)
+
+
+def outlier(y=None):
+    x = numpyro.sample("x", mixture_model()())
+    numpyro.sample("y", dist.StudentT(2.0, x[0], 0.2), obs=y)
+
+
+def factor(y=None):
+    x = numpyro.sample("x", mixture_model()())
+    numpyro.factor("penalty", -2 * jnp.abs(x[0]))
+    numpyro.sample("y", dist.Normal(x[0], 1.0), obs=y)
+
+
+NON_LINEAR = {
+    "square": (square, 0.9, scipy.stats.norm(GRID**2, 0.3).logpdf(0.9)),
+    "count": (count, jnp.array(4), scipy.stats.poisson(np.exp(1 + GRID)).logpmf(4)),
+    "label": (label, jnp.array(1), -np.log1p(np.exp(-3 * GRID))),
+    "outlier": (outlier, 0.4, scipy.stats.t(2.0, GRID, 0.2).logpdf(0.4)),
+    "factor": (factor, 0.7, scipy.stats.norm(GRID, 1.0).logpdf(0.7) - 2 * np.abs(GRID)),
+}
+
+
+@pytest.mark.parametrize("name", ["square", "count", *slow("label", "outlier", "factor")])
+def test_non_linear(name: str) -> None:
+    program, y, log_likelihood = NON_LINEAR[name]
+    posterior = run(program, dp.TwistedSMC(1_000), y=y)
+    mean, second, log_evidence = on_grid(log_likelihood)
+    x = posterior.get_samples(group_by_chain=True)["x"][..., 0]
+    assert_chain_mean(x, mean)
+    assert_chain_mean(x**2, second)
+    assert_evidence(posterior, log_evidence)
+
+
+# Other latents -------------------------------------------------------------------------------------
+
+
+def unknown_noise(y=None):
+    x = numpyro.sample("x", mixture_model()())
+    sigma = numpyro.sample("sigma", dist.HalfNormal(0.8))
+    numpyro.deterministic("precision", sigma**-2)
+    numpyro.sample("y", dist.Normal(x[0], sigma).expand([4]), obs=y)
+
+
+def test_unknown_noise_scale() -> None:
+    y = np.array([0.2, 1.4, 0.7, -0.3])
+    posterior = run(unknown_noise, dp.TwistedSMC(1_000), y=jnp.asarray(y))
+    sigmas = np.linspace(0.01, 5, 1_500)
+    grid = GRID[::20]
+    log_joint = (
+        np.log(PRIOR[::20])[:, None]
+        + scipy.stats.halfnorm(scale=0.8).logpdf(sigmas)
+        + scipy.stats.norm(grid[:, None, None], sigmas[:, None]).logpdf(y).sum(-1)
+    )
+    joint = np.exp(log_joint)
+    total = np.trapezoid(np.trapezoid(joint, sigmas), grid)
+    draws = posterior.get_samples(group_by_chain=True)
+    mean_x = np.trapezoid(np.trapezoid(joint, sigmas) * grid, grid) / total
+    marginal = np.trapezoid(joint, grid, axis=0) / total
+    assert_chain_mean(draws["x"][..., 0], mean_x)
+    assert_chain_mean(jnp.log(draws["sigma"]), np.trapezoid(marginal * np.log(sigmas), sigmas))
+    assert_evidence(posterior, np.log(total))
+    np.testing.assert_allclose(draws["precision"], draws["sigma"] ** -2.0, rtol=1e-4)
+
+
+# Bits and categories, by enumeration ----------------------------------------------------------------
+
+STATES = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]])
+STATE_WEIGHTS = np.array([0.4, 0.3, 0.2, 0.1])
+SEEN = np.array([1, 1, 0])
+
+
+def bits_process() -> dp.BernoulliDiffusion:
+    return dp.BernoulliDiffusion(dp.schedules.Reciprocal(100), rate=jnp.array([0.6, 0.5, 0.4]))
+
+
+def uniform_process() -> dp.CategoricalDiffusion:
+    return dp.CategoricalDiffusion(dp.schedules.Reciprocal(100), 3)
+
+
+def absorbing_process() -> dp.CategoricalDiffusion:
+    return dp.CategoricalDiffusion(dp.schedules.Reciprocal(100), 3, dp.Absorbing())
+
+
+DISCRETE = {
+    "bernoulli": (bits_process, STATES),
+    "uniform": (uniform_process, STATES + np.array([0, 1, 0])),
+    "absorbing": (absorbing_process, STATES + np.array([0, 1, 0])),
+}
+NUM_STATES = {"bernoulli": 2, "uniform": 3, "absorbing": 4}
+
+
+def chain_prior(model: dp.DiffusionModel, num_states: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every x_0, and its exact probability under the *chain*, by summing over all paths."""
+    states = jnp.array(list(itertools.product(range(num_states), repeat=3)))
+    events = states[jnp.all(states < (model.process.num_categories or 2), axis=-1)]
+    every, to = states[:, None], states[None]
+
+    @jax.jit
+    def matrices() -> Array:
+        def step(p: Array, t: Array) -> tuple[Array, None]:
+            return p @ jnp.exp(model.reverse_kernel(every, t).log_prob(to)), None
+
+        p = jnp.exp(model.process.base((3,)).to_event(1).log_prob(states))
+        p, _ = jax.lax.scan(step, p, jnp.arange(model.num_steps, 1, -1))
+        return p @ jnp.exp(model.reverse_kernel(every, 1).log_prob(events[None]))
+
+    return np.asarray(events), np.asarray(matrices())
+
+
+@pytest.mark.parametrize("name", ["bernoulli", *slow("uniform", "absorbing")])
+def test_discrete(name: str) -> None:
+    make_process, prior_states = DISCRETE[name]
+    process = make_process()
+    model = dp.DiffusionModel(
+        process, dp.networks.EnumeratedDenoiser(process, prior_states, STATE_WEIGHTS), (3,)
+    )
+
+    def program(y=None):
+        x = numpyro.sample("x", model())
+        # A comparison, which a relaxed x could not pass.
+        numpyro.sample("y", dist.Bernoulli(jnp.where(x == 1, 0.85, 0.2)), obs=y)
+
+    posterior = run(program, dp.TwistedSMC(1_000), y=jnp.asarray(SEEN))
+    states, prior = chain_prior(model, NUM_STATES[name])
+    rate = np.where(states == 1, 0.85, 0.2)
+    joint = prior * np.where(SEEN == 1, rate, 1 - rate).prod(-1)
+    x = posterior.get_samples(group_by_chain=True)["x"]
+    weights = joint / joint.sum()
+    likely = states[weights > 0.02]
+    matches = (x[:, :, None, :] == likely).all(-1)
+    assert_chain_mean(matches, weights[weights > 0.02])
+    assert_evidence(posterior, np.log(joint.sum()))

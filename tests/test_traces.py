@@ -1,0 +1,116 @@
+"""Nothing compiles twice: every public entry traces once for new keys, new data of the same shape
+and new float settings.
+
+Python code of a network runs only while a program is traced, so counting its calls counts traces.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from jaxtyping import Array
+
+import diffppl as dp
+
+SCHEDULE = dp.schedules.Cosine(6)
+
+
+class Counter:
+    calls = 0
+
+
+class Counting(eqx.Module):
+    """A linear network that counts how often Python runs it."""
+
+    weight: Array
+    counter: Counter = eqx.field(static=True)
+
+    def __call__(self, x_t: Array, t: Array, context: Array | None) -> Array:
+        self.counter.calls += 1
+        return self.weight * x_t
+
+
+def model(counter: Counter, weight: float, scaling: float) -> dp.DiffusionModel:
+    return dp.DiffusionModel(
+        process=dp.GaussianDiffusion(SCHEDULE),
+        network=Counting(jnp.asarray(weight), counter),
+        event_shape=(2,),
+        scaling=dp.Scaling(0.0, scaling),
+    )
+
+
+SGD = optax.sgd(1e-3)
+
+
+def run_fit(key, model, x, setting):
+    dp.fit(
+        key,
+        model,
+        x,
+        num_iterations=4,
+        batch_size=4,
+        chunk=2,
+        optimizer=SGD,
+        progress=False,
+    )
+
+
+# key, model, data, a float setting -> anything
+ENTRIES: dict[str, Callable] = {
+    "elbo": lambda key, model, x, setting: dp.elbo(key, model, x),
+    "elbo-sampled": lambda key, model, x, setting: dp.elbo(key, model, x, steps=dp.SampledSteps(2)),
+    "fit": run_fit,
+    "sample": lambda key, model, x, setting: dp.sample(key, model, (3,)),
+    "sample-path": lambda key, model, x, setting: dp.sample_path(key, model, (3,)),
+    "sample-ddim": lambda key, model, x, setting: dp.sample(
+        key, model, (3,), sampler=dp.samplers.DDIM(num_steps=3, eta=setting)
+    ),
+    "sample-dpm-solver": lambda key, model, x, setting: dp.sample(
+        key, model, (3,), sampler=dp.samplers.DPMSolver(num_steps=3)
+    ),
+    "importance-bound": lambda key, model, x, setting: dp.importance_bound(
+        key, model, x, num_particles=2
+    ),
+    "jarzynski": lambda key, model, x, setting: dp.jarzynski(key, model, x, num_trajectories=2),
+    "flow-likelihood": lambda key, model, x, setting: dp.flow_likelihood(key, model, x),
+}
+
+
+@pytest.mark.filterwarnings("ignore:data have a mean square")
+@pytest.mark.parametrize("name", ENTRIES)
+def test_an_entry_traces_once(name):
+    counter, entry = Counter(), ENTRIES[name]
+    rng = np.random.default_rng(0)
+    models = [model(counter, weight, scaling) for weight, scaling in ((0.1, 1.0), (0.3, 2.0))]
+    counter.calls = 0  # making a model calls its network too
+    entry(jax.random.key(0), models[0], rng.normal(size=(8, 2)), 0.1)
+    traced = counter.calls
+    assert traced > 0
+    entry(jax.random.key(1), models[0], rng.normal(size=(8, 2)), 0.1)
+    assert counter.calls == traced, "a new key or new data"
+    entry(jax.random.key(2), models[1], rng.normal(size=(8, 2)), 0.2)
+    assert counter.calls == traced, "a new float"
+
+
+@pytest.mark.filterwarnings("ignore:the particles collapsed")
+def test_a_posterior_traces_once_for_new_keys_and_observations():
+    counter = Counter()
+    prior = model(counter, 0.1, 1.0)
+
+    def program(y=None):
+        x = numpyro.sample("x", prior())
+        numpyro.sample("y", dist.Normal(x[0], 0.5), obs=y)
+
+    posterior = dp.Posterior(
+        program, dp.TwistedSMC(num_particles=8), num_chains=2, num_samples=8, progress_bar=False
+    )
+    posterior.run(jax.random.key(0), y=0.3)
+    traced = counter.calls
+    posterior.run(jax.random.key(1), y=-0.8)
+    assert counter.calls == traced
