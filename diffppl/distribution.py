@@ -80,7 +80,7 @@ class DiffusionDistribution(Distribution):
         return self.model.process.support.is_discrete
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Exact ancestral draws from the model, shape `sample_shape + batch_shape + event_shape`."""
+        """Ancestral draws from the model, shape `sample_shape + batch_shape + event_shape`."""
         model = self.model
         shape = (*sample_shape, *self.batch_shape)
         return model.to_user(ancestral(key, model, shape, self.context))

@@ -190,7 +190,8 @@ def _default_optimizer(num_iterations: int, learning_rate: float) -> optax.Gradi
         warmup_steps=warmup,
         decay_steps=max(num_iterations, warmup + 1),
     )
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+    # Over one long vector: a deep network has hundreds of small arrays, each with its own kernels.
+    return optax.flatten(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)))
 
 
 def _set_scaling(tree: PyTree, scaling: Any) -> PyTree:

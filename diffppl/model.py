@@ -283,6 +283,7 @@ class Respaced(eqx.Module):
     levels: Array
 
     def __call__(self, x_t: Array, t: Time, context: Array | None) -> Array:
+        """The raw output for one event."""
         return self.network(x_t, self.levels[t], context)
 
 

@@ -30,8 +30,10 @@ def history(history: "History", *, ax: "Axes | None" = None) -> "Axes":
     Validations are minus the ELBO, so that they lie on the curve of an `ELBOLoss`; beside another
     loss they have an axis of their own on the right.
     """
-    ax = _axes(ax)
     loss = history.loss
+    if not loss.size:
+        raise ValueError("history is empty: no iteration was made.")
+    ax = _axes(ax)
     steps = np.arange(1, loss.size + 1)
     window = max(loss.size // 30, 1)
     totals = np.cumsum(np.insert(loss, 0, 0.0))
@@ -130,7 +132,8 @@ def events(
         ax.imshow(x, cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         ax.set_xlabel("position")
         ax.set_ylabel("datum")
-        ax.locator_params(integer=True)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(_pyplot().MaxNLocator(integer=True))
         return ax
     if x.ndim == 4 and x.shape[-1] not in (1, 3):
         x = np.moveaxis(x, 1, -1)
@@ -164,9 +167,8 @@ def chain(
         axes: as many as there are panels.
 
     Example:
-        >>> fig, axes = plt.subplots(2, 3)
-        >>> dp.plots.chain({0: data, 20: q_20, 40: q_40}, label="forward", axes=axes[0])
-        >>> dp.plots.chain({0: x, 20: p_20, 40: p_40}, label="reverse", axes=axes[1])
+        >>> path = dp.sample_path(jax.random.key(0), model, (1_000,))    # x_T first, x_0 last
+        >>> dp.plots.chain({0: path[-1], 20: path[-21], 40: path[-41]}, label="reverse")
     """
     clouds = {t: np.asarray(points) for t, points in panels.items()}
     for t, points in clouds.items():

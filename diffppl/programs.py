@@ -32,8 +32,8 @@ def forward(model: "DiffusionModel", x_0: Array) -> Array:
     start = model.to_model(jnp.asarray(x_0)).astype(process.dtype)
 
     def step(x: Array, t: Array) -> tuple[Array, None]:
-        x = numpyro.sample("x_t", model.as_event(process.transition(x, t)))
-        return x.astype(process.dtype), None
+        drawn = numpyro.sample("x_t", model.as_event(process.transition(x, t)))
+        return jnp.asarray(drawn, process.dtype), None
 
     last, _ = scan(step, start, jnp.arange(1, model.num_steps + 1))
     return last
@@ -60,15 +60,16 @@ def reverse(
         batch_shape = jnp.shape(obs)[: jnp.ndim(obs) - len(model.event_shape)]
     dtype = model.process.dtype
     base = model.process.base((*batch_shape, *model.event_shape))
-    x = numpyro.sample("x_T", model.as_event(base)).astype(dtype)
+    x = jnp.asarray(numpyro.sample("x_T", model.as_event(base)), dtype)
 
     def step(x: Array, t: Array) -> tuple[Array, None]:
-        return numpyro.sample("x_t", model.reverse_kernel(x, t, context)).astype(dtype), None
+        drawn = numpyro.sample("x_t", model.reverse_kernel(x, t, context))
+        return jnp.asarray(drawn, dtype), None
 
     if model.num_steps > 1:
         x, _ = scan(step, x, jnp.arange(model.num_steps, 1, -1))
     edge = model.in_user_units(model.reverse_kernel(x, 1, context))
-    return numpyro.sample("x_0", edge, obs=obs)
+    return jnp.asarray(numpyro.sample("x_0", edge, obs=obs))
 
 
 def guide(model: "DiffusionModel", context: Array | None = None, obs: Array | None = None) -> None:
@@ -81,11 +82,12 @@ def guide(model: "DiffusionModel", context: Array | None = None, obs: Array | No
         raise ValueError("guide needs obs: it is the forward chain that starts at x_0 = obs.")
     process = model.process
     x_0 = model.to_model(jnp.asarray(obs)).astype(process.dtype)
-    x = numpyro.sample("x_T", model.as_event(process.marginal(x_0, model.num_steps)))
+    last = model.as_event(process.marginal(x_0, model.num_steps))
+    x = jnp.asarray(numpyro.sample("x_T", last), process.dtype)
 
     def step(x: Array, t: Array) -> tuple[Array, None]:
-        x = numpyro.sample("x_t", model.as_event(process.posterior(x, x_0, t)))
-        return x.astype(process.dtype), None
+        drawn = numpyro.sample("x_t", model.as_event(process.posterior(x, x_0, t)))
+        return jnp.asarray(drawn, process.dtype), None
 
     if model.num_steps > 1:
-        scan(step, x.astype(process.dtype), jnp.arange(model.num_steps, 1, -1))
+        scan(step, x, jnp.arange(model.num_steps, 1, -1))

@@ -104,6 +104,8 @@ def _open(content: bytes) -> tuple[bytes, memoryview]:
     try:
         version, checksum, length = line.removeprefix(_NAME).decode("ascii").split(" ")
         version, checksum, length = int(version), int(checksum, 16), int(length)
+        if version < 1:
+            raise ValueError(version)
     except ValueError:
         raise LoadError("it is damaged: its first line makes no sense.") from None
     if version > _FORMAT:

@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("output"))
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    iterations, particles, chains = (20, 50, 2) if args.tiny else (2_500, 500, 4)
+    iterations, particles, chains = (20, 50, 2) if args.tiny else (3_000, 500, 4)
 
     # Fit a prior, and hold it against others on digits that none of them saw.
     train, test = load()
@@ -75,6 +75,7 @@ def main() -> None:
         train,
         num_iterations=iterations,
         batch_size=256,
+        optimizer=dp.default_optimizer(iterations, learning_rate=2e-3),
         validation_data=test,
     )
     model = result.model
@@ -119,9 +120,13 @@ def draw(result, scores, bound, digits, truth, y, x):
     result.history.plot(ax=left)
     names = [*scores, "diffusion model (bound)"]
     values = [*scores.values(), bound]
-    right.barh(names, values, color=["0.7"] * len(scores) + ["C0"])
-    right.set(xlim=(min(values) - 10, max(values) + 10), title="Held-out digits, nats per image")
-    right.bar_label(right.containers[0], fmt="%.1f", padding=3)
+    floor = min(values) - 5
+    lengths = [value - floor for value in values]
+    right.barh(names, lengths, left=floor, color=["0.7"] * len(scores) + ["C0"])
+    right.bar_label(right.containers[0], [f"{value:.1f}" for value in values], padding=3)
+    right.set(
+        xlim=(floor, max(values) + 6), title="Held-out digits, nats per image: more is better"
+    )
 
     middle.suptitle("New digits, drawn from the prior")
     for axis, image in zip(middle.subplots(2, 12).flat, digits, strict=True):
@@ -135,7 +140,8 @@ def draw(result, scores, bound, digits, truth, y, x):
     for axis, (title, image) in zip(axes[:, :2].T.flat, panels, strict=False):
         show(axis, image, title)
     spread = axes[1, 1].imshow(x.std(0), cmap="magma", vmin=0)
-    axes[1, 1].set(xticks=[], yticks=[], title="standard deviation")
+    axes[1, 1].set_title("standard deviation", fontsize=9)
+    axes[1, 1].set(xticks=[], yticks=[])
     bottom.colorbar(spread, ax=axes[1, 1], shrink=0.7)
     chosen = np.random.default_rng(2).choice(len(x), 10, replace=False)
     for axis, image in zip(axes[:, 2:].flat, x[chosen], strict=True):

@@ -43,7 +43,7 @@ def posterior() -> dp.Posterior:
     return posterior
 
 
-# What comes back -----------------------------------------------------------------------------------
+# What comes back -----------------------------------------------------------------------------
 
 
 def test_samples_are_named_shaped_and_in_the_users_units(posterior: dp.Posterior) -> None:
@@ -102,7 +102,7 @@ def test_summary_names_evidence_and_exactness(
     assert "not run" in repr(make(program))
 
 
-# ArviZ ------------------------------------------------------------------------------------------
+# ArviZ ---------------------------------------------------------------------------------------
 
 
 def test_arviz_groups_and_coordinates(posterior: dp.Posterior) -> None:
@@ -139,7 +139,7 @@ def test_arviz_dims_must_exist(posterior: dp.Posterior) -> None:
         posterior.to_arviz(dims={"x": ["a", "b"]})
 
 
-# What is refused -----------------------------------------------------------------------------------
+# What is refused -----------------------------------------------------------------------------
 
 
 def no_diffusion(y=None):
@@ -213,7 +213,7 @@ def test_a_collapse_warns_with_figures_and_remedy() -> None:
         make(sharp).run(jax.random.key(0), y=jnp.array([3.0, -2.0]))
 
 
-# Programs of other shapes ---------------------------------------------------------------------------
+# Programs of other shapes --------------------------------------------------------------------
 
 
 def test_two_models_in_one_program_run_in_step() -> None:

@@ -120,7 +120,7 @@ def test_resampling_is_unbiased(resampling: AbstractResampling) -> None:
     assert_within_standard_errors(counts.mean(0)[seen], 7 * weights[seen], error[seen])
 
 
-# Non-linear observations of a mixture, by quadrature ---------------------------------------------
+# Non-linear observations of a mixture, by quadrature -----------------------------------------
 
 WEIGHTS, MEANS, SCALES = np.array([0.65, 0.35]), np.array([-1.0, 0.9]), np.array([0.3, 0.5])
 
@@ -191,7 +191,7 @@ def test_non_linear(name: str) -> None:
     assert_evidence(posterior, log_evidence)
 
 
-# Other latents -------------------------------------------------------------------------------------
+# Other latents -------------------------------------------------------------------------------
 
 
 def unknown_noise(y=None):
@@ -222,7 +222,7 @@ def test_unknown_noise_scale() -> None:
     np.testing.assert_allclose(draws["precision"], draws["sigma"] ** -2.0, rtol=1e-4)
 
 
-# Bits and categories, by enumeration ----------------------------------------------------------------
+# Bits and categories, by enumeration ---------------------------------------------------------
 
 STATES = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]])
 STATE_WEIGHTS = np.array([0.4, 0.3, 0.2, 0.1])

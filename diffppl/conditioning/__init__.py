@@ -4,8 +4,8 @@
 (`program`), approximations to p(y given x_t) (`twists`), methods that draw from the posterior
 (`smc`), and the runner that a user meets (`Posterior`).
 
-*The contract*: a method is an `AbstractMethod`: it states its exactness and draws one chain, purely,
-inside one compiled call. A twist is an `AbstractTwist`.
+*The contract*: a method is an `AbstractMethod`: it states its exactness and draws one chain,
+purely, inside one compiled call. A twist is an `AbstractTwist`.
 
 *To add one*: a new file with a final subclass, and a row in `tests/registry.py`, which holds it
 against posteriors that are known.

@@ -2,7 +2,7 @@
 
 import abc
 import enum
-from typing import Any
+from typing import Any, final
 
 import equinox as eqx
 from jaxtyping import Array, Float
@@ -24,6 +24,7 @@ class Exactness(enum.Enum):
     """Something near it; the method's docstring says how near."""
 
 
+@final
 class Draws(eqx.Module):
     """One chain of posterior draws.
 

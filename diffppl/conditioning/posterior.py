@@ -139,8 +139,9 @@ class Posterior:
         if ess[chain, step] < _FEW_PARTICLES:
             warnings.warn(
                 f"the particles collapsed: in chain {chain} the effective sample size fell to "
-                f"{ess[chain, step]:.1f} at step t = {ess.shape[1] - 1 - step}. Use more particles, "
-                "a twist that spreads its likelihood (MomentMatching), or more steps of the chain.",
+                f"{ess[chain, step]:.1f} at step t = {ess.shape[1] - 1 - step}. Use more "
+                "particles, a twist that spreads its likelihood (MomentMatching), or more steps "
+                "of the chain.",
                 stacklevel=3,
             )
         if not math.isfinite(self.log_evidence.value):
@@ -260,7 +261,7 @@ def _run(
 def _by_name(target: Target, x_0: Values, latents: Array) -> Values:
     values = {**target.to_user(x_0), **target.constrain(latents)}
     if target.sites.deterministic:
-        trace = run_program(target.program, target.args, target.kwargs, values, jax.random.key(0))
+        trace = run_program(target.program, target.args, target.kwargs, values)
         values |= {name: trace[name]["value"] for name in target.sites.deterministic}
     return values
 
@@ -284,7 +285,7 @@ def observed_data(
     program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], sites: Sites
 ) -> Values:
     """The values of the observed sites."""
-    trace = run_program(program, args, kwargs, {}, jax.random.key(0))
+    trace = run_program(program, args, kwargs, {})
     return {
         name: jnp.asarray(trace[name]["value"])
         for name in sites.observed

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -21,6 +21,7 @@ Values = dict[str, Array]
 Program = Callable[..., Any]
 
 
+@final
 class DiffusionSite(eqx.Module):
     """One `numpyro.sample(name, model(...))` of a program."""
 
@@ -30,13 +31,20 @@ class DiffusionSite(eqx.Module):
     depends_on_latents: bool = eqx.field(static=True)
 
 
-def diffusion_distribution(fn: Distribution) -> DiffusionDistribution | None:
-    """The diffusion distribution under `expand`, plates and `to_event`, if there is one."""
+def unwrapped(fn: Any) -> Any:
+    """The distribution under `expand`, plates and `to_event`."""
     while isinstance(fn, ExpandedDistribution | Independent):
         fn = fn.base_dist
-    return fn if isinstance(fn, DiffusionDistribution) else None
+    return fn
 
 
+def diffusion_distribution(fn: Distribution) -> DiffusionDistribution | None:
+    """The diffusion distribution at a site, if there is one."""
+    found = unwrapped(fn)
+    return found if isinstance(found, DiffusionDistribution) else None
+
+
+@final
 class Sites(eqx.Module):
     """What a program is made of: diffusion sites, other latents, observed sites."""
 
@@ -51,17 +59,20 @@ def _placeholder(site: dict[str, Any]) -> Array | None:
     if site["type"] != "sample" or site["is_observed"]:
         return None
     if isinstance(site["fn"], dist.ImproperUniform):
-        raise ValueError(f"site {site['name']!r} has an improper prior; give it a proper one.")
+        name = site["name"]
+        raise ValueError(  # noqa: TRY004 (the program is at fault, not a type)
+            f"site {name!r} has an improper prior; give it a proper one."
+        )
     found = diffusion_distribution(site["fn"])
     if found is None:
         return None
     return jnp.zeros(site["fn"].shape(), found.model.process.dtype)
 
 
-def run_program(
-    program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], values: Values, key: Array
+def draw_program(
+    key: Array, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], values: Values
 ) -> dict[str, Any]:
-    """The program's trace with some sites fixed, and diffusion sites at zero if they are not."""
+    """The program's trace with some sites fixed; diffusion sites are zero if they are not."""
 
     def value(site: dict[str, Any]) -> Array | None:
         return values[site["name"]] if site["name"] in values else _placeholder(site)
@@ -70,9 +81,16 @@ def run_program(
     return handlers.trace(fixed).get_trace(*args, **kwargs)
 
 
+def run_program(
+    program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], values: Values
+) -> dict[str, Any]:
+    """`draw_program` where no draw counts: the sites that matter are fixed, or observed."""
+    return draw_program(jax.random.key(0), program, args, kwargs, values)
+
+
 def factor(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sites:
     """Find the sites of a program. Works inside and outside compiled code."""
-    trace = run_program(program, args, kwargs, {}, jax.random.key(0))
+    trace = run_program(program, args, kwargs, {})
     diffusion, latents, observed, deterministic = {}, [], [], []
     for name, site in trace.items():
         if site["type"] == "deterministic":
@@ -105,7 +123,7 @@ def inspect_program(program: Program, args: tuple[Any, ...], kwargs: dict[str, A
 
     def look(dynamic: Any) -> None:
         _, args, kwargs = eqx.combine(dynamic, static)
-        holder["trace"] = run_program(program, args, kwargs, {}, jax.random.key(0))
+        holder["trace"] = run_program(program, args, kwargs, {})
         holder["sites"] = factor(program, args, kwargs)
 
     dynamic, static = eqx.partition((program, args, kwargs), eqx.is_array)
@@ -148,7 +166,7 @@ def inspect_program(program: Program, args: tuple[Any, ...], kwargs: dict[str, A
 def _missing(dynamic: Any, static: Any, observed: tuple[str, ...]) -> dict[str, Array]:
     """Whether the value of each observed site has a NaN that no mask hides."""
     program, args, kwargs = eqx.combine(dynamic, static)
-    trace = run_program(program, args, kwargs, {}, jax.random.key(0))
+    trace = run_program(program, args, kwargs, {})
     return {
         name: jnp.any(jnp.isnan(trace[name]["value"]))
         for name in observed
@@ -166,7 +184,7 @@ def predictive(
 
     def draw(key: Array, values: Values) -> Values:
         key_program, *keys = jax.random.split(key, 1 + len(sites.observed))
-        trace = run_program(program, args, kwargs, values, key_program)
+        trace = draw_program(key_program, program, args, kwargs, values)
         drawn = {}
         for name, site_key in zip(sites.observed, keys, strict=True):
             fn = trace[name]["fn"]

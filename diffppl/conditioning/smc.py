@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ..processes import AbstractProcess
 from .method import AbstractMethod, Draws, Exactness
 from .moves import can_move, metropolis
 from .program import Values
@@ -149,9 +150,7 @@ class TwistedSMC(AbstractMethod):
             zip(target.models(), jax.random.split(key_x, len(target.models())), strict=True)
         )
         x = {
-            name: model.process.base((n, *target.sites.diffusion[name].shape))
-            .sample(keys[name])
-            .astype(model.process.dtype)
+            name: _sample(keys[name], model.process, target.sites.diffusion[name].shape, n)
             for name, model in target.models().items()
         }
         latents, log_prior = jax.vmap(target.prior_latents)(jax.random.split(key_latents, n))
@@ -175,9 +174,9 @@ class TwistedSMC(AbstractMethod):
             x_t, process = state.x[name], model.process
             p = process.reverse(x_t, state.twisted.estimates[name], t)
             q = process.reverse(x_t, state.twisted.guided[name], t)
-            x[name] = q.sample(site_key).astype(process.dtype)
+            x[name] = jnp.asarray(q.sample(site_key), process.dtype)
             # Differences before sums: the densities themselves are large.
-            difference = p.log_prob(x[name]) - q.log_prob(x[name])
+            difference = jnp.subtract(p.log_prob(x[name]), q.log_prob(x[name]))
             log_ratio = log_ratio + difference.reshape(self.num_particles, -1).sum(-1)
         twisted = self._look(target, x, t - 1, state.latents)
         gain = twisted.log_value - state.twisted.log_value + log_ratio
@@ -258,6 +257,11 @@ def _move_last(key: Array, target: Target, x_0: Values, state: SMCState) -> Floa
 
     start = (state.latents, *log_density(state.latents))
     return metropolis(key, start, log_density, state.log_weights, LAST_MOVES)[0]
+
+
+def _sample(key: Array, process: AbstractProcess, shape: tuple[int, ...], n: int) -> Array:
+    """`n` draws of x_T."""
+    return jnp.asarray(process.base((n, *shape)).sample(key), process.dtype)
 
 
 def _reweight(log_weights: Array, gain: Array) -> tuple[Array, Array]:

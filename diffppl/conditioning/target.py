@@ -6,7 +6,7 @@ and the priors of the other latent sites u.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import equinox as eqx
 import jax
@@ -14,11 +14,19 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
-from numpyro.distributions import ExpandedDistribution, Independent
 from numpyro.distributions.transforms import biject_to
 
 from ..model import DiffusionModel
-from .program import Program, Sites, Values, diffusion_distribution, factor, run_program
+from .program import (
+    Program,
+    Sites,
+    Values,
+    diffusion_distribution,
+    draw_program,
+    factor,
+    run_program,
+    unwrapped,
+)
 
 
 class Observations(NamedTuple):
@@ -34,6 +42,7 @@ class Observations(NamedTuple):
     log_rest: Float[Array, ""]
 
 
+@final
 class Target(eqx.Module):
     """p(x_0) r(x_0, u) of one program and its data, for use inside compiled code.
 
@@ -97,16 +106,15 @@ class Target(eqx.Module):
 
     # Other latents ----------------------------------------------------------------------------
 
-    def _trace(self, values: Values, key: Array | None = None) -> dict[str, Any]:
-        key = jax.random.key(0) if key is None else key
-        return run_program(self.program, self.args, self.kwargs, values, key)
+    def _trace(self, values: Values) -> dict[str, Any]:
+        return run_program(self.program, self.args, self.kwargs, values)
 
     def _unconstrained(self, trace: dict[str, Any]) -> Values:
         return {name: t.inv(trace[name]["value"]) for name, t in self.transforms.items()}
 
     def prior_latents(self, key: Array) -> tuple[Float[Array, " p"], Float[Array, ""]]:
         """Draw the other latents from their prior; the vector, and its constrained log-density."""
-        trace = self._trace({}, key)
+        trace = draw_program(key, self.program, self.args, self.kwargs, {})
         log_density = sum((_log_prob(trace[name]) for name in self.sites.latents), jnp.zeros(()))
         return ravel_pytree(self._unconstrained(trace))[0], log_density
 
@@ -178,19 +186,19 @@ def _moments(site: dict[str, Any]) -> tuple[Array, Array] | None:
     fn = site["fn"]
     if site["scale"] is not None or isinstance(fn, dist.MaskedDistribution | dist.Unit):
         return None
-    base = fn
-    while isinstance(base, ExpandedDistribution | Independent):
-        base = base.base_dist
+    base = unwrapped(fn)
     shape = fn.shape()
     if isinstance(base, dist.MultivariateNormal):
-        matrices = jnp.broadcast_to(base.covariance_matrix, (*shape[:-1], shape[-1], shape[-1]))
+        covariance: Any = base.covariance_matrix
+        matrices = jnp.broadcast_to(covariance, (*shape, shape[-1]))
         blocks = matrices.reshape(-1, shape[-1], shape[-1])
-        mean = jnp.broadcast_to(base.loc, shape).reshape(-1)
+        mean = jnp.broadcast_to(jnp.asarray(base.loc), shape).reshape(-1)
         return mean, jax.scipy.linalg.block_diag(*blocks)
     if isinstance(base, dist.StudentT | dist.Cauchy):
         # The inverse Fisher information of the location: finite however heavy the tails.
-        df = base.df if isinstance(base, dist.StudentT) else 1.0
-        mean, variance = base.loc, base.scale**2 * (df + 3) / (df + 1)
+        df = jnp.asarray(base.df if isinstance(base, dist.StudentT) else 1.0)
+        mean = jnp.asarray(base.loc)
+        variance = jnp.asarray(base.scale) ** 2 * (df + 3) / (df + 1)
     elif base.support is None or base.event_dim > 0:
         return None
     else:

@@ -129,7 +129,7 @@ class BernoulliDiffusion(AbstractProcess[BernoulliEstimate]):
         rate = self._mix(x_0, 1 - self.schedule.beta()[1])
         given_1 = self.transition(jnp.ones(()), 1).log_prob(x_0)
         given_0 = self.transition(jnp.zeros(()), 1).log_prob(x_0)
-        return rate * given_1 + (1 - rate) * given_0
+        return rate * jnp.asarray(given_1) + (1 - rate) * jnp.asarray(given_0)
 
     def mean(self, estimate: BernoulliEstimate) -> Float[Array, "..."]:
         """P(x_0 = 1)."""
@@ -155,8 +155,10 @@ class BernoulliDiffusion(AbstractProcess[BernoulliEstimate]):
 def _both(coin: dist.BernoulliProbs | dist.BernoulliLogits) -> Float[Array, "... 2"]:
     """P(1) and P(0)."""
     if isinstance(coin, dist.BernoulliLogits):
-        return jnp.stack([jax.nn.sigmoid(coin.logits), jax.nn.sigmoid(-coin.logits)], -1)
-    return jnp.stack([coin.probs, 1 - coin.probs], -1)
+        logits = jnp.asarray(coin.logits)
+        return jnp.stack([jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)], -1)
+    probs = jnp.asarray(coin.probs)
+    return jnp.stack([probs, 1 - probs], -1)
 
 
 def check_fixed(schedule: AbstractSchedule, process: str) -> None:

@@ -21,7 +21,7 @@ References:
 """
 
 import abc
-from typing import Any
+from typing import Any, final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from ..target import Target
 Estimates = dict[str, Any]
 
 
+@final
 class Twisted(eqx.Module):
     """What a twist says of one particle at time t."""
 
