@@ -31,7 +31,7 @@ def main(dim: int, width: int, depth: int, num_steps: int, batch_size: int, roun
     params, frozen = eqx.partition(model, default_trainable(model))
     recipe = Recipe(
         frozen=frozen,
-        loss=dp.ELBOLoss(),
+        loss=dp.losses.ELBOLoss(),
         optimizer=dp.default_optimizer(10_000),
         ema_decay=jnp.asarray(0.999),
         batch_size=batch_size,

@@ -70,7 +70,7 @@ def fit(
         num_iterations: how many minibatches, in all (those of `resume` included).
         batch_size: data in a minibatch, drawn with replacement.
         context: one per datum, shape `(n, *context_shape)`, if the network takes one.
-        loss: `ELBOLoss()`, `SimpleLoss()` or `WeightedLoss(weights)`.
+        loss: `losses.ELBOLoss()`, `losses.SimpleLoss()` or `losses.WeightedLoss(weights)`.
         optimizer: any optax optimiser; `default_optimizer(num_iterations)` if None.
         ema_decay: of the moving average of the weights that makes `result.model`; None for none.
         scaling: from the chain's units to the user's. If None, real data whose model has none

@@ -36,7 +36,7 @@ def check_options(
     if not isinstance(model, DiffusionModel):
         raise TypeError(f"model is a {type(model).__name__}; it must be a DiffusionModel.")
     if not isinstance(loss, AbstractLoss):
-        raise TypeError(f"loss={loss!r} must be a loss object, such as ELBOLoss().")
+        raise TypeError(f"loss={loss!r} must be a loss object, such as losses.ELBOLoss().")
     if not isinstance(optimizer, optax.GradientTransformation | None):
         raise TypeError(
             f"optimizer is a {type(optimizer).__name__}; it must be an optax optimiser, such as "

@@ -148,7 +148,7 @@ class SimpleLoss(AbstractLoss):
         if float(model.process.schedule.alpha_bar()[-1]) == 0:
             raise ValueError(
                 "loss=SimpleLoss() gives no weight to a last step with alpha_bar_T = 0, so the "
-                "network would never learn it. Use ELBOLoss(), or another schedule."
+                "network would never learn it. Use losses.ELBOLoss(), or another schedule."
             )
 
     def __call__(
@@ -187,10 +187,10 @@ def _require_fixed_gaussian(loss: AbstractLoss, model: DiffusionModel) -> None:
     if not is_real:
         raise ValueError(
             f"loss={name} is for real data, but the process is {type(process).__name__}; use "
-            "ELBOLoss()."
+            "losses.ELBOLoss()."
         )
     if is_learned:
         raise ValueError(
             f"loss={name} cannot learn a schedule: re-weighted divergences do not say what a "
-            "noise level is worth. Use ELBOLoss(), or a fixed schedule."
+            "noise level is worth. Use losses.ELBOLoss(), or a fixed schedule."
         )

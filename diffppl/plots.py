@@ -76,9 +76,10 @@ def bound_terms(bound: Bound, *, ax: "Axes | None" = None) -> "Axes":
         f"ELBO {float(bound.value):.3f} nats",
         f"  last step, t = 1: {terms[0]:.3f}",
         f"  steps t = 2..{terms.size}: {terms[1:].sum():.3f}",
-        f"  end of the chain: {float(bound.prior):.3f}",
+        f"  end of the chain: {float(bound.prior):z.3f}",
     ]
-    ax.text(0.98, 0.95, "\n".join(words), transform=ax.transAxes, ha="right", va="top")
+    ax.set_ylim(top=1.5 * ax.get_ylim()[1])  # room for the words
+    ax.text(0.98, 0.97, "\n".join(words), transform=ax.transAxes, ha="right", va="top")
     ax.set_xlabel("step t")
     ax.set_ylabel("divergence (nats per event)")
     return _plain(ax)

@@ -16,7 +16,7 @@ from diffppl.distribution import DiffusionDistribution
 from diffppl.samplers import ancestral
 
 from . import registry
-from .statistics import assert_moments
+from .statistics import assert_mean, assert_moments
 
 KEY = jax.random.key(7)
 
@@ -53,7 +53,7 @@ def make(name):
     return MODELS[name](CONTEXT if name == "context" else None)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["bits", "context"])
 def test_it_survives_every_way_through_jax(name):
     d = make(name)
     leaves, structure = jax.tree.flatten(d)
@@ -68,29 +68,27 @@ def test_it_survives_every_way_through_jax(name):
     np.testing.assert_array_equal(draw(jax.jit(lambda d: d)(d)), x)
     carried, _ = jax.lax.scan(lambda d, _: (d, None), d, None, length=2)
     np.testing.assert_array_equal(draw(carried), x)
-    keys = jax.random.split(KEY, 4)
-    mapped = jax.jit(jax.vmap(lambda key, d: d.sample(key), in_axes=(0, None)))(keys, d)
-    np.testing.assert_allclose(mapped[2], d.sample(keys[2]), rtol=1e-5)
+    mapped = jax.jit(jax.vmap(lambda d, key: d.sample(key, (3,)), in_axes=(None, 0)))(d, KEY[None])
+    np.testing.assert_allclose(mapped[0], x, rtol=1e-5)
 
 
 def test_mapping_over_distributions_maps_over_contexts():
     model = MODELS["context"]
     many = jax.vmap(model)(CONTEXT)
     keys = jax.random.split(KEY, 3)
-    x = jax.vmap(lambda d, key: d.sample(key))(many, keys)
-    one = model(CONTEXT[1]).sample(keys[1])
+    x = jax.jit(jax.vmap(lambda d, key: d.sample(key)))(many, keys)
+    one = jax.jit(model(CONTEXT[1]).sample)(keys[1])
     np.testing.assert_allclose(x[1], one, rtol=1e-5)
 
 
 def test_draws_are_those_of_the_chain_in_the_users_units():
     model = MODELS["context"]
-    x = model(CONTEXT).sample(KEY, (2,))
-    np.testing.assert_allclose(x, 3 + 2 * ancestral(KEY, model, (2, 3), CONTEXT), rtol=1e-6)
-    draws = dp.sample(KEY, model, (2_000,), context=CONTEXT[1])
-    direct = model(CONTEXT[1]).sample(KEY, (2_000,))
-    for values in (draws, direct):
-        mean = 3 + 2 * CONTEXT[1]
-        assert np.all(np.abs(values.mean(0) - mean) < 5 * 2 * 0.5 / np.sqrt(2_000))
+    x = jax.jit(lambda: model(CONTEXT).sample(KEY, (1_000,)))()
+    chain = jax.jit(lambda: ancestral(KEY, model, (1_000, 3), CONTEXT))()
+    np.testing.assert_allclose(x, 3 + 2 * chain, rtol=1e-5)
+    # Data N(context, 1/4) in the chain's units.
+    for values in (x, dp.sample(KEY, model, (1_000,), context=CONTEXT)):
+        assert_mean(values, 3 + 2 * CONTEXT)
 
 
 def test_its_shapes_and_supports_are_numpyros():

@@ -112,15 +112,11 @@ def test_fit_approaches_the_exact_model_and_does_not_pass_it():
     error = gap.std(ddof=1) / np.sqrt(gap.size)
     assert gap.mean() > -4 * error
     assert gap.mean() < 0.05 * float(jnp.mean(best - begun))
-
-
-def test_losses_are_the_negative_elbo_in_the_units_of_the_user():
-    result = short_fit(200, optimizer=optax.sgd(0.0), loss=ELBOLoss(), chunk=100)
-    loss = result.history.loss
-    elbo = dp.elbo(jax.random.key(3), result.model, DATA)
-    error = np.hypot(loss.std(ddof=1) / np.sqrt(loss.size), elbo.standard_error)
-    assert_within_standard_errors(loss.mean(), -elbo.value, error)
+    # The losses are the negative ELBO, in the units of the user; the last weights hardly move.
     assert result.history.label == "negative ELBO (nats per event)"
+    loss = result.history.loss[-100:]
+    error = np.hypot(loss.std(ddof=1) / 10, reached.std() / np.sqrt(500))
+    assert_within_standard_errors(loss.mean(), -reached.mean(), error)
 
 
 def test_bits_are_fit_beyond_their_independent_rates():
@@ -197,7 +193,7 @@ def test_scaling_comes_from_the_data_the_argument_or_the_model():
 def test_warns_of_data_off_unit_scale():
     with pytest.warns(UserWarning, match=r"mean square of 4 in the chain's units") as caught:
         short_fit(1, scaling=dp.Scaling(DATA.mean(), DATA.std() / 2))
-    assert caught[0].filename == __file__ or len(caught) == 1
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize(("end", "warns"), [(3.0, True), (6.0, False)])
@@ -497,7 +493,7 @@ def test_other_losses_are_for_real_data_and_fixed_schedules(loss: AbstractLoss):
     model = dp.DiffusionModel(process, MODEL.network, (2,))
     with pytest.raises(ValueError, match="is for real data, but the process is BernoulliDiff"):
         fit(KEY, model, DATA > 0, num_iterations=1, loss=loss)
-    with pytest.raises(ValueError, match="cannot learn a schedule.*Use ELBOLoss"):
+    with pytest.raises(ValueError, match="cannot learn a schedule.*Use losses.ELBOLoss"):
         short_fit(1, model=make_model(dp.schedules.Learned(NUM_STEPS, 0.1)), loss=loss)
 
 

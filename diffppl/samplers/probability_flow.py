@@ -17,7 +17,7 @@ class ProbabilityFlow(AbstractSampler):
 
     Draws exactly what `likelihood.flow_log_density` is the density of, to the integrator's
     tolerance. The last step is x_0 = x_1 / sqrt(alpha_bar_1), the flow's own, which keeps the noise
-    of level 1. Its cost hardly grows with T.
+    of level 1. It takes a few hundred network calls a draw, hardly more for longer chains.
 
     Args:
         integrator: how the differential equation is solved.
