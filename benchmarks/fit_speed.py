@@ -68,4 +68,10 @@ if __name__ == "__main__":
     parser.add_argument("--num-steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
-    main(**vars(parser.parse_args()))
+    parser.add_argument("--tiny", action="store_true", help="one round of a small network")
+    parser.add_argument("--output", help="taken for the sake of the other scripts; prints only")
+    settings = vars(parser.parse_args())
+    settings.pop("output")
+    if settings.pop("tiny"):
+        settings |= {"dim": 4, "width": 16, "depth": 1, "rounds": 1}
+    main(**settings)
