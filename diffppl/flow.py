@@ -98,6 +98,19 @@ class Integrator(eqx.Module):
         return jax.tree.map(lambda y: jnp.where(good, y, jnp.nan), solution.ys)
 
 
+def check_real(model: DiffusionModel) -> None:
+    """Refuse a model of discrete data.
+
+    Raises:
+        ValueError: there is no flow to bits and categories.
+    """
+    if model.process.support.is_discrete:
+        raise ValueError(
+            f"model has {type(model.process).__name__}: its data are discrete and no flow leads "
+            "to them. Use importance_bound or elbo for its likelihood, Ancestral() to sample."
+        )
+
+
 def angles(schedule: AbstractSchedule) -> Float[Array, " num_steps"]:
     """phi_t at t = 1..T, at index t - 1."""
     return jnp.arctan2(jnp.sqrt(schedule.noise()[1:]), jnp.sqrt(schedule.alpha_bar()[1:]))
@@ -154,6 +167,7 @@ def noise_to_data(
 
     Invertible and differentiable: it carries N(0, I) to the flow's own distribution of data.
     """
+    check_real(model)
 
     def single(x: Array, context: Array | None) -> Array:
         return _from_noise(model, x, context, integrator, diffrax.SaveAt(t1=True))[-1]
@@ -169,6 +183,7 @@ def noise_to_path(
     integrator: Integrator = Integrator(),  # noqa: B008 (immutable)
 ) -> Float[Array, "..."]:
     """x_T, .., x_1 and x_0 along the flow, on a new axis just before the event's."""
+    check_real(model)
 
     def single(x: Array, context: Array | None) -> Array:
         levels = angles(model.process.schedule)[::-1]

@@ -5,6 +5,7 @@ from typing import final
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 
@@ -17,6 +18,9 @@ class Scaling(eqx.Module):
 
     Args:
         loc, scale: numbers or arrays that broadcast against the event.
+
+    Raises:
+        ValueError: NaN or infinite numbers, or a scale of zero.
     """
 
     loc: Float[Array, "..."]
@@ -25,6 +29,12 @@ class Scaling(eqx.Module):
     def __init__(self, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> None:
         self.loc = jnp.asarray(loc, dtype=float)
         self.scale = jnp.asarray(scale, dtype=float)
+        if isinstance(self.loc, Tracer) or isinstance(self.scale, Tracer):
+            return
+        if not bool(jnp.all(jnp.isfinite(self.loc))):
+            raise ValueError(f"loc={loc} must be finite.")
+        if not bool(jnp.all(jnp.isfinite(self.scale) & (self.scale != 0))):
+            raise ValueError(f"scale={scale} must be finite and not zero.")
 
     @classmethod
     def from_data(cls, data: ArrayLike, *, per_coordinate: bool = False) -> "Scaling":

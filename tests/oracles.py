@@ -146,6 +146,42 @@ def discrete_model_log_prob(
     return np.log(model_marginals(tables, start, model.num_steps)[0])
 
 
+def discrete_bound(
+    model: Any, base: np.ndarray, chain_states: np.ndarray, data_states: np.ndarray
+) -> np.ndarray:
+    """Exact K(x_0) of a discrete model at every data state, in nats, by sums over all states.
+
+    Args:
+        model: its kernels p(x_{t-1} given x_t) are tabulated.
+        base: pi of each coordinate, shape `(states, coordinates)`.
+        chain_states, data_states: all of them, shapes `(n, coordinates)`.
+    """
+    pairs = [chain_matrices(model.process.schedule.beta(), column) for column in base.T]
+
+    def joint(tables: list[np.ndarray], now: np.ndarray, following: np.ndarray) -> np.ndarray:
+        """A table over whole events, from one for each coordinate."""
+        parts = [table[now[:, j, None], following[None, :, j]] for j, table in enumerate(tables)]
+        return np.prod(parts, axis=0)
+
+    num_steps, table = model.num_steps, discrete_model_tables(model, chain_states, data_states)
+    reached = [
+        joint([m[t] for _, m in pairs], data_states, chain_states) for t in range(num_steps + 1)
+    ]
+    # 0 log 0 = 0, though p may be 0 (or, where q cannot get, NaN) there.
+    dot = lambda q, log_p: np.sum(np.where(q > 0, q * log_p, 0.0), axis=-1)  # noqa: E731
+    with np.errstate(divide="ignore", invalid="ignore"):
+        end = np.prod([column[chain_states[:, j]] for j, column in enumerate(base.T)], axis=0)
+        bound = dot(reached[1], np.log(table(1)).T)
+        bound -= dot(reached[-1], np.log(reached[-1]) - np.log(end))
+        for t in range(2, num_steps + 1):
+            step = joint([a[t] for a, _ in pairs], chain_states, chain_states)
+            both = reached[t - 1][:, None, :] * step.T[None]  # (x_0, x_t, x_{t-1})
+            posterior = both / both.sum(axis=-1, keepdims=True)
+            kl = dot(posterior, np.log(posterior) - np.log(table(t))[None])
+            bound -= dot(reached[t], kl)
+    return bound
+
+
 # Conditioning ----------------------------------------------------------------------------------
 
 

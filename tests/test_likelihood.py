@@ -318,6 +318,8 @@ def test_bad_input_is_named(bits):
         dp.jarzynski(key, model, states, num_trajectories=1, context=jnp.zeros(8))
     with pytest.raises(ValueError, match="BernoulliDiffusion: its data are discrete"):
         dp.flow_likelihood(key, model, states)
+    with pytest.raises(ValueError, match="BernoulliDiffusion: its data are discrete"):
+        dp.flow_log_density(model, jnp.asarray(states))
     with pytest.raises(ValueError, match="num_probes=0 must be"):
         Hutchinson(0)
     absorbing = registry.KNOWN["listed-categorical-absorbing"].model(dp.schedules.Reciprocal(5))

@@ -471,7 +471,7 @@ def test_states_of_probability_zero_cost_what_they_should(x64):
 def test_bits_of_long_chains_are_told_from_certain_ones_in_single_precision(t):
     # At t = 2 a beat goes missing once in 25 million: less than float32 has next to 1.
     process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(2000), rate=0.2)
-    x_0, x_t = jnp.array([0, 0, 1, 1]), jnp.array([0, 1, 0, 1])
+    x_0, x_t = jnp.array([[0, 0, 1, 1]] * 3), jnp.array([[0, 1, 0, 1]] * 3)
     logits = jnp.where(x_0 == 1, 1.0, -1.0) * jnp.array([[14.0], [30.0], [100.0]])
     divergence = process.kl(
         process.posterior(x_t, x_0, t),
@@ -484,18 +484,18 @@ def test_bits_of_long_chains_are_told_from_certain_ones_in_single_precision(t):
 
 def bit_kernels(x_t, x_0, logits, t, num_steps=2000, rate=0.2):
     """P(0) and P(1) of x_{t-1} under q and under p, by Bayes in float64."""
-    beta, alpha_bar = 1 / (num_steps - t + 1), (num_steps - t + 1) / num_steps
+    beta, kept = 1 / (num_steps - t + 1), (num_steps - t + 1) / num_steps
     base = np.array([1 - rate, rate])
 
     def posterior(x_0):
         likelihood = [(1 - beta) * (x_t == j) + beta * base[x_t] for j in (0, 1)]
-        joint = np.stack([likelihood[j] * (alpha_bar * (x_0 == j) + (1 - alpha_bar) * base[j])
-                          for j in (0, 1)])  # fmt: skip
+        prior = [kept * (x_0 == j) + (1 - kept) * base[j] for j in (0, 1)]
+        joint = np.stack(likelihood) * np.stack(prior)
         return joint / joint.sum(axis=0)
 
-    q, one, zero = posterior(x_0), posterior(np.ones(4, int)), posterior(np.zeros(4, int))
-    p = scipy.special.expit(logits) * one[:, None] + scipy.special.expit(-logits) * zero[:, None]
-    return np.broadcast_to(q[:, None], p.shape), p
+    yes, no = scipy.special.expit(logits), scipy.special.expit(-logits)
+    p = yes * posterior(np.ones_like(x_0)) + no * posterior(np.zeros_like(x_0))
+    return posterior(x_0), p
 
 
 # What they refuse ------------------------------------------------------------------------------

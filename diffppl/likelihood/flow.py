@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..checks import check_context, check_data, check_key
-from ..flow import Integrator, angles, over_batch, velocity
+from ..flow import Integrator, angles, check_real, over_batch, velocity
 from ..model import DiffusionModel
 from .estimate import LogEstimate
 
@@ -106,12 +106,14 @@ def flow_log_density(
         context: shape `(*context_batch, *context_shape)`, broadcast against the batch.
         integrator: how the differential equation is solved.
     """
+    check_real(model)
     exact = ExactTrace()
 
     def single(x: Array, context: Array | None) -> Array:
         return _log_density(model, x, context, exact, None, integrator)[0]
 
-    return over_batch(model, single, model.to_model(x_0), context) - model.log_abs_det()
+    x_0 = model.to_model(jnp.asarray(x_0, model.process.dtype))
+    return over_batch(model, single, x_0, context) - model.log_abs_det()
 
 
 def flow_likelihood(
@@ -138,11 +140,7 @@ def flow_likelihood(
         LogEstimate(-2.104 ± 0.031 nats, n=500, Monte Carlo error 0.002)
     """
     check_key(key)
-    if model.process.support.is_discrete:
-        raise ValueError(
-            f"model has {type(model.process).__name__}: its data are discrete and no flow leads "
-            "to them. Use importance_bound, or elbo."
-        )
+    check_real(model)
     x_0 = check_data("x_0", x_0, model)
     context = check_context(context, model, x_0.shape[0])
     return _flow_likelihood(key, model, x_0, context, trace, integrator)

@@ -148,7 +148,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
     def posterior(self, x_t: Array, x_0: Array, t: Time) -> dist.CategoricalProbs:
         """q(x_{t-1} given x_t, x_0)."""
         joint = self._likelihood(x_t, t) * self._mix(x_0, self.schedule.alpha_bar()[t - 1])
-        return dist.CategoricalProbs(joint / joint.sum(-1, keepdims=True))
+        return dist.CategoricalProbs(_normalised(joint))
 
     def _explained(self, x_t: Array, estimate: CategoricalEstimate, t: Time) -> Array:
         """P(x_0 = k) / q(x_t given x_0 = k), and 0 where x_t rules k out."""
@@ -167,7 +167,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
         padded = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, masked)])
         prior = alpha_bar * padded + noise * self._pi * weights.sum(-1, keepdims=True)
         joint = self._likelihood(x_t, t) * prior
-        return dist.CategoricalProbs(joint / joint.sum(-1, keepdims=True))
+        return dist.CategoricalProbs(_normalised(joint))
 
     def edge(self, x_1: Array, estimate: CategoricalEstimate) -> dist.CategoricalProbs:
         """p(x_0 given x_1): the fixed T_pi(x_0 given x_1; beta_1) for a uniform base.
@@ -178,7 +178,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
         if isinstance(self.base_kind, Absorbing):
             weights = self._explained(x_1, estimate, 1)
             joint = self._likelihood(x_1, 1)[..., : self.categories] * weights
-            return dist.CategoricalProbs(joint / joint.sum(-1, keepdims=True))
+            return dist.CategoricalProbs(_normalised(joint))
         return self.transition(x_1, 1)
 
     def expected_edge(self, x_0: Array) -> Float[Array, "..."] | None:
@@ -203,3 +203,10 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
     def with_schedule(self, schedule: AbstractSchedule) -> "CategoricalDiffusion":
         """The same process on other noise levels."""
         return CategoricalDiffusion(schedule, self.categories, self.base_kind)
+
+
+def _normalised(joint: Float[Array, "... states"]) -> Float[Array, "... states"]:
+    """Probabilities; uniform where nothing is possible, as at an x_t that no path reaches."""
+    total = joint.sum(-1, keepdims=True)
+    reached = total > 0
+    return jnp.where(reached, joint / jnp.where(reached, total, 1.0), 1 / joint.shape[-1])
