@@ -12,7 +12,17 @@ Nonequilibrium Thermodynamics", ICML 2015.
 
 from . import likelihood, losses, networks, plots, samplers, schedules
 from . import prediction as predictions
-from .conditioning import Exactness, LogEvidence, Posterior, TwistedSMC, resampling, twists
+from .conditioning import (
+    ChainReparam,
+    Exactness,
+    FlowReparam,
+    LogEvidence,
+    Posterior,
+    TwistedSMC,
+    chains,
+    resampling,
+    twists,
+)
 from .fit import default_optimizer, fit
 from .fit_result import FitResult, NonFiniteLossError
 from .flow import Integrator
@@ -48,10 +58,12 @@ __all__ = [
     "BernoulliDiffusion",
     "Bound",
     "CategoricalDiffusion",
+    "ChainReparam",
     "DiffusionModel",
     "EntropyBounds",
     "Exactness",
     "FitResult",
+    "FlowReparam",
     "GaussianDiffusion",
     "Integrator",
     "LoadError",
@@ -64,6 +76,7 @@ __all__ = [
     "Scaling",
     "TwistedSMC",
     "Uniform",
+    "chains",
     "default_optimizer",
     "elbo",
     "entropy_bounds",

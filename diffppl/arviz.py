@@ -12,6 +12,7 @@ import numpy as np
 from .conditioning.posterior import observed_data
 
 if TYPE_CHECKING:
+    from .calibration_result import Calibration
     from .conditioning import Posterior
 
 Dims = Mapping[str, Sequence[str]] | None
@@ -62,6 +63,16 @@ def from_posterior(posterior: "Posterior", *, dims: Dims = None, coords: Coords 
         log_evidence_standard_error=log_evidence.standard_error,
     )
     return _collect(groups)
+
+
+def from_calibration(calibration: "Calibration") -> Any:
+    """Ranks as numbers in (0, 1), uniform if the ranks are, in the group `prior_sbc`."""
+    rng = np.random.default_rng(0)
+    values = {
+        name: ((ranks + rng.uniform(size=ranks.shape)) / (calibration.num_samples + 1))[None]
+        for name, ranks in calibration.ranks.items()
+    }
+    return _collect({"prior_sbc": _dataset(values, ["chain", "draw"], None, None)})
 
 
 def _dataset(values: Mapping[str, Any], leading: list[str], dims: Dims, coords: Coords) -> Any:

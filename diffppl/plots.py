@@ -19,6 +19,7 @@ from .schedules import AbstractSchedule
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from .calibration_result import Calibration
     from .fit_result import History
 
 _FAINT, _STRONG, _ACCENT = "#c9d3e0", "#2f4b7c", "#d1495b"
@@ -216,6 +217,41 @@ def work(result: PathWork, *, ax: "Axes | None" = None) -> "Axes":
     ax.set_ylim(top=1.4 * np.max(heights))  # room for the words
     ax.legend(frameon=False, loc="upper left")
     return _plain(ax)
+
+
+def calibration(result: "Calibration", *, axes: Any = None) -> np.ndarray:
+    """How far the ranks of each quantity are from uniform, and the band of what chance does.
+
+    Each line is the ECDF of the ranks of one coordinate, less what it should be. In 95 of 100
+    calibrated quantities it stays inside the band everywhere. A posterior too narrow rises first
+    and falls below at last, one too wide the other way round; a bias stays on one side.
+
+    Args:
+        result: from `calibrate`.
+        axes: as many as there are quantities.
+    """
+    lines, band = result.ecdf_difference(), result.band()
+    if axes is None:
+        columns = min(len(lines), 4)
+        rows = math.ceil(len(lines) / columns)
+        size = (2.9 * columns, 2.5 * rows)
+        axes = _pyplot().subplots(
+            rows, columns, figsize=size, sharex=True, squeeze=False, layout="constrained"
+        )[1]
+        for empty in axes.ravel()[len(lines) :]:
+            empty.set_axis_off()
+        axes = axes.ravel()[: len(lines)]
+    axes = np.atleast_1d(axes)
+    if len(axes) != len(lines):
+        raise ValueError(f"there are {len(axes)} axes for {len(lines)} quantities.")
+    for ax, (name, line) in zip(axes, lines.items(), strict=True):
+        ax.fill_between(band.position, band.lower, band.upper, color=_FAINT, linewidth=0)
+        ax.plot(band.position, line.reshape(-1, band.position.size).T, color=_STRONG, linewidth=1)
+        ax.axhline(0.0, color="black", linewidth=0.8)
+        ax.set(title=name, xlabel="rank / number of draws")
+        _plain(ax)
+    axes[0].set_ylabel("ECDF less uniform")
+    return axes
 
 
 def _pyplot() -> Any:

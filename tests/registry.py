@@ -153,6 +153,7 @@ SAMPLERS: dict[str, Callable[[], dp.samplers.AbstractSampler]] = {
     "ancestral": dp.samplers.Ancestral,
     "ddim": dp.samplers.DDIM,
     "ddim-eta-1": lambda: dp.samplers.DDIM(eta=1.0),
+    "covariance-matched": dp.samplers.CovarianceMatched,
     "dpm-solver": dp.samplers.DPMSolver,
     "probability-flow": dp.samplers.ProbabilityFlow,
 }

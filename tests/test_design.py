@@ -39,6 +39,7 @@ HOUSE = [
     "blocks",
     "progress",
     "flow",
+    "matched",
     "samplers",
     "likelihood",
     "distribution",

@@ -13,11 +13,16 @@ against posteriors that are known.
 *What does not belong here*: anything that asks which family a process has.
 """
 
+from .chains import AbstractChain as AbstractChain
+from .chains import CovarianceMatched as CovarianceMatched
+from .chains import ModelChain as ModelChain
 from .method import AbstractMethod as AbstractMethod
 from .method import Draws as Draws
 from .method import Exactness as Exactness
 from .posterior import LogEvidence as LogEvidence
 from .posterior import Posterior as Posterior
+from .reparam import ChainReparam as ChainReparam
+from .reparam import FlowReparam as FlowReparam
 from .resampling import AbstractResampling as AbstractResampling
 from .resampling import Multinomial as Multinomial
 from .resampling import Stratified as Stratified

@@ -33,6 +33,7 @@ class Draws(eqx.Module):
         latents: the other latents, unconstrained, shape `(num_samples, p)`.
         log_evidence: log p(y) in nats; NaN where a method gives none.
         evidence_variance: relative variance of the evidence's estimate within this chain.
+        log_weights: of the particles that the draws were chosen from; empty without any.
         sample_stats: per draw, shape `(num_samples,)`.
         step_stats: per step, in the order of the run, shape `(num_steps + 1,)`.
     """
@@ -41,6 +42,7 @@ class Draws(eqx.Module):
     latents: Float[Array, "num_samples p"]
     log_evidence: Float[Array, ""]
     evidence_variance: Float[Array, ""]
+    log_weights: Float[Array, " num_particles"]
     sample_stats: dict[str, Array]
     step_stats: dict[str, Array]
 
@@ -59,6 +61,10 @@ class AbstractMethod(eqx.Module):
     @abc.abstractmethod
     def check(self, target: Target, num_samples: int) -> None:
         """Refuse what the method cannot do, before any work; abstract values only."""
+
+    @abc.abstractmethod
+    def num_denoiser_calls(self, target: Target) -> int:
+        """Evaluations of the network in one chain; those for derivatives are not counted again."""
 
     @abc.abstractmethod
     def draw(self, key: Array, target: Target, num_samples: int, tick: Any) -> Draws:

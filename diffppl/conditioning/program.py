@@ -44,13 +44,22 @@ def diffusion_distribution(fn: Distribution) -> DiffusionDistribution | None:
     return found if isinstance(found, DiffusionDistribution) else None
 
 
+def is_exact(fn: Any) -> bool:
+    """Whether an observation of this distribution has no noise: a Delta, masked or not."""
+    return isinstance(unwrapped(getattr(fn, "base_dist", fn)), dist.Delta)
+
+
 @final
 class Sites(eqx.Module):
-    """What a program is made of: diffusion sites, other latents, observed sites."""
+    """What a program is made of: diffusion sites, other latents, observed sites.
+
+    `exact` are those of the observed sites that have no noise.
+    """
 
     diffusion: dict[str, DiffusionSite]
     latents: tuple[str, ...] = eqx.field(static=True)
     observed: tuple[str, ...] = eqx.field(static=True)
+    exact: tuple[str, ...] = eqx.field(static=True)
     deterministic: tuple[str, ...] = eqx.field(static=True)
 
 
@@ -106,7 +115,8 @@ def factor(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> S
             diffusion[name] = DiffusionSite(name, site["fn"].shape(), found.model, depends)
         else:
             latents.append(name)
-    return Sites(diffusion, tuple(latents), tuple(observed), tuple(deterministic))
+    exact = tuple(name for name in observed if is_exact(trace[name]["fn"]))
+    return Sites(diffusion, tuple(latents), tuple(observed), exact, tuple(deterministic))
 
 
 def inspect_program(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sites:

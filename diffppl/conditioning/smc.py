@@ -8,12 +8,12 @@ and weighted for the difference between the guided kernel q and the model's own 
                    / ( q(x_{t-1} given x_t) psi_t(x_t, u) ),          psi_0 = r
 
 so that the last weight is the program's own likelihood r and the mean weight estimates p(y) without
-bias, whatever the twist. Other latents u are part of a particle: drawn from their prior at the
-start and moved by random-walk Metropolis steps that leave psi_t(x_t, u) invariant.
+bias, whatever the twist. The chain p is the model's own or a better one (`chains`). Other latents u
+are part of a particle: drawn from their prior at the start and moved by random-walk Metropolis
+steps that leave psi_t(x_t, u) invariant.
 
 References:
     Wu et al. 2023, "Practical and asymptotically exact conditional sampling in diffusion models".
-    Lee and Whiteley 2018, "Variance estimation in the particle filter" (the evidence's error).
     Sohl-Dickstein et al. 2015, section 2.5: the products that this makes exact.
 """
 
@@ -25,12 +25,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..processes import AbstractProcess
+from .chains import AbstractChain, CovarianceMatched, ModelChain, Particle, look_at_shapes
 from .method import AbstractMethod, Draws, Exactness
 from .moves import can_move, metropolis
 from .program import Values
 from .resampling import AbstractResampling, Systematic
 from .target import Target
 from .twists import AbstractTwist, ExpectedLikelihood, MomentMatching, Twisted
+from .twists.gaussian import MOST_DENSE
+from .weights import effective_sample_size, relative_variance, reweight
 
 LAST_MOVES = 10
 
@@ -44,6 +47,10 @@ class SMCState(NamedTuple):
     log_weights: Float[Array, " n"]  # normalised: their exponentials sum to 1
     roots: Int[Array, " n"]  # each particle's ancestor at the start
     num_resampled: Int[Array, ""]
+
+    def particles(self) -> Particle:
+        """Every particle, with a leading axis."""
+        return Particle(self.x, self.twisted, self.latents)
 
 
 class SMCInfo(NamedTuple):
@@ -65,6 +72,9 @@ class TwistedSMC(AbstractMethod):
             that of the shorter chain (compare `elbo(key, model.respace(num_steps), x)`).
         twist: `MomentMatching()` for real data and `ExpectedLikelihood()` for discrete data
             if it is None.
+        chain: the reverse chain whose posterior is drawn. `CovarianceMatched()` if it is None
+            and the twist takes a few observed numbers apart (`MomentMatching(Tweedie())`),
+            `ModelChain()` otherwise.
         resampling: a scheme.
         ess_threshold: resample when the effective sample size falls below this share.
         num_moves: Metropolis steps on the other latents at each step of the chain.
@@ -79,6 +89,7 @@ class TwistedSMC(AbstractMethod):
     num_particles: int = eqx.field(static=True, default=1_000)
     num_steps: int | None = eqx.field(static=True, default=None)
     twist: AbstractTwist | None = None
+    chain: AbstractChain | None = None
     resampling: AbstractResampling = Systematic()
     ess_threshold: float = eqx.field(static=True, default=0.5)
     num_moves: int = eqx.field(static=True, default=1)
@@ -99,6 +110,20 @@ class TwistedSMC(AbstractMethod):
                 "draws are chosen among the particles. Ask for fewer samples or more particles."
             )
         self._twist(target).check(target)
+        self._chain(target).check(target, self._twist(target))
+
+    def num_denoiser_calls(self, target: Target) -> int:
+        """See `AbstractMethod.num_denoiser_calls`."""
+        looks = 1 + (self.num_moves if can_move(target) else 0)
+        steps = isinstance(self._chain(target), CovarianceMatched)
+        return self.num_particles * target.num_steps * (looks + steps)
+
+    def _chain(self, target: Target) -> AbstractChain:
+        if self.chain is not None:
+            return self.chain
+        linear = look_at_shapes(target, self._twist(target)).linear
+        few = linear is not None and 0 < linear.residual.size <= MOST_DENSE
+        return CovarianceMatched() if few else ModelChain()
 
     def _twist(self, target: Target) -> AbstractTwist:
         if self.twist is not None:
@@ -132,6 +157,7 @@ class TwistedSMC(AbstractMethod):
             latents=latents[parents],
             log_evidence=jnp.sum(infos.log_increment),
             evidence_variance=variance,
+            log_weights=log_weights,
             sample_stats={"log_weight": log_weights[parents], "particle": parents},
             step_stats={
                 "ess": infos.ess,
@@ -155,7 +181,7 @@ class TwistedSMC(AbstractMethod):
         }
         latents, log_prior = jax.vmap(target.prior_latents)(jax.random.split(key_latents, n))
         twisted = self._look(target, x, jnp.asarray(target.num_steps), latents)
-        log_weights, log_increment = _reweight(
+        log_weights, log_increment = reweight(
             jnp.full(n, -jnp.log(n)), twisted.log_value - log_prior
         )
         state = SMCState(x, latents, twisted, log_weights, jnp.arange(n), jnp.asarray(0))
@@ -168,19 +194,13 @@ class TwistedSMC(AbstractMethod):
         key_resample, key_move, key_x = jax.random.split(key, 3)
         state = self._resample(key_resample, state)
         state, acceptance = self._move(key_move, target, state, t)
-        x, log_ratio = {}, jnp.zeros(self.num_particles)
-        site_keys = jax.random.split(key_x, len(target.models()))
-        for (name, model), site_key in zip(target.models().items(), site_keys, strict=True):
-            x_t, process = state.x[name], model.process
-            p = process.reverse(x_t, state.twisted.estimates[name], t)
-            q = process.reverse(x_t, state.twisted.guided[name], t)
-            x[name] = jnp.asarray(q.sample(site_key), process.dtype)
-            # Differences before sums: the densities themselves are large.
-            difference = jnp.subtract(p.log_prob(x[name]), q.log_prob(x[name]))
-            log_ratio = log_ratio + difference.reshape(self.num_particles, -1).sum(-1)
+        chain, twist = self._chain(target), self._twist(target)
+        x, log_ratio = jax.vmap(lambda key, each: chain.propose(key, target, twist, each, t))(
+            jax.random.split(key_x, self.num_particles), state.particles()
+        )
         twisted = self._look(target, x, t - 1, state.latents)
         gain = twisted.log_value - state.twisted.log_value + log_ratio
-        log_weights, log_increment = _reweight(state.log_weights, gain)
+        log_weights, log_increment = reweight(state.log_weights, gain)
         state = state._replace(x=x, twisted=twisted, log_weights=log_weights)
         return state, _info(state, log_increment, acceptance)
 
@@ -191,22 +211,18 @@ class TwistedSMC(AbstractMethod):
         key_resample, key_move, key_x, key_last = jax.random.split(key, 4)
         state = self._resample(key_resample, state)
         state, acceptance = self._move(key_move, target, state, jnp.asarray(1))
-        twist = self._twist(target)
-        x_0, log_ratio = jax.vmap(
-            lambda key, x, estimates, u: twist.finish(key, target, x, estimates, u)
-        )(
-            jax.random.split(key_x, self.num_particles),
-            state.x,
-            state.twisted.estimates,
-            state.latents,
+        chain, twist = self._chain(target), self._twist(target)
+        x_0, log_ratio = jax.vmap(lambda key, each: chain.finish(key, target, twist, each))(
+            jax.random.split(key_x, self.num_particles), state.particles()
         )
         log_likelihood = jax.vmap(target.log_likelihood)(x_0, state.latents)
-        gain = log_likelihood + log_ratio - state.twisted.log_value
-        log_weights, log_increment = _reweight(state.log_weights, gain)
+        gain = log_likelihood + log_ratio - state.twisted.log_value - target.log_exact_units()
+        log_weights, log_increment = reweight(state.log_weights, gain)
         state = state._replace(log_weights=log_weights)
         info = _info(state, log_increment, acceptance)
         latents = _move_last(key_last, target, x_0, state)
-        return x_0, latents, log_weights, info, _relative_variance(state)
+        variance = relative_variance(log_weights, state.roots, state.num_resampled)
+        return x_0, latents, log_weights, info, variance
 
     def _look(self, target: Target, x: Values, t: Array, latents: Array) -> Twisted:
         twist = self._twist(target)
@@ -233,7 +249,7 @@ class TwistedSMC(AbstractMethod):
     def _resample(self, key: Array, state: SMCState) -> SMCState:
         """Resample where the effective sample size has fallen below the threshold."""
         n = self.num_particles
-        needed = _ess(state.log_weights) < self.ess_threshold * n
+        needed = effective_sample_size(state.log_weights) < self.ess_threshold * n
 
         def resample(state: SMCState) -> SMCState:
             parents = self.resampling.parents(key, jnp.exp(state.log_weights), n)
@@ -264,28 +280,8 @@ def _sample(key: Array, process: AbstractProcess, shape: tuple[int, ...], n: int
     return jnp.asarray(process.base((n, *shape)).sample(key), process.dtype)
 
 
-def _reweight(log_weights: Array, gain: Array) -> tuple[Array, Array]:
-    """New normalised log-weights, and log of the sum of weights times exp(gain)."""
-    gain = jnp.where(jnp.isnan(gain), -jnp.inf, gain)
-    total = log_weights + gain
-    log_increment = jax.nn.logsumexp(total)
-    # If every particle has died, keep the weights: the run reports -inf evidence, not NaN.
-    alive = jnp.isfinite(log_increment)
-    return jnp.where(alive, total - log_increment, log_weights), log_increment
-
-
-def _ess(log_weights: Array) -> Float[Array, ""]:
-    return jnp.exp(-jax.nn.logsumexp(2 * log_weights))
-
-
 def _info(state: SMCState, log_increment: Array, acceptance: Array) -> SMCInfo:
     present = jnp.zeros_like(state.roots).at[state.roots].set(1)
-    return SMCInfo(log_increment, _ess(state.log_weights), jnp.sum(present), acceptance)
-
-
-def _relative_variance(state: SMCState) -> Float[Array, ""]:
-    """Relative variance of the evidence, from how weight is shared among first ancestors."""
-    n = state.log_weights.size
-    shares = jnp.zeros(n).at[state.roots].add(jnp.exp(state.log_weights))
-    inflation = (n / (n - 1)) ** (state.num_resampled + 1)
-    return jnp.maximum(1 - inflation * (1 - jnp.sum(shares**2)), 0.0)
+    return SMCInfo(
+        log_increment, effective_sample_size(state.log_weights), jnp.sum(present), acceptance
+    )

@@ -2,21 +2,23 @@
 
 A program's joint density is p(x_0) r(x_0, u): a diffusion prior for every diffusion site, times all
 that the rest of the program says, the *likelihood* r. It covers observed sites, `numpyro.factor`
-and the priors of the other latent sites u.
+and the priors of the other latent sites u. Observations without noise are kept apart: they say
+that some entries of x_0 are known.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from numpyro.distributions.transforms import biject_to
 
 from ..model import DiffusionModel
+from .exact import Exact, exact_entries
+from .observations import Moments, Observations, log_prob, moments, side_by_side
 from .program import (
     Program,
     Sites,
@@ -25,21 +27,7 @@ from .program import (
     draw_program,
     factor,
     run_program,
-    unwrapped,
 )
-
-
-class Observations(NamedTuple):
-    """The observed sites that have a mean and a variance, flattened side by side.
-
-    `value` and `mean` have shape `(m,)`, `covariance` `(m, m)`; `log_rest` is the log-density of
-    everything else the program says.
-    """
-
-    value: Float[Array, " m"]
-    mean: Float[Array, " m"]
-    covariance: Float[Array, "m m"]
-    log_rest: Float[Array, ""]
 
 
 @final
@@ -54,6 +42,7 @@ class Target(eqx.Module):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     sites: Sites
+    exact: Exact | None
     transforms: dict[str, Any]
     num_steps: int = eqx.field(static=True)
     unravel: Callable[[Array], Values] = eqx.field(static=True)
@@ -75,6 +64,7 @@ class Target(eqx.Module):
             sites,
             [site.model.respace(self.num_steps) for site in sites.diffusion.values()],
         )
+        self.exact = exact_entries(program, args, kwargs, sites)
         trace = self._trace({})
         self.transforms = {name: biject_to(trace[name]["fn"].support) for name in sites.latents}
         _, self.unravel = ravel_pytree(self._unconstrained(trace))
@@ -101,8 +91,38 @@ class Target(eqx.Module):
         return {name: None if fn is None else fn.context for name, fn in found.items()}
 
     def to_user(self, x_0: Values) -> Values:
-        """Every diffusion site in the user's units."""
-        return self.map_sites(lambda model, x: model.to_user(x), x_0)
+        """Every diffusion site in the user's units; known entries are what was observed."""
+        values = self.map_sites(lambda model, x: model.to_user(x), x_0)
+        if self.exact is None:
+            return values
+        mask, known = self.exact.mask(self.sites), self.exact.values(self.sites)
+        return {name: jnp.where(mask[name], known[name], x) for name, x in values.items()}
+
+    def known(self) -> dict[str, tuple[Bool[Array, "..."], Array]]:
+        """Which entries of each site were observed without noise, and what they are.
+
+        Model units; 0 where unknown.
+        """
+        if self.exact is None:
+            return {
+                name: (jnp.zeros(site.shape, bool), jnp.zeros(site.shape, site.model.process.dtype))
+                for name, site in self.sites.diffusion.items()
+            }
+        mask, value = self.exact.mask(self.sites), self.exact.values(self.sites)
+        return {
+            name: (mask[name], jnp.where(mask[name], model.to_model(value[name]), 0))
+            for name, model in self.models().items()
+        }
+
+    def log_exact_units(self) -> Float[Array, ""]:
+        """log|d user / d model| of the known entries: what their density in model units lacks."""
+        total = jnp.zeros(())
+        for name, (mask, value) in self.known().items():
+            model = self.models()[name]
+            if self.exact is not None and not model.process.support.is_discrete:
+                slope = jax.jvp(model.to_user, (value,), (jnp.ones_like(value),))[1]
+                total = total + jnp.sum(jnp.where(mask, jnp.log(jnp.abs(slope)), 0.0))
+        return total
 
     # Other latents ----------------------------------------------------------------------------
 
@@ -115,13 +135,17 @@ class Target(eqx.Module):
     def prior_latents(self, key: Array) -> tuple[Float[Array, " p"], Float[Array, ""]]:
         """Draw the other latents from their prior; the vector, and its constrained log-density."""
         trace = draw_program(key, self.program, self.args, self.kwargs, {})
-        log_density = sum((_log_prob(trace[name]) for name in self.sites.latents), jnp.zeros(()))
+        log_density = sum((log_prob(trace[name]) for name in self.sites.latents), jnp.zeros(()))
         return ravel_pytree(self._unconstrained(trace))[0], log_density
 
     def constrain(self, latents: Array) -> Values:
         """The other latents by name, in their own support."""
         values = self.unravel(latents)
         return {name: transform(values[name]) for name, transform in self.transforms.items()}
+
+    def unconstrain(self, values: Values) -> Float[Array, " p"]:
+        """The vector of the other latents that `constrain` takes to these values."""
+        return ravel_pytree({name: t.inv(values[name]) for name, t in self.transforms.items()})[0]
 
     def log_jacobian(self, latents: Array) -> Float[Array, ""]:
         """log|d constrained / d unconstrained| of the other latents."""
@@ -134,77 +158,49 @@ class Target(eqx.Module):
 
     # The likelihood -----------------------------------------------------------------------------
 
-    def evaluate(self, x_0: Values, latents: Array) -> dict[str, Any]:
-        """The program's trace at x_0 (model units) and the other latents."""
-        return self._trace({**self.to_user(x_0), **self.constrain(latents)})
-
     def log_likelihood(self, x_0: Values, latents: Array) -> Float[Array, ""]:
-        """log r(x_0, u) in nats: everything the program says but the diffusion priors."""
-        trace = self.evaluate(x_0, latents)
-        return sum((_log_prob(site) for site in self._rest(trace).values()), jnp.zeros(()))
+        """log r(x_0, u) in nats: all that the program says but diffusion priors and Deltas."""
+        rest = self._rest(x_0, latents)
+        return sum((log_prob(site) for site in rest.values()), jnp.zeros(()))
 
-    def observations(self, x_0: Values, latents: Array) -> Observations:
-        """Observed sites with a mean and a variance apart from the rest, at one x_0."""
-        rest = self._rest(self.evaluate(x_0, latents))
-        values, means, blocks = [jnp.zeros(0)], [jnp.zeros(0)], []
-        log_rest = jnp.zeros(())
+    def observations(self, x_0: Values, latents: Array, *, exact: bool = False) -> Observations:
+        """Observed sites with a mean and a variance apart from the rest, at one x_0.
+
+        With `exact`, the known entries are among them, with the variance that the chain's last
+        step leaves to them: no twist need be sharper.
+        """
+        rest = self._rest(x_0, latents)
+        found, log_rest = [], jnp.zeros(())
         for name, site in rest.items():
-            moments = _moments(site) if name in self.sites.observed else None
-            if moments is None:
-                log_rest = log_rest + _log_prob(site)
-                continue
-            mean, covariance = moments
-            shape = site["fn"].shape()
-            values.append(jnp.broadcast_to(site["value"], shape).reshape(-1).astype(mean.dtype))
-            means.append(mean)
-            blocks.append(covariance)
-        covariance = jax.scipy.linalg.block_diag(*blocks) if blocks else jnp.zeros((0, 0))
-        return Observations(jnp.concatenate(values), jnp.concatenate(means), covariance, log_rest)
+            seen = moments(site) if name in self.sites.observed else None
+            if seen is None:
+                log_rest = log_rest + log_prob(site)
+            else:
+                found.append(seen)
+        if exact and self.exact is not None:
+            found.append(self._exact_moments(self.exact, x_0))
+        return side_by_side(found, log_rest)
 
-    def _rest(self, trace: dict[str, Any]) -> dict[str, Any]:
+    def _exact_moments(self, exact: Exact, x_0: Values) -> Moments:
+        """Value, mean and variance of the entries that Deltas show; hidden ones have no effect."""
+        known = {name: value for name, (_, value) in self.known().items()}
+        edge = self.map_sites(lambda model, x: jnp.full(x.shape, _edge_variance(model)), x_0)
+        value, mean, variance = (exact.gather(each, self.sites) for each in (known, x_0, edge))
+        visible = exact.visible
+        return value, jnp.where(visible, mean, value), jnp.where(visible, variance, 1.0)
+
+    def _rest(self, x_0: Values, latents: Array) -> dict[str, Any]:
+        trace = self._trace({**self.to_user(x_0), **self.constrain(latents)})
         return {
             name: site
             for name, site in trace.items()
-            if site["type"] == "sample" and name not in self.sites.diffusion
+            if site["type"] == "sample"
+            and name not in self.sites.diffusion
+            and name not in self.sites.exact
         }
 
 
-def _log_prob(site: dict[str, Any]) -> Float[Array, ""]:
-    """Log-density of one site of a trace, with its scale (subsampling) counted."""
-    fn, value, intermediates = site["fn"], site["value"], site["intermediates"]
-    log_prob = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
-    scale = 1.0 if site["scale"] is None else site["scale"]
-    return jnp.sum(scale * log_prob)
-
-
-def _moments(site: dict[str, Any]) -> tuple[Array, Array] | None:
-    """Mean vector and covariance matrix of a site's distribution, flattened; None if it has none.
-
-    Only sites on the whole real line or with finite first two moments qualify; masks and plates
-    that rescale are left to the exact log-density.
-    """
-    fn = site["fn"]
-    if site["scale"] is not None or isinstance(fn, dist.MaskedDistribution | dist.Unit):
-        return None
-    base = unwrapped(fn)
-    shape = fn.shape()
-    if isinstance(base, dist.MultivariateNormal):
-        covariance: Any = base.covariance_matrix
-        matrices = jnp.broadcast_to(covariance, (*shape, shape[-1]))
-        blocks = matrices.reshape(-1, shape[-1], shape[-1])
-        mean = jnp.broadcast_to(jnp.asarray(base.loc), shape).reshape(-1)
-        return mean, jax.scipy.linalg.block_diag(*blocks)
-    if isinstance(base, dist.StudentT | dist.Cauchy):
-        # The inverse Fisher information of the location: finite however heavy the tails.
-        df = jnp.asarray(base.df if isinstance(base, dist.StudentT) else 1.0)
-        mean = jnp.asarray(base.loc)
-        variance = jnp.asarray(base.scale) ** 2 * (df + 3) / (df + 1)
-    elif base.support is None or base.event_dim > 0:
-        return None
-    else:
-        try:
-            mean, variance = base.mean, base.variance
-        except NotImplementedError:
-            return None
-    mean = jnp.broadcast_to(mean, shape).reshape(-1)
-    return mean, jnp.diag(jnp.broadcast_to(variance, shape).reshape(-1))
+def _edge_variance(model: DiffusionModel) -> Float[Array, ""]:
+    """What the chain's last step leaves unsaid of x_0, at most."""
+    schedule = model.process.schedule
+    return schedule.noise()[1] / schedule.alpha_bar()[1]

@@ -20,6 +20,7 @@ from .base import AbstractSampler as AbstractSampler
 from .base import SamplerState as SamplerState
 from .ddim import DDIM as DDIM
 from .dpm_solver import DPMSolver as DPMSolver
+from .matched import CovarianceMatched as CovarianceMatched
 from .probability_flow import ProbabilityFlow as ProbabilityFlow
 from .sample import sample as sample
 from .sample import sample_path as sample_path

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from ..program import Values
 from ..target import Target
-from .base import AbstractTwist, Estimates, Twisted, denoise, require_kind
+from .base import AbstractTwist, Twisted, denoise, guided_step, require_kind
 
 _FLOOR = -1e4  # nats: lets an impossible guess be compared with its neighbours
 
@@ -31,40 +31,22 @@ class ExpectedLikelihood(AbstractTwist):
         """Bits and categories only."""
         require_kind(target, self, discrete=True, remedy="MomentMatching()")
 
-    def _changes(
-        self, target: Target, probabilities: Values, latents: Array
-    ) -> tuple[Float[Array, ""], Values]:
-        """log r(v), and log r_i(k) - log r(v) for every coordinate and state."""
-        mode = {name: jnp.argmax(p, axis=-1) for name, p in probabilities.items()}
-
-        def log_likelihood(values: Values) -> Array:
-            return jnp.maximum(target.log_likelihood(values, latents), _FLOOR)
-
-        base = log_likelihood(mode)
-        changes = {}
-        for name, p in probabilities.items():
-            flat, states = mode[name].reshape(-1), p.shape[-1]
-
-            def changed(index: Array, state: Array, name: str = name, flat: Array = flat) -> Array:
-                value = flat.at[index].set(state).reshape(mode[name].shape)
-                return log_likelihood({**mode, name: value})
-
-            table = jax.vmap(jax.vmap(changed, (None, 0)), (0, None))(
-                jnp.arange(flat.size), jnp.arange(states)
-            )
-            changes[name] = table.reshape(p.shape) - base
-        return base, changes
-
     def _tilt(
         self, target: Target, logits: Values, latents: Array
     ) -> tuple[Float[Array, ""], Values]:
         """log psi, and normalised log-probabilities of every coordinate given the program."""
         log_probs = {name: jax.nn.log_softmax(value, axis=-1) for name, value in logits.items()}
-        probabilities = {name: jnp.exp(value) for name, value in log_probs.items()}
-        value, changes = self._changes(target, probabilities, latents)
+        known = target.known()
+        mode = {
+            name: jnp.where(known[name][0], known[name][1], jnp.argmax(value, axis=-1))
+            for name, value in log_probs.items()
+        }
+        value, changes = coordinate_changes(target, mode, log_probs, latents)
         tilted = {}
         for name, log_prob in log_probs.items():
-            joint = log_prob + changes[name]
+            mask, entry = known[name]
+            observed = jnp.where(jnp.arange(log_prob.shape[-1]) == entry[..., None], 0.0, _FLOOR)
+            joint = log_prob + jnp.where(mask[..., None], observed, changes[name])
             normaliser = jax.nn.logsumexp(joint, axis=-1, keepdims=True)
             value = value + jnp.sum(normaliser)
             tilted[name] = joint - normaliser
@@ -84,27 +66,75 @@ class ExpectedLikelihood(AbstractTwist):
             )
             for name, estimate in estimates.items()
         }
-        return Twisted(value, estimates, guided)
+        return Twisted(value, estimates, guided, None)
+
+    def propose(
+        self,
+        key: Array,
+        target: Target,
+        x_t: Values,
+        twisted: Twisted,
+        t: Array,
+        latents: Array,
+        *,
+        given: Values | None = None,
+    ) -> tuple[Values, Float[Array, ""]]:
+        """See `AbstractTwist.propose`."""
+        return guided_step(key, target, x_t, twisted, t, given)
 
     def finish(
-        self, key: Array, target: Target, x_1: Values, estimates: Estimates, latents: Array
+        self,
+        key: Array,
+        target: Target,
+        x_1: Values,
+        twisted: Twisted,
+        latents: Array,
+        *,
+        given: Values | None = None,
     ) -> tuple[Values, Float[Array, ""]]:
         """See `AbstractTwist.finish`."""
         edges = {
-            name: model.process.edge(x_1[name], estimates[name])
+            name: model.process.edge(x_1[name], twisted.estimates[name])
             for name, model in target.models().items()
         }
-        logits = {name: _edge_logits(edge) for name, edge in edges.items()}
+        logits = {name: kernel_logits(edge) for name, edge in edges.items()}
         _, tilted = self._tilt(target, logits, latents)
         x_0: dict[str, Any] = {}
         log_ratio = jnp.zeros(())
-        for (name, edge), site_key in zip(
-            edges.items(), jax.random.split(key, len(edges)), strict=True
-        ):
-            x_0[name] = jax.random.categorical(site_key, tilted[name], axis=-1)
+        keys = jax.random.split(key, len(edges))
+        for (name, edge), site_key in zip(edges.items(), keys, strict=True):
+            drawn = jax.random.categorical(site_key, tilted[name], axis=-1)
+            x_0[name] = drawn if given is None else given[name]
             chosen = jnp.take_along_axis(tilted[name], x_0[name][..., None], axis=-1)[..., 0]
             log_ratio = log_ratio + jnp.sum(edge.log_prob(x_0[name]) - chosen)
         return x_0, log_ratio
+
+
+def coordinate_changes(
+    target: Target, x: Values, states: dict[str, Array], latents: Array
+) -> tuple[Float[Array, ""], Values]:
+    """log r(x), and log r_i(k) - log r(x) for every coordinate i of x set to every state k.
+
+    `states` gives each site's number of states by the length of its last axis.
+    """
+
+    def log_likelihood(values: Values) -> Array:
+        return jnp.maximum(target.log_likelihood(values, latents), _FLOOR)
+
+    base = log_likelihood(x)
+    changes = {}
+    for name, like in states.items():
+        flat = x[name].reshape(-1)
+
+        def changed(index: Array, state: Array, name: str = name, flat: Array = flat) -> Array:
+            value = flat.at[index].set(state).reshape(x[name].shape)
+            return log_likelihood({**x, name: value})
+
+        table = jax.vmap(jax.vmap(changed, (None, 0)), (0, None))(
+            jnp.arange(flat.size), jnp.arange(like.shape[-1])
+        )
+        changes[name] = table.reshape(like.shape) - base
+    return base, changes
 
 
 def _state_logits(logits: Array, target: Target, name: str) -> Float[Array, "... states"]:
@@ -120,7 +150,7 @@ def _estimate_logits(log_probs: Array, target: Target, name: str) -> Float[Array
     return log_probs
 
 
-def _edge_logits(edge: Any) -> Float[Array, "... states"]:
-    """Log-probabilities of each state under an edge kernel, by asking it."""
-    states = edge.enumerate_support(expand=True)
-    return jnp.moveaxis(edge.log_prob(states), 0, -1)
+def kernel_logits(kernel: Any) -> Float[Array, "... states"]:
+    """Log-probabilities of each state under a kernel of discrete data, by asking it."""
+    states = kernel.enumerate_support(expand=True)
+    return jnp.moveaxis(kernel.log_prob(states), 0, -1)

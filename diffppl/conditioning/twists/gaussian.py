@@ -1,13 +1,22 @@
 """Arithmetic that twists on real data share: normal densities and the conditioned edge step."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from ..observations import Observations
 from ..program import Values
-from ..target import Observations, Target
+from ..target import Target
 from .base import Estimates
+
+MOST_DENSE = 32
+"""Observed numbers up to which their covariance is a matrix; beyond, it is only multiplied by."""
+
+_MOST_ITERATIONS = 30
 
 
 def normal_log_density(
@@ -21,17 +30,36 @@ def normal_log_density(
     return -0.5 * (residual @ solved + log_det + constant), solved
 
 
+def conjugate_gradients(
+    times: Callable[[Array], Array], vector: Float[Array, " m"]
+) -> Float[Array, " m"]:
+    """The solution of times(s) = vector, for a symmetric positive operator, nearly."""
+    operator = lx.FunctionLinearOperator(
+        times, jax.eval_shape(lambda: vector), lx.positive_semidefinite_tag
+    )
+    solver = lx.CG(rtol=1e-4, atol=1e-5, max_steps=_MOST_ITERATIONS)
+    # An iteration cut short still points towards the observations.
+    return lx.linear_solve(operator, vector, solver, throw=False).value
+
+
 def edge_given_observations(
-    key: Array, target: Target, x_1: Values, estimates: Estimates, latents: Array
+    key: Array,
+    target: Target,
+    x_1: Values,
+    estimates: Estimates,
+    latents: Array,
+    given: Values | None = None,
 ) -> tuple[Values, Float[Array, ""]]:
     """Draw x_0 from the edge kernel conditioned on the observations, linearised at its mean.
 
     The kernel p = N(m, V) is first moved along the gradient of the sites that have no moments,
     to q' = N(m + c, V), then conditioned on the linearised observed sites g: q = q' g / Z. With
     linear Gaussian observations q is the exact conditional and the final weights are constant.
+    Where there are many observations q' is only moved, not narrowed. Entries that are known
+    without noise are set before.
 
     Returns:
-        x_0, and log p(x_0) - log q(x_0) = log(p / q') + log Z - log g.
+        x_0, and log p(x_0) - log q(x_0), with the density of the known entries under p.
     """
     edges = {
         name: model.process.edge(x_1[name], estimates[name])
@@ -41,26 +69,45 @@ def edge_given_observations(
     variance, _ = ravel_pytree(
         {name: jnp.broadcast_to(edge.variance, edge.mean.shape) for name, edge in edges.items()}
     )
+    known = target.known()
+    mask, _ = ravel_pytree({name: mask for name, (mask, _) in known.items()})
+    value, _ = ravel_pytree({name: value for name, (_, value) in known.items()})
+    log_known = -0.5 * ((value - mean) ** 2 / variance + jnp.log(2 * jnp.pi * variance))
+    log_ratio = jnp.sum(jnp.where(mask, log_known, 0.0))
+    mean = jnp.where(mask, value, mean)
+    free = jnp.where(mask, 0.0, variance)
 
     def observe(flat: Array) -> Observations:
         return target.observations(unravel(flat), latents)
 
-    key_x, key_y = jax.random.split(key)
     seen = observe(mean)
-    shift = variance * jax.grad(lambda flat: observe(flat).log_rest)(mean)
-    step = jnp.sqrt(variance) * jax.random.normal(key_x, mean.shape, mean.dtype)
-    log_ratio = jnp.zeros(())
-    if seen.value.size:
+    shift = free * jax.grad(lambda flat: observe(flat).log_rest)(mean)
+    key_x, key_y = jax.random.split(key)
+    noise = jnp.sqrt(free) * jax.random.normal(key_x, mean.shape, mean.dtype)
+    if 0 < seen.value.size <= MOST_DENSE:
         jacobian = jax.jacrev(lambda flat: observe(flat).mean)(mean)
-        total = (jacobian * variance) @ jacobian.T + seen.covariance
+        covariance = seen.covariance.as_matrix()
+        total = (jacobian * free) @ jacobian.T + covariance
         residual = seen.value - seen.mean - jacobian @ shift
         # Matheron's rule: correct a joint draw of (x, y) by the residual of its own y.
-        noise = jax.random.normal(key_y, residual.shape, mean.dtype)
-        drawn = jacobian @ step + jax.scipy.linalg.cholesky(seen.covariance, lower=True) @ noise
+        error = jax.random.normal(key_y, residual.shape, mean.dtype)
+        drawn = jacobian @ noise + jax.scipy.linalg.cholesky(covariance, lower=True) @ error
         _, solved = normal_log_density(residual - drawn, total)
-        step = step + variance * (jacobian.T @ solved)
+        step = noise + free * (jacobian.T @ solved)
+        if given is not None:
+            step = ravel_pytree(given)[0] - mean - shift
         log_normaliser, _ = normal_log_density(residual, total)
-        log_linear, _ = normal_log_density(residual - jacobian @ step, seen.covariance)
-        log_ratio = log_normaliser - log_linear
+        log_linear, _ = normal_log_density(residual - jacobian @ step, covariance)
+        log_ratio = log_ratio + log_normaliser - log_linear
+    else:
+        if seen.value.size:
+            _, push = jax.linearize(lambda flat: observe(flat).mean, mean)
+            pull = jax.linear_transpose(push, mean)
+            solved = conjugate_gradients(
+                lambda v: push(free * pull(v)[0]) + seen.covariance.mv(v),
+                seen.value - seen.mean - push(shift),
+            )
+            shift = shift + free * pull(solved)[0]
+        step = noise if given is None else ravel_pytree(given)[0] - mean - shift
     log_ratio = log_ratio - jnp.sum((shift**2 + 2 * shift * step) / (2 * variance))
     return unravel(mean + shift + step), log_ratio

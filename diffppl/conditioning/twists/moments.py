@@ -2,45 +2,58 @@
 
 import abc
 from collections.abc import Callable
-from typing import final
+from typing import ClassVar, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float
 
+from ..observations import Observations
 from ..program import Values
 from ..target import Target
 from .base import (
     AbstractTwist,
     Estimates,
+    Linearised,
     Twisted,
     denoise,
+    flat_like,
+    guided_step,
     require_kind,
     shifted,
     tweedie_factor,
 )
-from .gaussian import edge_given_observations, normal_log_density
+from .gaussian import (
+    MOST_DENSE,
+    conjugate_gradients,
+    edge_given_observations,
+    normal_log_density,
+)
 
 MOST_FOR_TWEEDIE = 8
 
 
 class AbstractCovariance(eqx.Module):
-    """A model of Cov[x_0 given x_t]."""
+    """A model of C_t = Cov[x_0 given x_t]."""
+
+    is_jacobian: eqx.AbstractClassVar[bool]
+    """Whether it is `factor` times the denoiser's Jacobian."""
 
     @abc.abstractmethod
-    def observed(
+    def times(
         self,
-        jacobian: Float[Array, "m d"],
+        vector: Float[Array, " d"],
         pull_back: Callable[[Array], Array],
         factor: Float[Array, " d"],
         noise: Float[Array, " d"],
-    ) -> Float[Array, "m m"]:
-        """H Cov[x_0 given x_t] H'.
+    ) -> Float[Array, " d"]:
+        """C_t times a vector.
 
         Args:
-            jacobian: H, of the observed means with respect to x_0.
+            vector: over all coordinates.
             pull_back: the vector-Jacobian product of E[x_0 given x_t] with respect to x_t.
             factor: (1 - alpha_bar_t) / sqrt(alpha_bar_t) of each coordinate.
             noise: 1 - alpha_bar_t of each coordinate.
@@ -51,22 +64,23 @@ class AbstractCovariance(eqx.Module):
 class Tweedie(AbstractCovariance):
     """The denoiser's own: (1 - alpha_bar_t) / sqrt(alpha_bar_t) dE[x_0 given x_t] / dx_t.
 
-    Exact for an exact denoiser, at one vector-Jacobian product per observed number. A learned
-    denoiser's Jacobian is neither symmetric nor positive, so the nearest such matrix is taken.
+    Exact for an exact denoiser, at one vector-Jacobian product per observed number, or per
+    iteration of conjugate gradients where many are observed. A learned denoiser's Jacobian is
+    neither symmetric nor positive, so the nearest such matrix is taken.
     """
 
-    def observed(
+    is_jacobian: ClassVar[bool] = True
+
+    def times(
         self,
-        jacobian: Float[Array, "m d"],
+        vector: Float[Array, " d"],
         pull_back: Callable[[Array], Array],
         factor: Float[Array, " d"],
         noise: Float[Array, " d"],
-    ) -> Float[Array, "m m"]:
-        """See `AbstractCovariance.observed`."""
+    ) -> Float[Array, " d"]:
+        """See `AbstractCovariance.times`."""
         del noise
-        covariance = (jax.vmap(pull_back)(jacobian) * factor) @ jacobian.T
-        values, vectors = jnp.linalg.eigh((covariance + covariance.T) / 2)
-        return (vectors * jnp.maximum(values, 0)) @ vectors.T
+        return factor * pull_back(vector)
 
 
 @final
@@ -81,21 +95,21 @@ class Isotropic(AbstractCovariance):
     """
 
     variance: Float[Array, ""]
+    is_jacobian: ClassVar[bool] = False
 
     def __init__(self, variance: ArrayLike = 1.0) -> None:
         self.variance = jnp.asarray(variance, dtype=float)
 
-    def observed(
+    def times(
         self,
-        jacobian: Float[Array, "m d"],
+        vector: Float[Array, " d"],
         pull_back: Callable[[Array], Array],
         factor: Float[Array, " d"],
         noise: Float[Array, " d"],
-    ) -> Float[Array, "m m"]:
-        """See `AbstractCovariance.observed`."""
+    ) -> Float[Array, " d"]:
+        """See `AbstractCovariance.times`."""
         del pull_back, factor
-        r2 = self.variance * noise / ((1 - noise) * self.variance + noise)
-        return (jacobian * r2) @ jacobian.T
+        return self.variance * noise / ((1 - noise) * self.variance + noise) * vector
 
 
 @final
@@ -104,14 +118,17 @@ class MomentMatching(AbstractTwist):
 
     Exact where E[x_0 given x_t] is linear and the observations are linear and Gaussian. Observed
     sites without a mean and a variance, `numpyro.factor` and the priors of other latents enter
-    at the point estimate.
+    at the point estimate. Up to 32 observed numbers are solved for exactly; more by conjugate
+    gradients, with a determinant that is only estimated (so the twist is a little less sharp, and
+    a weighted method as consistent).
 
     Args:
         covariance: `Tweedie()` or `Isotropic()`; None takes `Tweedie()` for up to 8 observed
             numbers and `Isotropic()`, whose cost does not grow with them, for more.
 
     References:
-        Boys et al. 2024 (Tweedie); Song et al. 2023 (isotropic).
+        Boys et al. 2024 (Tweedie); Song et al. 2023 (isotropic); Rozet et al. 2024 (conjugate
+        gradients).
     """
 
     covariance: AbstractCovariance | None = None
@@ -119,6 +136,12 @@ class MomentMatching(AbstractTwist):
     def check(self, target: Target) -> None:
         """Real data only."""
         require_kind(target, self, discrete=False, remedy="ExpectedLikelihood()")
+
+    def covariance_for(self, num_observed: int) -> AbstractCovariance:
+        """The covariance in use."""
+        if self.covariance is not None:
+            return self.covariance
+        return Tweedie() if num_observed <= MOST_FOR_TWEEDIE else Isotropic()
 
     def look(self, target: Target, x_t: Values, t: Array, latents: Array) -> Twisted:
         """See `AbstractTwist.look`."""
@@ -128,43 +151,96 @@ class MomentMatching(AbstractTwist):
             estimates = denoise(target, unravel(flat), t, latents)
             return ravel_pytree({name: e.mean for name, e in estimates.items()})[0], estimates
 
-        mean, pull_back, estimates = jax.vjp(denoised, flat_x_t, has_aux=True)
-        seen = target.observations(unravel(mean), latents)
-        value = seen.log_rest
-        cotangent = jax.grad(lambda flat: target.observations(unravel(flat), latents).log_rest)(
-            mean
-        )
-        factor = _flat_like(tweedie_factor(target, t), x_t)
-        if seen.value.size:
-            jacobian = jax.jacrev(lambda flat: target.observations(unravel(flat), latents).mean)(
-                mean
-            )
-            noise = target.map_sites(lambda model: model.process.schedule.noise()[t])
-            spread = self._covariance(seen.value.size).observed(
-                jacobian, lambda v: pull_back(v)[0], factor, _flat_like(noise, x_t)
-            )
-            log_density, solved = normal_log_density(
-                seen.value - seen.mean, spread + seen.covariance
-            )
-            value = value + log_density
-            cotangent = cotangent + jacobian.T @ solved
-        shifts = unravel(factor * pull_back(cotangent)[0])
-        return Twisted(value, estimates, shifted(estimates, shifts))
+        mean, vjp, estimates = jax.vjp(denoised, flat_x_t, has_aux=True)
+        pull_back = lambda vector: vjp(vector)[0]  # noqa: E731
 
-    def _covariance(self, num_observed: int) -> AbstractCovariance:
-        if self.covariance is not None:
-            return self.covariance
-        return Tweedie() if num_observed <= MOST_FOR_TWEEDIE else Isotropic()
+        def observe(flat: Array) -> Observations:
+            return target.observations(unravel(flat), latents, exact=True)
+
+        seen = observe(mean)
+        residual = seen.value - seen.mean
+        rest = pull_back(jax.grad(lambda flat: observe(flat).log_rest)(mean))
+        factor = flat_like(tweedie_factor(target, t), x_t)
+        noise = flat_like(target.map_sites(lambda m: m.process.schedule.noise()[t]), x_t)
+        covariance = self.covariance_for(residual.size)
+        spread = lambda vector: covariance.times(vector, pull_back, factor, noise)  # noqa: E731
+        empty = Linearised(jnp.zeros(0), jnp.zeros((0, 0)), jnp.zeros((0, mean.size)), rest)
+        if residual.size == 0:
+            value, pulled, linear = jnp.zeros(()), jnp.zeros_like(mean), empty
+        elif residual.size > MOST_DENSE:
+            value, cotangent = _many(observe, mean, residual, spread)
+            pulled = pull_back(cotangent)
+            linear = eqx.tree_at(lambda each: each.score, empty, rest + pulled)
+        else:
+            jacobian = jax.jacrev(lambda flat: observe(flat).mean)(mean)
+            if covariance.is_jacobian:
+                rows = jax.vmap(pull_back)(jacobian)
+                observed = _nearest_covariance((rows * factor) @ jacobian.T)
+            else:
+                rows = None
+                observed = jax.vmap(spread)(jacobian) @ jacobian.T
+            total = observed + seen.covariance.as_matrix()
+            value, solved = normal_log_density(residual, total)
+            if rows is None:
+                pulled = pull_back(jacobian.T @ solved)
+                linear = eqx.tree_at(lambda each: each.score, empty, rest + pulled)
+            else:
+                pulled = rows.T @ solved
+                linear = Linearised(residual, total, rows, rest)
+        shifts = unravel(factor * (rest + pulled))
+        return Twisted(value + seen.log_rest, estimates, shifted(estimates, shifts), linear)
+
+    def propose(
+        self,
+        key: Array,
+        target: Target,
+        x_t: Values,
+        twisted: Twisted,
+        t: Array,
+        latents: Array,
+        *,
+        given: Values | None = None,
+    ) -> tuple[Values, Float[Array, ""]]:
+        """See `AbstractTwist.propose`."""
+        return guided_step(key, target, x_t, twisted, t, given)
 
     def finish(
-        self, key: Array, target: Target, x_1: Values, estimates: Estimates, latents: Array
+        self,
+        key: Array,
+        target: Target,
+        x_1: Values,
+        twisted: Twisted,
+        latents: Array,
+        *,
+        given: Values | None = None,
     ) -> tuple[Values, Float[Array, ""]]:
         """See `AbstractTwist.finish`."""
-        return edge_given_observations(key, target, x_1, estimates, latents)
+        return edge_given_observations(key, target, x_1, twisted.estimates, latents, given)
 
 
-def _flat_like(values: Values, like: Values) -> Float[Array, " d"]:
-    """One number per site, spread over the site's coordinates."""
-    return ravel_pytree({name: jnp.broadcast_to(values[name], like[name].shape) for name in like})[
-        0
-    ]
+def _nearest_covariance(matrix: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """Symmetric, without negative eigenvalues."""
+    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
+    return (vectors * jnp.maximum(values, 0)) @ vectors.T
+
+
+def _many(
+    observe: Callable[[Array], Observations],
+    mean: Float[Array, " d"],
+    residual: Float[Array, " m"],
+    spread: Callable[[Array], Array],
+) -> tuple[Float[Array, ""], Float[Array, " d"]]:
+    """log psi_t and H' (H C H' + R)^{-1} residual, by products alone.
+
+    The determinant is that of a diagonal with the mean of H C H', which one probe of random signs
+    estimates: a constant choice of signs, since psi must be a function of x_t.
+    """
+    noise = observe(mean).covariance
+    _, push = jax.linearize(lambda flat: observe(flat).mean, mean)
+    pull = jax.linear_transpose(push, mean)
+    solved = conjugate_gradients(lambda v: push(spread(pull(v)[0])) + noise.mv(v), residual)
+    signs = jax.random.rademacher(jax.random.key(0), residual.shape, residual.dtype)
+    probe = pull(signs)[0]
+    typical = jnp.maximum(probe @ spread(probe), 0.0) / residual.size
+    log_det = jnp.sum(jnp.log(2 * jnp.pi * (lx.diagonal(noise) + typical)))
+    return -0.5 * (residual @ solved + log_det), pull(solved)[0]

@@ -3,6 +3,8 @@
 from typing import final
 
 import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from ..program import Values
@@ -10,9 +12,12 @@ from ..target import Target
 from .base import (
     AbstractTwist,
     Estimates,
+    Linearised,
     Twisted,
     denoise,
+    guided_step,
     require_kind,
+    require_noise,
     shifted,
     tweedie_factor,
 )
@@ -31,8 +36,9 @@ class PointEstimate(AbstractTwist):
     """
 
     def check(self, target: Target) -> None:
-        """Real data only."""
+        """Real data, seen through noise."""
         require_kind(target, self, discrete=False, remedy="ExpectedLikelihood()")
+        require_noise(target, self, remedy="MomentMatching()")
 
     def look(self, target: Target, x_t: Values, t: Array, latents: Array) -> Twisted:
         """See `AbstractTwist.look`."""
@@ -45,10 +51,33 @@ class PointEstimate(AbstractTwist):
         (value, estimates), score = jax.value_and_grad(log_value, has_aux=True)(x_t)
         factors = tweedie_factor(target, t)
         shifts = {name: factors[name] * score[name] for name in score}
-        return Twisted(value, estimates, shifted(estimates, shifts))
+        flat, _ = ravel_pytree(score)
+        linear = Linearised(jnp.zeros(0), jnp.zeros((0, 0)), jnp.zeros((0, flat.size)), flat)
+        return Twisted(value, estimates, shifted(estimates, shifts), linear)
+
+    def propose(
+        self,
+        key: Array,
+        target: Target,
+        x_t: Values,
+        twisted: Twisted,
+        t: Array,
+        latents: Array,
+        *,
+        given: Values | None = None,
+    ) -> tuple[Values, Float[Array, ""]]:
+        """See `AbstractTwist.propose`."""
+        return guided_step(key, target, x_t, twisted, t, given)
 
     def finish(
-        self, key: Array, target: Target, x_1: Values, estimates: Estimates, latents: Array
+        self,
+        key: Array,
+        target: Target,
+        x_1: Values,
+        twisted: Twisted,
+        latents: Array,
+        *,
+        given: Values | None = None,
     ) -> tuple[Values, Float[Array, ""]]:
         """See `AbstractTwist.finish`."""
-        return edge_given_observations(key, target, x_1, estimates, latents)
+        return edge_given_observations(key, target, x_1, twisted.estimates, latents, given)
