@@ -1,135 +1,136 @@
-"""How near a posterior comes to the truth: mixtures of 25 Gaussians seen through a linear map.
+"""How near a posterior comes to the truth, where the truth is known.
 
-The problems are those of Cardoso et al. 2024 (MCGdiff): a lattice of 25 unit Gaussians with random
-weights, A with singular values sorted uniform, noise sigma uniform times the largest. The prior's
-denoiser is exact, so what is measured is the method. The distance is the Wasserstein distance of
-one-dimensional projections, averaged over random directions, to exact posterior draws; the floor
-is that of exact draws to exact draws, the lowest any method can show.
+    mixtures   25 Gaussians in 8, 80 or 800 dimensions, seen through a linear map (MCGdiff's table)
+    noise      the same with the size of the noise unknown
+    grid       a square, a product, a radius, a count, a label of one or two numbers
+    heartbeat  five binary sequences, with bits missing and flipped
 
-    python benchmarks/posterior_accuracy.py [--tiny] [--problems 20] [--steps 100]
+Every prior has an exact denoiser, so what is measured is the method, and its chain. Distances are
+Wasserstein distances of one-dimensional projections, averaged over random directions, to exact
+posterior draws (for heartbeats total variation); the floor is that of exact draws to exact draws,
+the lowest any method can show.
+
+    python benchmarks/posterior_accuracy.py --problems 20                     hours
+    python benchmarks/posterior_accuracy.py --problems 5 --only grid          minutes
+    python benchmarks/posterior_accuracy.py --verify                          the truths themselves
+    python benchmarks/posterior_accuracy.py --tiny                            to see that it runs
+
+Results are kept in OUTPUT/posterior_accuracy.jsonl as they come: a run that was stopped goes on
+where it was. Delete the file to measure anew.
 """
 
 import argparse
+import json
 import pathlib
-import time
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
+from posterior import grids, heartbeat, measure, mixtures, report
+from posterior.methods import METHODS
+from posterior.problem import Problem
+from tqdm import tqdm
 
-import diffppl as dp
-
-CELLS = [(8, 1), (8, 2), (8, 4)]
-NUM_DRAWS = 2_000
-LATTICE = np.array([[i, j] for i in range(-2, 3) for j in range(-2, 3)], dtype=float)
-
-
-def make_problem(dimension: int, num_observed: int, seed: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng([dimension, num_observed, seed])
-    weights = rng.normal(size=25) ** 2
-    means = np.tile(8 * LATTICE, (1, dimension // 2))
-    u, singular, v = np.linalg.svd(rng.normal(size=(num_observed, dimension)), full_matrices=False)
-    singular = np.sort(rng.uniform(size=num_observed))[::-1]
-    matrix = u * singular @ v
-    sigma = rng.uniform() * singular.max()
-    problem = {"weights": weights / weights.sum(), "means": means, "A": matrix, "sigma": sigma}
-    x = means[rng.choice(25, p=problem["weights"])] + rng.normal(size=dimension)
-    return problem | {"y": matrix @ x + sigma * rng.normal(size=num_observed)}
+GROUPS = {
+    "mixtures": [
+        lambda seed, cell=cell: mixtures.KnownNoise(*cell, seed) for cell in mixtures.CELLS
+    ],
+    "noise": [lambda seed: mixtures.UnknownNoise(8, 2, seed)],
+    "grid": [lambda seed, cell=cell: grids.Grid(*cell, seed) for cell in grids.CELLS],
+    "heartbeat": [heartbeat.Heartbeat],
+}
+KEY = ("cell", "seed", "run", "method", "steps", "draws")  # by which a kept result is known again
 
 
-class Exact:
-    """The posterior is again a mixture of 25 Gaussians."""
-
-    def __init__(self, problem: dict[str, np.ndarray]) -> None:
-        a, y, means = problem["A"], problem["y"], problem["means"]
-        total = a @ a.T + problem["sigma"] ** 2 * np.eye(len(y))
-        residual = y - means @ a.T
-        solved = np.linalg.solve(total, residual.T).T
-        _, log_det = np.linalg.slogdet(2 * np.pi * total)
-        log_joint = np.log(problem["weights"]) - 0.5 * ((residual * solved).sum(1) + log_det)
-        self.log_evidence = np.logaddexp.reduce(log_joint)
-        self.weights = np.exp(log_joint - self.log_evidence)
-        self.means = means + solved @ a
-        covariance = np.eye(means.shape[1]) - a.T @ np.linalg.solve(total, a)
-        values, vectors = np.linalg.eigh(covariance)
-        self.root = vectors * np.sqrt(np.maximum(values, 0))
-
-    def draw(self, rng: np.random.Generator, num: int) -> np.ndarray:
-        """Independent posterior draws."""
-        component = rng.choice(25, p=self.weights / self.weights.sum(), size=num)
-        return self.means[component] + rng.normal(size=(num, len(self.root))) @ self.root.T
+def problems(args: argparse.Namespace) -> list[Problem]:
+    """All cells for the first seed, then for the next."""
+    cells = [make for name in args.only for make in GROUPS[name][: 1 if args.tiny else None]]
+    return [make(seed) for seed in range(args.problems) for make in cells]
 
 
-def sliced_wasserstein(rng: np.random.Generator, a: np.ndarray, b: np.ndarray) -> float:
-    directions = rng.normal(size=(a.shape[1], 100))
-    directions /= np.linalg.norm(directions, axis=0)
-    return float(np.abs(np.sort(a @ directions, 0) - np.sort(b @ directions, 0)).mean())
+def check_truths(args: argparse.Namespace) -> None:
+    """Print each problem's truth beside importance sampling."""
+    errors = []
+    for problem in problems(args):
+        found = measure.verify(problem, args.draws, 10_000 if args.tiny else 1_000_000)
+        gap = found["by importance sampling"] - found["log evidence"]
+        errors.append(gap / max(found["standard error"], 1e-6))
+        numbers = "  ".join(f"{name} {value:9.4g}" for name, value in found.items())
+        print(f"{problem.cell:16s} {problem.seed:2d}  {numbers}", flush=True)
+    size = np.sqrt(np.mean(np.square(errors)))
+    print(f"evidence: root mean square of error / standard error {size:.2f}")
 
 
-def make_model(problem: dict[str, np.ndarray], num_steps: int) -> dp.DiffusionModel:
-    """Noise levels in equal ratios, up to ten times the length of the data."""
-    means = problem["means"]
-    length = np.sqrt((means**2).sum(1).max() + means.shape[1])
-    schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.05, 10 * length))
-    denoiser = dp.networks.GaussianMixtureDenoiser(schedule, problem["weights"], means, 1.0)
-    return dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, (means.shape[1],))
+def write(rows: list, output: pathlib.Path) -> str:
+    lines = report.table(rows)
+    text = "\n".join([report.as_text(lines), "", *report.overall(rows)]) + "\n"
+    (output / "posterior_accuracy.txt").write_text(text)
+    (output / "posterior_accuracy.md").write_text(report.as_markdown(lines) + "\n")
+    return text
 
 
-def program(model, matrix, sigma, y=None):
-    x = numpyro.sample("x", model())
-    numpyro.sample("y", dist.Normal(matrix @ x, sigma).to_event(1), obs=y)
+def subset(*allowed: str):
+    """A parser of names with commas between."""
+
+    def parse(text: str) -> list[str]:
+        unknown = set(text.split(",")) - set(allowed)
+        if unknown:
+            raise argparse.ArgumentTypeError(f"no {unknown}; there are {', '.join(allowed)}")
+        return text.split(",")
+
+    return parse
 
 
-def run_cell(cell: tuple[int, int], method: dp.TwistedSMC, steps: int, problems: int) -> list:
-    rows = []
-    for seed in range(problems):
-        problem = make_problem(*cell, seed)
-        exact = Exact(problem)
-        posterior = dp.Posterior(
-            program, method, num_chains=1, num_samples=method.num_particles, progress_bar=False
-        )
-        start = time.perf_counter()
-        arrays = (jnp.asarray(problem[name]) for name in ("A", "sigma"))
-        posterior.run(
-            jax.random.key(seed), make_model(problem, steps), *arrays, y=jnp.asarray(problem["y"])
-        )
-        seconds = time.perf_counter() - start
-        rng = np.random.default_rng(seed)
-        x = np.asarray(posterior.get_samples()["x"], np.float64)
-        num = len(x)
-        distance = np.mean([sliced_wasserstein(rng, x, exact.draw(rng, num)) for _ in range(4)])
-        floor = np.mean(
-            [sliced_wasserstein(rng, exact.draw(rng, num), exact.draw(rng, num)) for _ in range(10)]
-        )
-        error = posterior.log_evidence.value - exact.log_evidence
-        rows.append((distance, floor, error, posterior.log_evidence.standard_error, seconds))
-    return rows
+def find_tasks(args: argparse.Namespace) -> list[tuple[int, Problem, str]]:
+    """Runs, problems and methods; at its smallest every method once and every group once."""
+    found = [
+        (run, problem, name)
+        for run in range(args.runs)
+        for problem in problems(args)
+        for name in args.methods
+        if METHODS[name][1](problem)
+    ]
+    first = args.only[0], args.methods[0]
+    return [t for t in found if not args.tiny or t[1].group == first[0] or t[2] == first[1]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--problems", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=100)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tiny", action="store_true", help="one small problem of each group")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("output"))
+    parser.add_argument("--problems", type=int, default=20, help="data sets of each cell")
+    parser.add_argument("--runs", type=int, default=1, help="of each method on each problem")
+    parser.add_argument("--steps", type=int, help="of the chain; by default the problem's own")
+    parser.add_argument("--draws", type=int, default=2_000, help="and particles")
+    parser.add_argument("--only", type=subset(*GROUPS), default=list(GROUPS), metavar="GROUPS")
+    parser.add_argument("--methods", type=subset(*METHODS), default=list(METHODS))
+    parser.add_argument("--verify", action="store_true", help="check the truths, run no method")
     args = parser.parse_args()
-    problems, particles = (1, 100) if args.tiny else (args.problems, NUM_DRAWS)
-    steps = 10 if args.tiny else args.steps
-    lines = ["d_x d_y  distance  floor  ratio of means  mean of ratios  evidence: mean, size, s.e."]
-    for cell in CELLS[:1] if args.tiny else CELLS:
-        rows = np.array(run_cell(cell, dp.TwistedSMC(particles), steps, problems))
-        distance, floor, error, standard_error, seconds = rows.T
-        lines.append(
-            f"{cell[0]:3d} {cell[1]:3d}  {distance.mean():8.3f}  {floor.mean():5.3f}  "
-            f"{distance.mean() / floor.mean():14.2f}  {(distance / floor).mean():14.2f}  "
-            f"{error.mean():+14.3f}, {np.abs(error).mean():.3f}, {standard_error.mean():.3f}"
-            f"   {np.median(seconds):.2f} s a run"
-        )
-        print("\n".join(lines[-2:] if len(lines) == 2 else lines[-1:]), flush=True)
+    if args.tiny:
+        args.problems, args.steps, args.draws = 1, 10, 100
+    if args.verify:
+        check_truths(args)
+        return
+
     args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "posterior_accuracy.txt").write_text("\n".join(lines) + "\n")
+    kept = args.output / "posterior_accuracy.jsonl"
+    done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    known = {tuple(row[name] for name in KEY): row for row in done}
+    rows = []
+    with tqdm(find_tasks(args), dynamic_ncols=True) as bar:
+        for run, problem, method in bar:
+            bar.set_description(f"{problem.cell}, {problem.seed}: {method}")
+            steps = args.steps or problem.num_steps
+            key = (problem.cell, problem.seed, run, method, steps, args.draws)
+            if key not in known:
+                row = {"group": problem.group, **dict(zip(KEY, key, strict=True))}
+                row |= measure.measure(problem, run, method, steps, args.draws)
+                with kept.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                known[key] = row
+            rows.append(known[key])
+    print(write(rows, args.output))
+    report.figure(rows).savefig(args.output / "posterior_accuracy.png", dpi=120)
 
 
 if __name__ == "__main__":

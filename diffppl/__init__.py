@@ -12,6 +12,8 @@ Nonequilibrium Thermodynamics", ICML 2015.
 
 from . import likelihood, losses, networks, plots, samplers, schedules
 from . import prediction as predictions
+from .calibration import calibrate
+from .calibration_result import Calibration
 from .conditioning import (
     ChainReparam,
     Exactness,
@@ -57,6 +59,7 @@ __all__ = [
     "AllSteps",
     "BernoulliDiffusion",
     "Bound",
+    "Calibration",
     "CategoricalDiffusion",
     "ChainReparam",
     "DiffusionModel",
@@ -76,6 +79,7 @@ __all__ = [
     "Scaling",
     "TwistedSMC",
     "Uniform",
+    "calibrate",
     "chains",
     "default_optimizer",
     "elbo",

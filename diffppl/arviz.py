@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .conditioning.posterior import observed_data
-
 if TYPE_CHECKING:
     from .calibration_result import Calibration
     from .conditioning import Posterior
 
 Dims = Mapping[str, Sequence[str]] | None
 Coords = Mapping[str, Any] | None
+
+_FEWEST_WEIGHTS = 25  # that the tail of weights can be fit to
 
 
 def from_posterior(posterior: "Posterior", *, dims: Dims = None, coords: Coords = None) -> Any:
@@ -32,24 +32,27 @@ def from_posterior(posterior: "Posterior", *, dims: Dims = None, coords: Coords 
     """
     samples = posterior.get_samples(group_by_chain=True)
     predictions = posterior.posterior_predictive()
-    observed = observed_data(
-        posterior.program, posterior._args, posterior._kwargs, posterior._sites
-    )
+    observed = posterior.observed_data()
+    likelihoods = posterior.log_likelihood()
+    prior = {name: np.asarray(x)[None] for name, x in posterior.prior().items()}
     unknown = set(dims or {}) - samples.keys() - observed.keys()
     if unknown:
         raise ValueError(
             f"dims names {sorted(unknown)}, but the program's sites are "
             f"{sorted(samples.keys() | observed.keys())}."
         )
-    stats = dict(posterior.draws.sample_stats)
-    num_steps = next(iter(posterior.step_stats.values())).shape[1]
-    step = {"step": np.arange(num_steps - 1, -1, -1), **dict(coords or {})}
     chains = ["chain", "draw"]
-    sample_stats = _dataset(stats, chains, None, coords).merge(
-        _dataset(posterior.step_stats, ["chain", "step"], None, step)
-    )
+    sample_stats = _dataset(posterior.draws.sample_stats, chains, None, coords)
+    if posterior.step_stats:
+        num_steps = next(iter(posterior.step_stats.values())).shape[1]
+        step = {"step": np.arange(num_steps - 1, -1, -1), **dict(coords or {})}
+        sample_stats = sample_stats.merge(
+            _dataset(posterior.step_stats, ["chain", "step"], None, step)
+        )
     groups = {
         "posterior": _dataset(samples, chains, dims, coords),
+        "prior": _dataset(prior, chains, dims, coords),
+        "log_likelihood": _dataset(likelihoods, chains, _leading(dims, likelihoods), coords),
         "sample_stats": sample_stats,
         "observed_data": _dataset(observed, [], dims, coords),
         "posterior_predictive": _dataset(predictions, chains, dims, coords),
@@ -58,7 +61,10 @@ def from_posterior(posterior: "Posterior", *, dims: Dims = None, coords: Coords 
     groups["posterior"].attrs.update(
         inference_library="diffppl",
         method=repr(posterior.method),
+        explanation=posterior.explanation,
         exactness=posterior.exactness.value,
+        num_denoiser_calls=posterior.num_denoiser_calls,
+        pareto_k=posterior.pareto_k,
         log_evidence=log_evidence.value,
         log_evidence_standard_error=log_evidence.standard_error,
     )
@@ -73,6 +79,29 @@ def from_calibration(calibration: "Calibration") -> Any:
         for name, ranks in calibration.ranks.items()
     }
     return _collect({"prior_sbc": _dataset(values, ["chain", "draw"], None, None)})
+
+
+def pareto_k(log_weights: np.ndarray) -> np.ndarray:
+    """Pareto k-hat along the last axis; NaN where there are too few weights."""
+    if log_weights.shape[-1] < _FEWEST_WEIGHTS:
+        return np.full(log_weights.shape[:-1], np.nan)
+    import arviz
+
+    log_weights = log_weights.astype(np.float64)
+    if hasattr(arviz, "psislw"):
+        return np.asarray(arviz.psislw(log_weights)[1])
+    from arviz_stats.base import array_stats  # pyright: ignore[reportMissingImports]
+
+    return np.asarray(array_stats.psislw(-log_weights)[1])
+
+
+def _leading(dims: Dims, values: Mapping[str, Any]) -> Dims:
+    """The names of those dimensions of a site that its log-density still has."""
+    return {
+        name: list(names)[: np.ndim(values[name]) - 2]
+        for name, names in (dims or {}).items()
+        if name in values
+    }
 
 
 def _dataset(values: Mapping[str, Any], leading: list[str], dims: Dims, coords: Coords) -> Any:

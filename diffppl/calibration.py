@@ -10,8 +10,9 @@ too wide, a valley one too narrow, a slope a bias.
 user asks for; and log p(y given theta), without which a method that ignores y would pass: its draws
 from the prior have uniform ranks in every coordinate.
 
-*Which prior*. The chain's own: diffusion sites are drawn by the reverse chain at the number of
-steps that the method reads it at. What is judged is the method, not the model.
+*Which prior*. The chain's own: diffusion sites are drawn by the reverse chain whose posterior the
+method says it draws, at the number of steps that it reads it at. What is judged is the method, not
+the model.
 
 *Large sites*. A site of more than `LARGE` coordinates is looked at along as many random directions,
 the same in every simulation: each coordinate, and each correlation, has its part in all of them,
@@ -27,19 +28,18 @@ References:
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from numpyro import handlers
 
 from .blocks import check_batch_size, map_in_blocks
 from .calibration_result import Calibration
 from .checks import check_key
-from .conditioning import AbstractMethod, Posterior
+from .conditioning import AbstractMethod, TwistedSMC, chains
 from .conditioning.program import (
     Program,
     Values,
@@ -51,22 +51,10 @@ from .conditioning.program import (
 )
 from .conditioning.target import Target
 from .progress import bar, tick
-from .samplers.ancestral import ancestral
+from .samplers import AbstractSampler, Ancestral, CovarianceMatched
+from .simulation import Simulated, draw_prior
 
 LARGE = 32
-
-
-@final
-class Simulated(eqx.Module):
-    """A program whose data are given as arrays, so that new data compile nothing."""
-
-    program: Program
-    data: Values
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The program, conditioned on the data."""
-        data: dict[str, Any] = dict(self.data)
-        return handlers.condition(self.program, data)(*args, **kwargs)
 
 
 def calibrate(
@@ -75,9 +63,10 @@ def calibrate(
     method: Any,
     *args: Any,
     observed: str | Sequence[str],
-    num_simulations: int = 500,
-    num_samples: int = 100,
+    num_simulations: Any = 500,
+    num_samples: Any = 100,
     quantities: Any = None,
+    sampler: Any = None,
     batch_size: int = 1,
     progress_bar: bool = True,
     **kwargs: Any,
@@ -97,6 +86,9 @@ def calibrate(
         num_samples: posterior draws for each; ranks go from 0 to this.
         quantities: a function of a dictionary of sites (latent and deterministic, one draw) that
             returns a dictionary of numbers to be ranked as well.
+        sampler: how diffusion sites are drawn from the prior; by the method's own chain if None,
+            which is `samplers.CovarianceMatched()` where `TwistedSMC` chooses that chain, and
+            `samplers.Ancestral()` otherwise.
         batch_size: simulations made at once; more pays on a GPU.
         progress_bar: whether to show one.
         **kwargs: for the program, without its data.
@@ -114,15 +106,23 @@ def calibrate(
     """
     check_key(key)
     check_batch_size(batch_size)
-    Posterior(program, method, num_samples=num_samples)  # refuses what it would refuse
-    is_whole = isinstance(num_simulations, int) and not isinstance(num_simulations, bool)
-    if not is_whole or num_simulations < 1:
-        raise ValueError(f"num_simulations={num_simulations!r} must be a whole number, 1 or more.")
+    if not callable(program):
+        raise TypeError(f"program is {type(program).__name__}; it must be a NumPyro program.")
+    if not isinstance(method, AbstractMethod):
+        raise TypeError(
+            f"method is {type(method).__name__}; it must be a method such as "
+            "diffppl.TwistedSMC(num_particles=1_000)."
+        )
+    if sampler is not None and not isinstance(sampler, AbstractSampler):
+        raise TypeError(f"sampler={sampler!r} must be a sampler, such as samplers.Ancestral().")
+    for name, value in (("num_simulations", num_simulations), ("num_samples", num_samples)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
     if quantities is not None and not callable(quantities):
         raise TypeError(f"quantities is {type(quantities).__name__}; it must be a function.")
     names = (observed,) if isinstance(observed, str) else tuple(observed)
     args, kwargs = as_dynamic((args, kwargs))
-    num_steps = _check(program, method, args, kwargs, names, num_samples)
+    num_steps, chain = _check(program, method, args, kwargs, names, num_samples)
     with bar(math.ceil(num_simulations / batch_size), "calibrate", show=progress_bar):
         ranks, failed = _simulate(
             key,
@@ -131,6 +131,7 @@ def calibrate(
             args,
             kwargs,
             names,
+            chain if sampler is None else sampler,
             num_steps,
             num_simulations,
             num_samples,
@@ -145,7 +146,7 @@ def calibrate(
             "been given the lowest rank: look at the method's settings, or at quantities.",
             stacklevel=2,
         )
-    return Calibration(jax.tree.map(np.asarray, ranks), num_samples, repr(method))
+    return Calibration(jax.tree.map(np.asarray, ranks), num_samples, type(method).__name__)
 
 
 def _check(
@@ -155,8 +156,11 @@ def _check(
     kwargs: dict[str, Any],
     observed: tuple[str, ...],
     num_samples: int,
-) -> int:
-    """Refuse what cannot be simulated or conditioned, on shapes alone; the chain's steps."""
+) -> tuple[int, AbstractSampler]:
+    """Refuse what cannot be simulated or conditioned, on shapes alone.
+
+    Returns the number of steps of the method's chain, and the sampler that runs it.
+    """
     holder: dict[str, Any] = {}
 
     def look(dynamic: Any) -> Values:
@@ -191,7 +195,17 @@ def _check(
     zeros = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
     conditioned = Simulated(program, zeros)
     inspect_program(conditioned, args, kwargs)
-    return Posterior(conditioned, method, num_samples=num_samples)._check(args, kwargs)
+
+    def judge(program: Program, method: AbstractMethod, args: Any, kwargs: Any) -> None:
+        target = Target(program, args, kwargs, method.num_steps)
+        method.check(target, num_samples)
+        matched = isinstance(method, TwistedSMC) and isinstance(
+            method._chain(target), chains.CovarianceMatched
+        )
+        holder["chain"] = target.num_steps, CovarianceMatched() if matched else Ancestral()
+
+    eqx.filter_eval_shape(judge, conditioned, method, args, kwargs)
+    return holder["chain"]
 
 
 @eqx.filter_jit
@@ -202,6 +216,7 @@ def _simulate(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     observed: tuple[str, ...],
+    sampler: AbstractSampler,
     num_steps: int,
     num_simulations: int,
     num_samples: int,
@@ -214,7 +229,7 @@ def _simulate(
 
     def simulation(key: Array) -> tuple[Values, Array]:
         key_prior, key_draw, key_rank = jax.random.split(key, 3)
-        truth = _draw_prior(key_prior, program, args, kwargs, num_steps)
+        truth = draw_prior(key_prior, program, args, kwargs, sampler, num_steps)
         conditioned = Simulated(program, {name: truth[name] for name in observed})
         target = Target(conditioned, args, kwargs, method.num_steps)
         draws = method.draw(key_draw, target, num_samples, lambda: None)
@@ -239,27 +254,6 @@ def _simulate(
     return map_in_blocks(simulation, (jax.random.split(key, num_simulations),), batch_size)
 
 
-def _draw_prior(
-    key: Array, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], num_steps: int
-) -> Values:
-    """Every sample site of the program, diffusion sites by their chain of `num_steps` steps."""
-
-    def value(site: dict[str, Any]) -> Array | None:
-        found = diffusion_distribution(site["fn"]) if site["type"] == "sample" else None
-        if found is None:
-            return None
-        model, shape = found.model.respace(num_steps), site["fn"].shape()
-        batch_shape = shape[: len(shape) - len(model.event_shape)]
-        drawn = ancestral(site["kwargs"]["rng_key"], model, batch_shape, found.context)
-        return model.to_user(drawn)
-
-    drawn = handlers.substitute(handlers.seed(program, key), substitute_fn=value)
-    trace = handlers.trace(drawn).get_trace(*args, **kwargs)
-    return {
-        name: jnp.asarray(site["value"]) for name, site in trace.items() if site["type"] == "sample"
-    }
-
-
 def _look(key_directions: Array, target: Target, values: Values, quantities: Any) -> Values:
     """Everything that is ranked, at one value of the latent sites."""
     trace = run_program(target.program, target.args, target.kwargs, values)
@@ -280,16 +274,10 @@ def _look(key_directions: Array, target: Target, values: Values, quantities: Any
             key = jax.random.fold_in(key_directions, number)
             directions = jax.random.normal(key, (LARGE, x.size)) / math.sqrt(x.size)
             name, x = f"{name}_directions", directions @ jnp.ravel(x).astype(float)
-        found = _add(found, name, x)
-    for name, x in wanted.items():
-        found = _add(found, name, jnp.asarray(x))
-    return found
-
-
-def _add(found: Values, name: str, value: Array) -> Values:
-    if name in found:
-        raise ValueError(f"two quantities are called {name!r}; rename one of them.")
-    return {**found, name: value}
+        found[name] = x
+    if both := sorted(found.keys() & wanted.keys()):
+        raise ValueError(f"quantities returned {both}, which are ranked already; rename them.")
+    return found | {name: jnp.asarray(x) for name, x in wanted.items()}
 
 
 def _rank(key: Array, values: Array) -> Array:

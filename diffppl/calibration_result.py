@@ -1,6 +1,5 @@
 """What a simulation-based calibration found: ranks, and what to make of them."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple, final
 
 import equinox as eqx
@@ -29,7 +28,7 @@ class Calibration(eqx.Module):
         ranks: of the truth among the draws, 0..`num_samples`, shape `(num_simulations, ...)` for
             every quantity by name.
         num_samples: draws of each simulation.
-        method: in words.
+        method: its name.
     """
 
     ranks: dict[str, np.ndarray]
@@ -54,11 +53,14 @@ class Calibration(eqx.Module):
         found = np.concatenate([np.ravel(p) for p in self.pvalues().values()])
         return min(1.0, float(found.min()) * found.size)
 
-    def coverage(self, probs: Sequence[float] = (0.5, 0.8, 0.9, 0.95)) -> dict[str, Coverage]:
+    def coverage(self, probs: Any = (0.5, 0.8, 0.9, 0.95)) -> dict[str, Coverage]:
         """How often the central interval of each probability holds the truth.
 
         A rank at the edge of an interval counts in part, so that the expected coverage of a right
         posterior is the probability itself, whatever the number of draws.
+
+        Args:
+            probs: numbers between 0 and 1.
         """
         inside = np.asarray(probs, np.float64)
         if inside.ndim != 1 or not np.all((inside > 0) & (inside < 1)):

@@ -1,13 +1,17 @@
 """Errors that come before long work, in the words of the caller."""
 
+import math
+import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from .model import DiffusionModel
+
+MOST_LEFT = 0.5  # standard deviations: two modes so far apart are told apart in 1 of 5 draws
 
 
 def check_key(key: Any, name: str = "key") -> None:
@@ -83,3 +87,31 @@ def check_context(
     if not bool(jnp.all(jnp.isfinite(values))):
         raise ValueError(f"{name} has NaN or infinite values.")
     return values
+
+
+def left_at_the_end(model: DiffusionModel, x_0: Array) -> Float[Array, ""]:
+    """E|sqrt(alpha_bar_T) x_0|: what the last level keeps of data, in noise's standard deviations.
+
+    The chain starts from noise that knows nothing of it, so that is how far every draw is led
+    astray, and the weights of modes with it. 0 for discrete data.
+
+    Args:
+        model: the model.
+        x_0: data or draws in model units, of shape `(*batch, *event_shape)`.
+    """
+    if model.process.support.is_discrete:
+        return jnp.zeros(())
+    lengths = jnp.linalg.norm(x_0.reshape(-1, math.prod(model.event_shape)), axis=1)
+    return jnp.sqrt(model.process.schedule.alpha_bar()[-1]) * jnp.mean(lengths)
+
+
+def warn_of_short_chain(left: Any, what: str) -> None:
+    """Warn where a chain ends before noise has drowned the data; see `left_at_the_end`."""
+    if float(left) > MOST_LEFT:
+        warnings.warn(
+            f"the chain of {what} ends too soon: E|sqrt(alpha_bar_T) x_0| = {float(left):.2f}, "
+            f"where at most {MOST_LEFT} is good, so the weights of modes are wrong. Use a schedule "
+            "with more noise at its end, such as schedules.LogSNRLinear with a larger "
+            "noise_to_signal.",
+            stacklevel=4,
+        )

@@ -60,7 +60,7 @@ def null(num: int, num_samples: int) -> Null:
 
 def _gamma(tails: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The statistic; `counts` has the points on its last axis."""
-    return tails[counts, np.arange(tails.shape[1])].min(axis=-1)
+    return np.asarray(tails[counts, np.arange(tails.shape[1])].min(axis=-1))
 
 
 def _counts(ranks: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ def pvalues(ranks: np.ndarray, num_samples: int) -> np.ndarray:
     gamma = _gamma(tails, _counts(ranks, points))
     # Equal statistics come out of equal counts; the slack is for their rounding.
     as_extreme = np.searchsorted(simulated, gamma * (1 + 1e-9), side="right")
-    return (1 + as_extreme) / (1 + simulated.size)
+    return np.asarray((1 + as_extreme) / (1 + simulated.size))
 
 
 def ecdf_difference(ranks: np.ndarray, num_samples: int) -> np.ndarray:

@@ -49,6 +49,9 @@ HOUSE = [
     "fit_checks",
     "fit",
     "conditioning",
+    "simulation",
+    "uniformity",
+    "calibration_result",
     "calibration",
     "arviz",
     "plots",
@@ -56,7 +59,12 @@ HOUSE = [
     "serialisation",
 ]
 # Imports that go up, inside the one function that says why.
-LAZY = {("model", "distribution"), ("fit_result", "plots"), ("conditioning", "arviz")}
+LAZY = {
+    ("model", "distribution"),
+    ("fit_result", "plots"),
+    ("conditioning", "arviz"),
+    ("calibration_result", "arviz"),
+}
 
 
 def relative(path):

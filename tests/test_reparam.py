@@ -49,23 +49,7 @@ def with_noise(reparam, program=program):
 
 
 def chain_moments(schedule) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variances of x_0 of the reverse chain: linear kernels of the lower variance, for
-    which the number of steps matters, and the fixed edge."""
-    alpha_bar = np.asarray(schedule.alpha_bar(), np.float64)
-    mean, variance = np.zeros(2), np.ones(2)
-    for t in range(len(alpha_bar) - 1, 0, -1):
-        now, before = alpha_bar[t], alpha_bar[t - 1]
-        beta = 1 - now / before
-        if t == 1:
-            factor, shift, added = np.sqrt(1 - beta), 0.0, beta
-        else:
-            b = np.sqrt(before) * beta / (1 - now)
-            c = np.sqrt(1 - beta) * (1 - before) / (1 - now)
-            gain = np.sqrt(now) * VARIANCE / (now * VARIANCE + 1 - now)
-            factor, shift = b * gain + c, b * (1 - np.sqrt(now) * gain) * MEAN
-            added = beta * (1 - before) / (1 - now)
-        mean, variance = factor * mean + shift, factor**2 * variance + added
-    return mean, variance
+    return oracles.gaussian_chain_moments(MEAN, VARIANCE, schedule.alpha_bar())
 
 
 def flow_moments(schedule) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """Twisted SMC against posteriors that are known, with evidence."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -58,12 +59,30 @@ def linear_program(y=None):
     numpyro.sample("y", dist.Normal(jnp.asarray(MAP) @ x, jnp.asarray(NOISE)).to_event(1), obs=y)
 
 
-def linear_gaussian_truth(y: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    total = MAP @ np.diag(VARIANCE) @ MAP.T + np.diag(NOISE**2)
-    gain = np.diag(VARIANCE) @ MAP.T @ np.linalg.inv(total)
-    mean = MEAN + gain @ (y - MAP @ MEAN)
-    covariance = np.diag(VARIANCE) - gain @ MAP @ np.diag(VARIANCE)
-    return mean, covariance, scipy.stats.multivariate_normal(MAP @ MEAN, total).logpdf(y)
+def linear_gaussian_truth(
+    y: np.ndarray, mean: np.ndarray, variance: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
+    total = MAP @ np.diag(variance) @ MAP.T + np.diag(NOISE**2)
+    gain = np.diag(variance) @ MAP.T @ np.linalg.inv(total)
+    covariance = np.diag(variance) - gain @ MAP @ np.diag(variance)
+    log_evidence = scipy.stats.multivariate_normal(MAP @ mean, total).logpdf(y)
+    return mean + gain @ (y - MAP @ mean), covariance, log_evidence
+
+
+def matched_moments(num_steps: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of x_0 under the covariance-matched chain, which is linear here."""
+    tau2 = np.geomspace(0.01, 50.0, num_steps) ** 2  # noise over signal, in the data's units
+    mean, variance = np.zeros(3), np.full(3, 1 + tau2[-1])
+    for t2, s2 in zip(tau2[:0:-1], tau2[-2::-1], strict=True):
+        gain = VARIANCE / (VARIANCE + t2)
+        kept = s2 / t2
+        slope = kept + (1 - kept) * gain
+        noise = s2 * (1 - kept) * (1 + (np.sqrt(t2 / s2) - 1) * gain) ** 2
+        mean = slope * mean + (1 - kept) * (1 - gain) * MEAN
+        variance = slope**2 * variance + noise
+    gain = VARIANCE / (VARIANCE + tau2[0])
+    noise = tau2[0] / 4 * (1 + gain) ** 2
+    return gain * mean + (1 - gain) * MEAN, gain**2 * variance + noise
 
 
 TWISTS = {
@@ -78,11 +97,29 @@ def slow(*names: str) -> list:
     return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-@pytest.mark.parametrize("name", ["tweedie", *slow("point", "isotropic")])
-def test_linear_gaussian(name: str) -> None:
+CHAINS_OF_REAL_DATA = {
+    "model": (dp.chains.ModelChain(), (MEAN, VARIANCE)),
+    "matched": (dp.chains.CovarianceMatched(), matched_moments()),
+}
+
+
+@pytest.mark.parametrize(
+    ("twist", "chain"),
+    [
+        ("tweedie", "model"),
+        ("tweedie", "matched"),
+        pytest.param("point", "model", marks=pytest.mark.slow),
+        pytest.param("point", "matched", marks=pytest.mark.slow),
+        pytest.param("isotropic", "model", marks=pytest.mark.slow),
+        pytest.param("isotropic", "matched", marks=pytest.mark.slow),
+    ],
+)
+def test_linear_gaussian(twist: str, chain: str) -> None:
     y = np.array([1.3, -0.8])
-    posterior = run(linear_program, dp.TwistedSMC(1_000, twist=TWISTS[name]), y=jnp.asarray(y))
-    mean, covariance, log_evidence = linear_gaussian_truth(y)
+    kernel, moments = CHAINS_OF_REAL_DATA[chain]
+    method = dp.TwistedSMC(1_000, twist=TWISTS[twist], chain=kernel)
+    posterior = run(linear_program, method, y=jnp.asarray(y))
+    mean, covariance, log_evidence = linear_gaussian_truth(y, *moments)
     x = posterior.get_samples(group_by_chain=True)["x"]
     assert_chain_mean(x, mean)
     centred = np.asarray(x) - mean
@@ -90,14 +127,19 @@ def test_linear_gaussian(name: str) -> None:
     assert_evidence(posterior, log_evidence)
 
 
+def test_the_matched_chain_is_near_the_distribution_it_comes_from() -> None:
+    mean, variance = matched_moments()
+    np.testing.assert_allclose(mean, MEAN, atol=2e-3)
+    np.testing.assert_allclose(variance, VARIANCE, rtol=4e-3)
+
+
 @pytest.mark.slow
 def test_covariance_in_the_twist_saves_particles() -> None:
     """The point estimate is overconfident at high noise, and throws particles away."""
     y = jnp.array([1.3, -0.8])
+    method = partial(dp.TwistedSMC, 1_000, chain=dp.chains.ModelChain())
     worst = {
-        name: float(
-            jnp.min(run(linear_program, dp.TwistedSMC(1_000, twist=twist), y=y).step_stats["ess"])
-        )
+        name: float(jnp.min(run(linear_program, method(twist=twist), y=y).step_stats["ess"]))
         for name, twist in TWISTS.items()
     }
     assert worst["tweedie"] > 750

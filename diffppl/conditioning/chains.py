@@ -131,16 +131,16 @@ class CovarianceMatched(AbstractChain):
 
         factor = flat_like(tweedie_factor(target, t), particle.x)
         along = step.x_0 * factor * linear.score / step.scale
-        u = along - step.half * pull_back(along)[0]
+        u = along - step.shrink * pull_back(along)[0]
         rows = step.reach * linear.rows
-        rows = rows - step.half * jax.vmap(lambda row: pull_back(row)[0])(rows)
+        rows = rows - step.shrink * jax.vmap(lambda row: pull_back(row)[0])(rows)
         share = _share(linear.covariance, rows)
         rows = rows * jnp.sqrt(share)
         rest = linear.covariance - rows @ rows.T
         z, log_ratio = _conditioned(key, u, linear.residual, rows, linear.covariance, rest)
 
         mean, pushed = jax.jvp(denoised, (x_t,), (z,))
-        x = step.x_0 * mean + step.x_t * x_t + step.scale * (z + step.half * pushed)
+        x = step.x_0 * mean + step.x_t * x_t + step.scale * (z + step.grow * pushed)
         if linear.residual.size:
             log_ratio -= normal_log_density(linear.residual - rows @ z, rest)[0]
         return unravel(x), log_ratio
@@ -161,7 +161,7 @@ class CovarianceMatched(AbstractChain):
         def transposed(vector: Array) -> Array:
             """L' times a vector."""
             scaled = step.scale * vector
-            return scaled + step.half * pull_back(scaled)[0]
+            return scaled + step.grow * pull_back(scaled)[0]
 
         u = transposed(jax.grad(lambda flat: observe(flat, exact=False).log_rest)(mean))
         seen = observe(mean, exact=True)
@@ -181,7 +181,7 @@ class CovarianceMatched(AbstractChain):
             rest = (residual - rows @ z)[: noisy.value.size]
             log_ratio -= normal_log_density(rest, noisy.covariance.as_matrix())[0]
         _, pushed = jax.jvp(denoised, (x_1,), (z,))
-        x_0 = unravel(mean + step.scale * (z + step.half * pushed))
+        x_0 = unravel(mean + step.scale * (z + step.grow * pushed))
         known = target.known()
         return {name: jnp.where(*known[name], x) for name, x in x_0.items()}, log_ratio
 

@@ -5,6 +5,8 @@ import enum
 from typing import Any, final
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .program import Values
@@ -63,9 +65,43 @@ class AbstractMethod(eqx.Module):
         """Refuse what the method cannot do, before any work; abstract values only."""
 
     @abc.abstractmethod
-    def num_denoiser_calls(self, target: Target) -> int:
+    def num_denoiser_calls(self, target: Target, num_samples: int) -> int:
         """Evaluations of the network in one chain; those for derivatives are not counted again."""
 
     @abc.abstractmethod
+    def num_ticks(self, target: Target) -> int:
+        """How often `draw` calls `tick`."""
+
+    @abc.abstractmethod
     def draw(self, key: Array, target: Target, num_samples: int, tick: Any) -> Draws:
-        """One chain; `tick()` is called once a step for the progress bar."""
+        """One chain; `tick()` fills the progress bar, `num_ticks` times."""
+
+
+def draw_base(key: Array, target: Target, num: int) -> Values:
+    """`num` draws of x_T at every diffusion site."""
+    models = target.models()
+    keys = dict(zip(models, jax.random.split(key, len(models)), strict=True))
+
+    def draw(model: Any, site: Any, key: Array) -> Array:
+        process = model.process
+        return jnp.asarray(process.base((num, *site.shape)).sample(key), process.dtype)
+
+    return target.map_sites(draw, target.sites.diffusion, keys)
+
+
+def only_diffusion_sites(target: Target, method: AbstractMethod) -> None:
+    """Refuse other latents, for methods that cannot infer them."""
+    if target.sites.latents:
+        raise ValueError(
+            f"{type(method).__name__}() draws diffusion sites only, but the program has the latent "
+            f"site {target.sites.latents[0]!r}; use TwistedSMC(), or ParticleGibbs beside NUTS in "
+            "numpyro.infer.Gibbs."
+        )
+
+
+def unweighted(target: Target, x_0: Values, num_samples: int) -> Draws:
+    """Draws without weights, without other latents and without evidence."""
+    nothing = jnp.zeros((num_samples, 0))
+    log_likelihood = jax.vmap(target.log_likelihood)(x_0, nothing)
+    nan = jnp.asarray(jnp.nan)
+    return Draws(x_0, nothing, nan, nan, jnp.zeros(0), {"log_likelihood": log_likelihood}, {})

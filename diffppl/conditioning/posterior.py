@@ -1,42 +1,23 @@
 """The runner: posterior draws of a program, in the shape of `numpyro.infer.MCMC`."""
 
-import math
-import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 from numpyro.diagnostics import print_summary
 
-from ..checks import check_key
-from ..progress import bar, tick
+from ..checks import check_key, warn_of_short_chain
+from ..progress import bar
+from .choose import choose
+from .credentials import LogEvidence, pooled_evidence, warn_of_collapse
 from .method import AbstractMethod, Draws, Exactness
-from .program import (
-    Program,
-    Sites,
-    Values,
-    as_dynamic,
-    inspect_program,
-    predictive,
-    run_program,
-)
+from .program import Program, Values, as_dynamic, inspect_program
+from .runs import draw_prior, log_likelihoods, observed_data, predict, run_chains
 from .target import Target
 
-_FEW_PARTICLES = 10  # an effective sample size below this is called a collapse
 _SUMMARY_SIZE = 20  # sites with more coordinates are left out of the default summary
-
-
-class LogEvidence(NamedTuple):
-    """log p(y) in nats, and its standard error."""
-
-    value: float
-    standard_error: float
-
-    def __repr__(self) -> str:
-        return f"{self.value:.3f} ± {self.standard_error:.3f} nats"
 
 
 class Posterior:
@@ -45,7 +26,8 @@ class Posterior:
     Args:
         program: a NumPyro model with at least one `numpyro.sample(name, model())` and at least
             one observed site. Any other continuous latent sites are inferred with it.
-        method: how to draw, for instance `TwistedSMC(num_particles=1_000)`.
+        method: how to draw, for instance `TwistedSMC(num_particles=1_000)`. If it is None, `run`
+            looks at the program and chooses; `explanation` then says what and why.
         num_chains: independent runs of the method, so that R-hat means what it should.
         num_samples: draws of each chain.
         progress_bar: whether to show one.
@@ -63,7 +45,7 @@ class Posterior:
     def __init__(
         self,
         program: Any,
-        method: Any,
+        method: Any = None,
         *,
         num_chains: int = 4,
         num_samples: int = 1_000,
@@ -71,7 +53,7 @@ class Posterior:
     ) -> None:
         if not callable(program):
             raise TypeError(f"program is {type(program).__name__}; it must be a NumPyro program.")
-        if not isinstance(method, AbstractMethod):
+        if method is not None and not isinstance(method, AbstractMethod):
             raise TypeError(
                 f"method is {type(method).__name__}; it must be a method such as "
                 "diffppl.TwistedSMC(num_particles=1_000). NumPyro's own kernels go into "
@@ -81,7 +63,8 @@ class Posterior:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
         self.program: Program = program
-        self.method: AbstractMethod = method
+        self.method: AbstractMethod | None = method
+        self.explanation = "the method was given"
         self.num_chains = num_chains
         self.num_samples = num_samples
         self.progress_bar = progress_bar
@@ -101,55 +84,48 @@ class Posterior:
         check_key(key)
         args, kwargs = as_dynamic((args, kwargs))
         sites = inspect_program(self.program, args, kwargs)
-        num_steps = self._check(args, kwargs)
-        total = self.num_chains * num_steps
-        with bar(total, type(self.method).__name__, show=self.progress_bar):
-            draws, samples = _run(
+        method, explanation, num_ticks, num_calls = self._look(args, kwargs)
+        with bar(self.num_chains * num_ticks, type(method).__name__, show=self.progress_bar):
+            draws, samples, left = run_chains(
                 key,
                 self.program,
-                self.method,
+                method,
                 args,
                 kwargs,
                 self.num_chains,
                 self.num_samples,
-                self.progress_bar,
+                show=self.progress_bar,
             )
             jax.block_until_ready(draws)
+        self.method, self.explanation = method, explanation
+        self.num_denoiser_calls = self.num_chains * num_calls
         self._args, self._kwargs, self._key = args, kwargs, key
         self._sites, self._draws, self._samples = sites, draws, samples
-        self._warn()
+        warn_of_collapse(self.step_stats, self.log_evidence)
+        for name in sites.diffusion:
+            warn_of_short_chain(left[name], f"site {name!r}")
 
-    def _check(self, args: Any, kwargs: Any) -> int:
-        """Let the method refuse the program, on shapes alone; the number of steps it will take."""
-        holder: list[int] = []
+    def _look(self, args: Any, kwargs: Any) -> tuple[AbstractMethod, str, int, int]:
+        """Choose the method, let it refuse the program, and count its ticks and network calls.
+
+        On shapes alone.
+        """
+        holder: list[Any] = []
 
         def look(dynamic: Any) -> None:
             program, method, args, kwargs = eqx.combine(dynamic, static)
+            explanation = self.explanation
+            if method is None:
+                method, explanation = choose(Target(program, args, kwargs), self.num_samples)
             target = Target(program, args, kwargs, method.num_steps)
             method.check(target, self.num_samples)
-            holder.append(target.num_steps)
+            calls = method.num_denoiser_calls(target, self.num_samples)
+            holder.extend([method, explanation, method.num_ticks(target), calls])
 
         dynamic, static = eqx.partition((self.program, self.method, args, kwargs), eqx.is_array)
         jax.eval_shape(look, dynamic)
-        return holder[0]
-
-    def _warn(self) -> None:
-        ess = np.asarray(self.step_stats.get("ess", np.full((1, 1), np.inf)))
-        chain, step = np.unravel_index(np.argmin(ess), ess.shape)
-        if ess[chain, step] < _FEW_PARTICLES:
-            warnings.warn(
-                f"the particles collapsed: in chain {chain} the effective sample size fell to "
-                f"{ess[chain, step]:.1f} at step t = {ess.shape[1] - 1 - step}. Use more "
-                "particles, a twist that spreads its likelihood (MomentMatching), or more steps "
-                "of the chain.",
-                stacklevel=3,
-            )
-        if not math.isfinite(self.log_evidence.value):
-            warnings.warn(
-                "the evidence is not finite: no particle agrees with the observations. Check that "
-                "the observations are possible under the program.",
-                stacklevel=3,
-            )
+        method, *rest = holder
+        return (method if self.method is None else self.method, *rest)
 
     # What was found ---------------------------------------------------------------------------
 
@@ -163,7 +139,19 @@ class Posterior:
     @property
     def exactness(self) -> Exactness:
         """What the draws are draws from."""
+        _ = self.draws
+        assert self.method is not None
         return self.method.exactness
+
+    @property
+    def pareto_k(self) -> np.ndarray:
+        """Pareto k-hat of each chain's last weights: above 0.7 their mean is not to be trusted.
+
+        NaN for a method without weights. (Vehtari et al. 2024, by ArviZ.)
+        """
+        from ..arviz import pareto_k  # ArviZ takes seconds to import
+
+        return pareto_k(np.asarray(self.draws.log_weights))
 
     @property
     def step_stats(self) -> dict[str, Array]:
@@ -175,16 +163,9 @@ class Posterior:
         """log p(y) in nats, pooled over chains, with its standard error.
 
         The error is the larger of two: the spread between chains, and what each chain's own
-        genealogy says.
+        genealogy says. Both are NaN for a method that gives no evidence.
         """
-        log_z = np.asarray(self.draws.log_evidence, dtype=np.float64)
-        relative = np.exp(log_z - log_z.max()) if np.isfinite(log_z.max()) else np.ones_like(log_z)
-        value = log_z.max() + np.log(relative.mean())
-        shares = relative / relative.sum()
-        within = np.sum(shares**2 * np.asarray(self.draws.evidence_variance))
-        n = log_z.size
-        between = np.sum((shares - 1 / n) ** 2) * n / (n - 1) if n > 1 else 0.0
-        return LogEvidence(float(value), float(np.sqrt(max(within, between))))
+        return pooled_evidence(self.draws)
 
     def get_samples(self, *, group_by_chain: bool = False) -> Values:
         """Draws by site name, in the user's units: diffusion sites, other latents, deterministics.
@@ -205,20 +186,46 @@ class Posterior:
         for name in samples.keys() - small.keys():
             print(f"{name}: {samples[name].shape[2:]} left out, being large; see to_arviz().")
         print(f"log evidence: {self.log_evidence}")
-        print(f"exactness: {self.exactness.value} ({self.method!r})")
+        print(f"exactness: {self.exactness.value} ({self.method!r}: {self.explanation})")
+        print(f"denoiser calls: {self.num_denoiser_calls:,}")
 
     def posterior_predictive(self) -> Values:
         """One new draw of every observed site for each posterior draw."""
-        samples = self.get_samples(group_by_chain=True)
-        latent = {n: samples[n] for n in (*self._sites.diffusion, *self._sites.latents)}
         key = jax.random.fold_in(self._key, 1)
-        return _predict(key, self.program, self._args, self._kwargs, self._sites, latent)
+        return predict(
+            key, self.program, self._args, self._kwargs, self._sites, self._latent_samples()
+        )
+
+    def log_likelihood(self) -> Values:
+        """Log-density of every observation at each posterior draw, in nats, by site.
+
+        Shape `(num_chains, num_samples, *batch_shape)`. Observed Deltas have none.
+        """
+        return log_likelihoods(
+            self.program, self._args, self._kwargs, self._sites, self._latent_samples()
+        )
+
+    def prior(self, num_samples: int = 500) -> Values:
+        """Draws of the latent sites from the prior, by site, in the user's units."""
+        _ = self.draws
+        names = (*self._sites.diffusion, *self._sites.latents)
+        key = jax.random.fold_in(self._key, 2)
+        return draw_prior(key, self.program, self._args, self._kwargs, names, num_samples)
+
+    def observed_data(self) -> Values:
+        """The values of the observed sites."""
+        _ = self.draws
+        return observed_data(self.program, self._args, self._kwargs, self._sites)
+
+    def _latent_samples(self) -> Values:
+        samples = self.get_samples(group_by_chain=True)
+        return {name: samples[name] for name in (*self._sites.diffusion, *self._sites.latents)}
 
     def to_arviz(self, *, dims: Any = None, coords: Any = None) -> Any:
         """The run as ArviZ data: `InferenceData` (ArviZ 0.x) or `DataTree` (1.x).
 
-        Groups: posterior, sample_stats (also per step, on the dimension `step`), observed_data
-        and posterior_predictive.
+        Groups: posterior, prior, posterior_predictive, log_likelihood, sample_stats (also per
+        step, on the dimension `step`) and observed_data.
 
         Args:
             dims: names of the event dimensions, `{site: [names]}`.
@@ -234,60 +241,3 @@ class Posterior:
             f"Posterior({getattr(self.program, '__name__', 'program')}, {self.method!r}, "
             f"num_chains={self.num_chains}, num_samples={self.num_samples}, {state})"
         )
-
-
-@eqx.filter_jit
-def _run(
-    key: Array,
-    program: Program,
-    method: AbstractMethod,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    num_chains: int,
-    num_samples: int,
-    show: bool,  # noqa: FBT001
-) -> tuple[Draws, Values]:
-    """All chains, one after the other, and their draws by site name in the user's units."""
-    target = Target(program, args, kwargs, method.num_steps)
-    advance = tick if show else lambda: None
-
-    def chain(key: Array) -> tuple[Draws, Values]:
-        draws = method.draw(key, target, num_samples, advance)
-        return draws, jax.vmap(lambda x_0, u: _by_name(target, x_0, u))(draws.x_0, draws.latents)
-
-    return jax.lax.map(chain, jax.random.split(key, num_chains))
-
-
-def _by_name(target: Target, x_0: Values, latents: Array) -> Values:
-    values = {**target.to_user(x_0), **target.constrain(latents)}
-    if target.sites.deterministic:
-        trace = run_program(target.program, target.args, target.kwargs, values)
-        values |= {name: trace[name]["value"] for name in target.sites.deterministic}
-    return values
-
-
-@eqx.filter_jit
-def _predict(
-    key: Array,
-    program: Program,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    sites: Sites,
-    values: Values,
-) -> Values:
-    draw = predictive(program, args, kwargs, sites)
-    num_chains, num_samples = next(iter(values.values())).shape[:2]
-    keys = jax.random.split(key, (num_chains, num_samples))
-    return jax.vmap(jax.vmap(draw))(keys, values)
-
-
-def observed_data(
-    program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], sites: Sites
-) -> Values:
-    """The values of the observed sites."""
-    trace = run_program(program, args, kwargs, {})
-    return {
-        name: jnp.asarray(trace[name]["value"])
-        for name in sites.observed
-        if np.size(trace[name]["value"])
-    }

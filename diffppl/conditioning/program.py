@@ -116,6 +116,8 @@ def factor(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> S
         else:
             latents.append(name)
     exact = tuple(name for name in observed if is_exact(trace[name]["fn"]))
+    # In the order of names, which JAX gives every dictionary that it takes apart.
+    diffusion = dict(sorted(diffusion.items()))
     return Sites(diffusion, tuple(latents), tuple(observed), exact, tuple(deterministic))
 
 
@@ -169,7 +171,8 @@ def inspect_program(program: Program, args: tuple[Any, ...], kwargs: dict[str, A
                 f"the observation at site {name!r} has NaN values; select the entries that were "
                 "seen and observe only those."
             )
-    return sites
+    # The models may be traced values of the look above; what they are is of no use outside it.
+    return eqx.filter(sites, eqx.is_array, inverse=True)
 
 
 @eqx.filter_jit

@@ -24,14 +24,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..processes import AbstractProcess
 from .chains import AbstractChain, CovarianceMatched, ModelChain, Particle, look_at_shapes
-from .method import AbstractMethod, Draws, Exactness
+from .method import AbstractMethod, Draws, Exactness, draw_base
 from .moves import can_move, metropolis
 from .program import Values
 from .resampling import AbstractResampling, Systematic
 from .target import Target
-from .twists import AbstractTwist, ExpectedLikelihood, MomentMatching, Twisted
+from .twists import AbstractTwist, Twisted, default_twist
 from .twists.gaussian import MOST_DENSE
 from .weights import effective_sample_size, relative_variance, reweight
 
@@ -112,8 +111,9 @@ class TwistedSMC(AbstractMethod):
         self._twist(target).check(target)
         self._chain(target).check(target, self._twist(target))
 
-    def num_denoiser_calls(self, target: Target) -> int:
+    def num_denoiser_calls(self, target: Target, num_samples: int) -> int:
         """See `AbstractMethod.num_denoiser_calls`."""
+        del num_samples
         looks = 1 + (self.num_moves if can_move(target) else 0)
         steps = isinstance(self._chain(target), CovarianceMatched)
         return self.num_particles * target.num_steps * (looks + steps)
@@ -126,10 +126,11 @@ class TwistedSMC(AbstractMethod):
         return CovarianceMatched() if few else ModelChain()
 
     def _twist(self, target: Target) -> AbstractTwist:
-        if self.twist is not None:
-            return self.twist
-        discrete = any(m.process.support.is_discrete for m in target.models().values())
-        return ExpectedLikelihood() if discrete else MomentMatching()
+        return default_twist(target) if self.twist is None else self.twist
+
+    def num_ticks(self, target: Target) -> int:
+        """See `AbstractMethod.num_ticks`."""
+        return target.num_steps
 
     def draw(self, key: Array, target: Target, num_samples: int, tick: Any) -> Draws:
         """See `AbstractMethod.draw`."""
@@ -172,13 +173,7 @@ class TwistedSMC(AbstractMethod):
         """Particles at time T, weighted by the first twist."""
         n = self.num_particles
         key_x, key_latents = jax.random.split(key)
-        keys = dict(
-            zip(target.models(), jax.random.split(key_x, len(target.models())), strict=True)
-        )
-        x = {
-            name: _sample(keys[name], model.process, target.sites.diffusion[name].shape, n)
-            for name, model in target.models().items()
-        }
+        x = draw_base(key_x, target, n)
         latents, log_prior = jax.vmap(target.prior_latents)(jax.random.split(key_latents, n))
         twisted = self._look(target, x, jnp.asarray(target.num_steps), latents)
         log_weights, log_increment = reweight(
@@ -273,11 +268,6 @@ def _move_last(key: Array, target: Target, x_0: Values, state: SMCState) -> Floa
 
     start = (state.latents, *log_density(state.latents))
     return metropolis(key, start, log_density, state.log_weights, LAST_MOVES)[0]
-
-
-def _sample(key: Array, process: AbstractProcess, shape: tuple[int, ...], n: int) -> Array:
-    """`n` draws of x_T."""
-    return jnp.asarray(process.base((n, *shape)).sample(key), process.dtype)
 
 
 def _info(state: SMCState, log_increment: Array, acceptance: Array) -> SMCInfo:

@@ -62,7 +62,7 @@ def _draw(
 ) -> Array:
     z = jax.random.normal(key, x_t.shape, x_t.dtype)
     mean, along = jax.jvp(lambda x: model.denoise(x, t, context), (x_t,), (z,))
-    return step.x_0 * mean + step.x_t * x_t + step.scale * (z + step.half * along)
+    return step.x_0 * mean + step.x_t * x_t + step.scale * (z + step.grow * along)
 
 
 def _gaussian(model: DiffusionModel) -> GaussianDiffusion:

@@ -8,6 +8,7 @@ time, and particles.
 
 from .base import AbstractTwist as AbstractTwist
 from .base import Twisted as Twisted
+from .default import default_twist as default_twist
 from .expected import ExpectedLikelihood as ExpectedLikelihood
 from .moments import Isotropic as Isotropic
 from .moments import MomentMatching as MomentMatching

@@ -111,3 +111,43 @@ def edge_given_observations(
         step = noise if given is None else ravel_pytree(given)[0] - mean - shift
     log_ratio = log_ratio - jnp.sum((shift**2 + 2 * shift * step) / (2 * variance))
     return unravel(mean + shift + step), log_ratio
+
+
+def draw_given_observations(
+    key: Array, target: Target, mean: Values, variance: Array, latents: Array
+) -> Values:
+    """Draw x_0 ~ N(mean, variance I) given the observations, linearised at the mean.
+
+    By conjugate gradients, for any number of observations, and without the density of the draw.
+    Sites that have no moments move it along their gradient, no coordinate further than its
+    standard deviation: a step of the whole gradient would overshoot what is seen more sharply.
+    """
+    flat, unravel = ravel_pytree(mean)
+    known = target.known()
+    mask, _ = ravel_pytree({name: mask for name, (mask, _) in known.items()})
+    value, _ = ravel_pytree({name: value for name, (_, value) in known.items()})
+    flat = jnp.where(mask, value, flat)
+    free = jnp.where(mask, 0.0, variance)
+
+    def observe(flat: Array) -> Observations:
+        return target.observations(unravel(flat), latents)
+
+    seen = observe(flat)
+    key_x, key_y = jax.random.split(key)
+    scale = jnp.sqrt(free)
+    pull_of_rest = jnp.tanh(scale * jax.grad(lambda flat: observe(flat).log_rest)(flat))
+    step = scale * (jax.random.normal(key_x, flat.shape, flat.dtype) + pull_of_rest)
+    if seen.value.size:
+        _, push = jax.linearize(lambda flat: observe(flat).mean, flat)
+        pull = jax.linear_transpose(push, flat)
+        error = jax.random.normal(key_y, seen.value.shape, flat.dtype)
+        if isinstance(seen.covariance, lx.DiagonalLinearOperator):
+            error = jnp.sqrt(lx.diagonal(seen.covariance)) * error
+        else:
+            error = jnp.linalg.cholesky(seen.covariance.as_matrix()) @ error
+        solved = conjugate_gradients(
+            lambda v: push(free * pull(v)[0]) + seen.covariance.mv(v),
+            seen.value - seen.mean - push(step) - error,
+        )
+        step = step + free * pull(solved)[0]
+    return unravel(flat + step)

@@ -1,0 +1,93 @@
+"""One method on one problem, and a problem's truth against plain importance sampling."""
+
+import time
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro import handlers
+
+import diffppl as dp
+
+from .methods import METHODS, Setting
+from .problem import Draws, Problem, effective_size
+
+MOST_NUMBERS = 30_000_000  # held at once by importance sampling
+
+
+def as_numpy(values: dict[str, Any]) -> Draws:
+    return {name: np.asarray(value, dtype=np.float64) for name, value in values.items()}
+
+
+def measure(
+    problem: Problem, run: int, method: str, num_steps: int, num_draws: int
+) -> dict[str, Any]:
+    """Run the method once; distances and their floor, evidence, cost."""
+    model = problem.model(num_steps)
+    posterior = dp.Posterior(
+        problem.program,
+        METHODS[method][0](Setting(problem, num_steps, num_draws)),
+        num_chains=1,
+        num_samples=num_draws,
+        progress_bar=False,
+    )
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a collapse, which the smallest ess tells as well
+        posterior.run(
+            jax.random.fold_in(jax.random.key(problem.seed), run),
+            model,
+            *problem.arguments,
+            y=jnp.asarray(problem.y),
+        )
+    seconds = time.perf_counter() - start
+    rng = np.random.default_rng([problem.seed, run])
+    draws = as_numpy(posterior.get_samples())
+    evidence = posterior.log_evidence
+    return {
+        "distance": problem.distance(rng, draws),
+        "floor": problem.floor(rng, num_draws),
+        "evidence_error": evidence.value - problem.log_evidence,
+        "evidence_standard_error": evidence.standard_error,
+        "smallest_ess": float(np.min(posterior.step_stats.get("ess", np.nan))),
+        "denoiser_calls": int(getattr(posterior, "num_denoiser_calls", num_steps * num_draws)),
+        "seconds": seconds,
+    }
+
+
+def verify(problem: Problem, num_draws: int, most: int = 1_000_000) -> dict[str, float]:
+    """The truth by other means: draws from the prior, weighted by the program itself.
+
+    Nothing of the exact posterior is used, so this checks the program against the truth as well.
+    Draws are compared only as far as the effective size allows, and where the noise is unknown the
+    weights have a heavy tail, at the smallest sigma: there trust the evidence alone.
+    """
+    rng = np.random.default_rng([*problem.cell.encode(), problem.seed, 1])
+    size = sum(value[0].size for value in problem.prior(rng, 1).values())
+    draws = problem.prior(rng, min(most, MOST_NUMBERS // size))
+    model, y = problem.model(2), jnp.asarray(problem.y)
+
+    def log_likelihood(values: dict[str, jax.Array]) -> jax.Array:
+        seeded = handlers.seed(problem.program, jax.random.key(0))
+        program = handlers.substitute(seeded, data=values)
+        trace = handlers.trace(program).get_trace(model, *problem.arguments, y=y)
+        seen = (site for site in trace.values() if site["type"] == "sample" and site["is_observed"])
+        return sum(jnp.sum(site["fn"].log_prob(site["value"])) for site in seen)
+
+    kind = model.process.dtype
+    values = {n: jnp.asarray(v, kind if n == "x" else float) for n, v in draws.items()}
+    log_weights = np.asarray(jax.jit(jax.vmap(log_likelihood))(values), dtype=np.float64)
+    weights = np.exp(log_weights - log_weights.max())
+    relative_error = weights.std() / weights.mean() / np.sqrt(len(weights))
+    chosen = rng.choice(len(weights), p=weights / weights.sum(), size=num_draws)
+    distance = problem.distance(rng, {name: value[chosen] for name, value in draws.items()})
+    floor = problem.floor(rng, num_draws)
+    return {
+        "log evidence": problem.log_evidence,
+        "by importance sampling": float(np.log(weights.mean()) + log_weights.max()),
+        "standard error": float(relative_error),
+        "effective size": effective_size(weights),
+        "distance / floor": max(distance[name] / floor[name] for name in floor),
+    }

@@ -1,0 +1,47 @@
+"""The methods that are held against the known posteriors: to add one, add a row."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import diffppl as dp
+
+from .problem import Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a row may use: the problem, and what the command line asks for."""
+
+    problem: Problem
+    num_steps: int
+    num_draws: int
+
+    @property
+    def isotropic(self) -> dp.twists.MomentMatching:
+        """PiGDM's twist, with the prior's own variance."""
+        return dp.twists.MomentMatching(dp.twists.Isotropic(self.problem.variance))
+
+    def smc(self, **options: Any) -> dp.TwistedSMC:
+        """As many particles as draws."""
+        return dp.TwistedSMC(self.num_draws, self.num_steps, **options)
+
+
+def any_problem(problem: Problem) -> bool:
+    del problem
+    return True
+
+
+def real(problem: Problem) -> bool:
+    return problem.group != "heartbeat"
+
+
+Row = tuple[Callable[[Setting], Any], Callable[[Problem], bool]]
+
+METHODS: dict[str, Row] = {
+    "TwistedSMC": (lambda s: s.smc(), any_problem),
+    "TwistedSMC:model-chain": (lambda s: s.smc(chain=dp.chains.ModelChain()), real),
+    "TwistedSMC:isotropic": (lambda s: s.smc(twist=s.isotropic), real),
+    "TwistedSMC:point": (lambda s: s.smc(twist=dp.twists.PointEstimate()), real),
+    "TwistedSMC:resampled": (lambda s: s.smc(ess_threshold=1.0), any_problem),
+}

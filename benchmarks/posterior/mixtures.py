@@ -1,0 +1,194 @@
+"""Mixtures of 25 Gaussians seen through a linear map, with noise of known or unknown size.
+
+The problems of Cardoso, Janati, Le Corff and Moulines 2024 (MCGdiff): unit Gaussians on a lattice,
+weights squared standard normals, normalised; A with random singular vectors and singular values
+sorted uniform; sigma uniform times the largest of them. Here sigma may instead be a latent with a
+half-normal prior.
+
+The truth: with A = U S V', component k has, given sigma,
+
+    y     ~ N(A m_k, U (S^2 + sigma^2) U')
+    x | y ~ N(m_k + V S/(S^2 + sigma^2) U'(y - A m_k),  I - V S^2/(S^2 + sigma^2) V'),
+
+so everything is a mixture again, and log sigma is one number: a grid.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+
+import diffppl as dp
+
+from .problem import Draws, Problem, sliced_wasserstein, wasserstein
+
+CELLS = [(d_x, d_y) for d_x in (8, 80, 800) for d_y in (1, 2, 4)]
+LATTICE = np.array([[i, j] for i in range(-2, 3) for j in range(-2, 3)], dtype=float)
+NOISE_SCALE = 0.5  # of the half-normal prior of sigma
+COMPARISONS = 4  # sets of exact draws that a method's draws are compared with
+
+
+def known_noise(model, matrix, sigma, y=None):
+    x = numpyro.sample("x", model())
+    numpyro.sample("y", dist.Normal(matrix @ x, sigma).to_event(1), obs=y)
+
+
+def unknown_noise(model, matrix, y=None):
+    x = numpyro.sample("x", model())
+    sigma = numpyro.sample("sigma", dist.HalfNormal(NOISE_SCALE))
+    numpyro.sample("y", dist.Normal(matrix @ x, sigma).to_event(1), obs=y)
+
+
+class LinearMixture:
+    """25 Gaussians, a linear map, and what follows from seeing y at any sigma."""
+
+    def __init__(self, rng: np.random.Generator, d_x: int, d_y: int) -> None:
+        weights = rng.normal(size=25) ** 2
+        self.weights = weights / weights.sum()
+        self.means = np.tile(8 * LATTICE, (1, d_x // 2))
+        u, singular, self.v = np.linalg.svd(rng.normal(size=(d_y, d_x)), full_matrices=False)
+        self.u, self.singular = u, np.sort(rng.uniform(size=len(singular)))[::-1]
+        self.matrix = u * self.singular @ self.v
+
+    @property
+    def variance(self) -> float:
+        """Of a coordinate, on average."""
+        spread = self.weights @ self.means**2 - (self.weights @ self.means) ** 2
+        return 1 + float(spread.mean())
+
+    def model(self, num_steps: int) -> dp.DiffusionModel:
+        """Noise levels in equal ratios, up to ten times the length of the data."""
+        d_x = self.means.shape[1]
+        length = np.sqrt((self.means**2).sum(1).max() + d_x)
+        schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.05, 10 * length))
+        denoiser = dp.networks.GaussianMixtureDenoiser(schedule, self.weights, self.means, 1.0)
+        return dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, (d_x,))
+
+    def prior(self, rng: np.random.Generator, num: int) -> np.ndarray:
+        """Draws of x."""
+        means = self.means[rng.choice(25, p=self.weights, size=num)]
+        return means + rng.normal(size=means.shape)
+
+    def log_joint(self, y: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+        """log p(component, y given sigma), shape `(*sigma, 25)`."""
+        total = self.singular**2 + sigma[..., None, None] ** 2
+        residual = (y - self.means @ self.matrix.T) @ self.u
+        log_density = -0.5 * (residual**2 / total + np.log(2 * np.pi * total)).sum(-1)
+        return np.log(self.weights) + log_density
+
+    def posterior(
+        self, rng: np.random.Generator, y: np.ndarray, sigma: np.ndarray, component: np.ndarray
+    ) -> np.ndarray:
+        """One draw of x for each sigma and component."""
+        means = self.means[component]
+        total = self.singular**2 + sigma[:, None] ** 2
+        moved = ((y - means @ self.matrix.T) @ self.u) * self.singular / total
+        noise = rng.normal(size=means.shape)
+        # I - V S^2/(S^2 + sigma^2) V' has the root I - V (1 - sigma/sqrt(S^2 + sigma^2)) V'.
+        shrunk = (noise @ self.v.T) * (1 - sigma[:, None] / np.sqrt(total))
+        return means + noise + (moved - shrunk) @ self.v
+
+
+class KnownNoise(Problem):
+    """A cell of the published table."""
+
+    group, num_steps = "mixtures", 100
+    program = staticmethod(known_noise)
+
+    def __init__(self, d_x: int, d_y: int, seed: int) -> None:
+        rng = np.random.default_rng([d_x, d_y, seed])
+        self.cell, self.seed, self.mixture = (
+            f"mixture {d_x}/{d_y}",
+            seed,
+            LinearMixture(rng, d_x, d_y),
+        )
+        mixture = self.mixture
+        self.variance = mixture.variance
+        self.sigma = rng.uniform() * mixture.singular.max()
+        x = mixture.prior(rng, 1)[0]
+        self.y = mixture.matrix @ x + self.sigma * rng.normal(size=d_y)
+        self.arguments = (jnp.asarray(mixture.matrix), jnp.asarray(self.sigma))
+        log_joint = mixture.log_joint(self.y, np.array(self.sigma))
+        self.log_evidence = float(np.logaddexp.reduce(log_joint))
+        self.weights = np.exp(log_joint - self.log_evidence)
+
+    def model(self, num_steps: int) -> dp.DiffusionModel:
+        """See `Problem.model`."""
+        return self.mixture.model(num_steps)
+
+    def prior(self, rng: np.random.Generator, num: int) -> Draws:
+        """See `Problem.prior`."""
+        return {"x": self.mixture.prior(rng, num)}
+
+    def draw(self, rng: np.random.Generator, num: int) -> Draws:
+        """See `Problem.draw`."""
+        component = rng.choice(25, p=self.weights / self.weights.sum(), size=num)
+        sigma = np.full(num, self.sigma)
+        return {"x": self.mixture.posterior(rng, self.y, sigma, component)}
+
+    def distance(self, rng: np.random.Generator, draws: Draws) -> dict[str, float]:
+        """See `Problem.distance`."""
+        return distance(self, rng, draws)
+
+
+class UnknownNoise(Problem):
+    """The same with sigma ~ HalfNormal: the joint posterior of x and log sigma."""
+
+    group, num_steps = "noise", 100
+    program = staticmethod(unknown_noise)
+
+    def __init__(self, d_x: int, d_y: int, seed: int) -> None:
+        rng = np.random.default_rng([d_x, d_y, seed, 1])
+        self.cell, self.seed, self.mixture = (
+            f"noise {d_x}/{d_y}",
+            seed,
+            LinearMixture(rng, d_x, d_y),
+        )
+        mixture = self.mixture
+        self.variance = mixture.variance
+        truth = self.prior(rng, 1)
+        self.y = mixture.matrix @ truth["x"][0] + truth["sigma"][0] * rng.normal(size=d_y)
+        self.arguments = (jnp.asarray(mixture.matrix),)
+        # The density of log sigma is smooth, so the sum over a fine grid has no error to speak of.
+        log_sigma = np.linspace(-16.0, np.log(8), 20_001) + np.log(NOISE_SCALE)
+        self.cell_width = log_sigma[1] - log_sigma[0]
+        ratio = np.exp(log_sigma) / NOISE_SCALE
+        log_prior = 0.5 * np.log(2 / np.pi) - 0.5 * ratio**2 + np.log(ratio)  # of log sigma
+        log_joint = np.logaddexp.reduce(mixture.log_joint(self.y, np.exp(log_sigma)), axis=-1)
+        log_joint += log_prior + np.log(self.cell_width)
+        self.log_evidence = float(np.logaddexp.reduce(log_joint))
+        self.log_sigma, self.weights = log_sigma, np.exp(log_joint - self.log_evidence)
+
+    def model(self, num_steps: int) -> dp.DiffusionModel:
+        """See `Problem.model`."""
+        return self.mixture.model(num_steps)
+
+    def prior(self, rng: np.random.Generator, num: int) -> Draws:
+        """See `Problem.prior`."""
+        sigma = NOISE_SCALE * np.abs(rng.normal(size=num))
+        return {"x": self.mixture.prior(rng, num), "sigma": sigma}
+
+    def draw(self, rng: np.random.Generator, num: int) -> Draws:
+        """See `Problem.draw`."""
+        log_sigma = rng.choice(self.log_sigma, p=self.weights / self.weights.sum(), size=num)
+        log_sigma = log_sigma + self.cell_width * rng.uniform(-0.5, 0.5, size=num)
+        sigma = np.exp(log_sigma)
+        log_joint = self.mixture.log_joint(self.y, sigma)
+        component = np.argmax(log_joint + rng.gumbel(size=log_joint.shape), axis=1)
+        return {"x": self.mixture.posterior(rng, self.y, sigma, component), "sigma": sigma}
+
+    def distance(self, rng: np.random.Generator, draws: Draws) -> dict[str, float]:
+        """See `Problem.distance`."""
+        return distance(self, rng, draws)
+
+
+def distance(problem: Problem, rng: np.random.Generator, draws: Draws) -> dict[str, float]:
+    """Sliced Wasserstein distance of x, and W1 of the logarithm of any scale."""
+    found = []
+    for _ in range(COMPARISONS):
+        exact = problem.draw(rng, len(draws["x"]))
+        each = {"x": sliced_wasserstein(rng, draws["x"], exact["x"])}
+        if "sigma" in exact:
+            each["log sigma"] = wasserstein(np.log(draws["sigma"]), np.log(exact["sigma"]))
+        found.append(each)
+    return {name: float(np.mean([each[name] for each in found])) for name in found[0]}

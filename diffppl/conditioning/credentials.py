@@ -1,0 +1,62 @@
+"""Whether to believe a run: its evidence, and warnings with the figures and the remedy."""
+
+import math
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array
+
+from .method import Draws
+
+_FEW_PARTICLES = 10  # an effective sample size below this is called a collapse
+
+
+class LogEvidence(NamedTuple):
+    """log p(y) in nats, and its standard error; both NaN for a method that gives none."""
+
+    value: float
+    standard_error: float
+
+    def __repr__(self) -> str:
+        if math.isnan(self.value):
+            return "none"
+        return f"{self.value:.3f} ± {self.standard_error:.3f} nats"
+
+
+def pooled_evidence(draws: Draws) -> LogEvidence:
+    """The evidence over chains, and the larger of two errors.
+
+    One is the spread between chains, the other what each chain's own genealogy says.
+    """
+    log_z = np.asarray(draws.log_evidence, dtype=np.float64)
+    if np.any(np.isnan(log_z)):
+        return LogEvidence(math.nan, math.nan)
+    relative = np.exp(log_z - log_z.max()) if np.isfinite(log_z.max()) else np.ones_like(log_z)
+    value = log_z.max() + np.log(relative.mean())
+    shares = relative / relative.sum()
+    within = np.sum(shares**2 * np.asarray(draws.evidence_variance))
+    n = log_z.size
+    between = np.sum((shares - 1 / n) ** 2) * n / (n - 1) if n > 1 else 0.0
+    return LogEvidence(float(value), float(np.sqrt(max(within, between))))
+
+
+def warn_of_collapse(step_stats: dict[str, Array], log_evidence: LogEvidence) -> None:
+    """Warn of particles that died, and of observations that none of them explains."""
+    if "ess" in step_stats:
+        ess = np.asarray(step_stats["ess"])
+        chain, step = np.unravel_index(np.argmin(ess), ess.shape)
+        if ess[chain, step] < _FEW_PARTICLES:
+            warnings.warn(
+                f"the particles collapsed: in chain {chain} the effective sample size fell to "
+                f"{ess[chain, step]:.1f} at step t = {ess.shape[1] - 1 - step}. Use more "
+                "particles, a twist that spreads its likelihood (MomentMatching), or more steps "
+                "of the chain.",
+                stacklevel=4,
+            )
+    if math.isinf(log_evidence.value):
+        warnings.warn(
+            "the evidence is not finite: no particle agrees with the observations. Check that "
+            "the observations are possible under the program.",
+            stacklevel=4,
+        )

@@ -1,0 +1,236 @@
+"""Particle Gibbs as a kernel for NumPyro's own MCMC; see `conditional_smc` for its mathematics."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Float
+from numpyro import handlers
+from numpyro.infer.mcmc import MCMCKernel
+from numpyro.primitives import Messenger
+
+from .conditional_smc import conditional_smc
+from .program import Program, Values, diffusion_distribution, inspect_program, run_program
+from .target import Target
+from .twists import AbstractTwist, default_twist
+
+
+class ParticleGibbsState(NamedTuple):
+    """Where the Markov chain is.
+
+    `z` holds x_0 of every diffusion site in the user's units; `path` holds x_T, .., x_1, x_0 in
+    model units; `renewed` is the share of the path that the last iteration made anew.
+    """
+
+    z: Values
+    path: Values
+    renewed: Float[Array, ""]
+    rng_key: Array
+
+
+@final
+class ParticleGibbs(MCMCKernel):
+    """An MCMC kernel for the diffusion sites of a program, exact for any number of particles.
+
+    Alone in `numpyro.infer.MCMC` where diffusion sites are the only latents; as a block of
+    `numpyro.infer.Gibbs` beside NUTS for the others. It targets the posterior of the model's own
+    chain. A few particles already cross between modes, as each iteration runs from noise to data;
+    more of them renew more of the path.
+
+    Args:
+        program: a NumPyro model with at least one diffusion site.
+        num_particles: 2 or more.
+        num_steps: read the chain at fewer steps; None keeps them all.
+        twist: that of `TwistedSMC`; `MomentMatching()` or `ExpectedLikelihood()` if it is None.
+
+    Example:
+        >>> mcmc = MCMC(dp.ParticleGibbs(program), num_warmup=50, num_samples=1_000)
+        >>> mcmc.run(jax.random.key(0), y=0.3)
+        >>> az.from_numpyro(mcmc)
+
+        With other latents, handing `kernel.model` to NUTS spares it the prior density of x, which
+        it need not know:
+
+        >>> kernel = dp.ParticleGibbs(program)
+        >>> MCMC(Gibbs([(kernel, ["x"]), (NUTS(kernel.model), None)]), num_warmup=200, ...)
+    """
+
+    sample_field = "z"  # pyright: ignore
+
+    def __init__(
+        self,
+        program: Any,
+        num_particles: int = 16,
+        *,
+        num_steps: int | None = None,
+        twist: AbstractTwist | None = None,
+    ) -> None:
+        if not callable(program):
+            raise TypeError(f"program is {type(program).__name__}; it must be a NumPyro program.")
+        if num_particles < 2:
+            raise ValueError(f"num_particles={num_particles} must be 2 or more.")
+        self._program: Program = program
+        self._model: Program = GivenDiffusionSites(program)
+        self.num_particles = num_particles
+        self.num_steps = num_steps
+        self.twist = twist
+        self._sample: Callable[..., Any] | None = None
+
+    @property
+    def model(self) -> Program:
+        """The program without the densities of its diffusion sites, for the other blocks."""
+        return self._model
+
+    @property
+    def default_fields(self) -> tuple[str, ...]:
+        """What MCMC collects."""
+        return (self.sample_field,)
+
+    def wrap_model(self, wrapper: Callable[[Program], Program]) -> "ParticleGibbs":
+        """The kernel for `wrapper(program)`."""
+        kernel = copy.copy(self)
+        kernel._program, kernel._model = wrapper(self._program), wrapper(self._model)
+        return kernel
+
+    def init(
+        self, rng_key: Any, num_warmup: int, init_params: Any, model_args: Any, model_kwargs: Any
+    ) -> ParticleGibbsState:
+        """A path of the forward chain from `init_params`, or from a draw of the prior."""
+        del num_warmup
+        args, kwargs = model_args or (), model_kwargs or {}
+        self._check(args, kwargs)
+
+        def single(key: Array, x_0: Values | None) -> ParticleGibbsState:
+            return self._init(key, x_0, args, kwargs)
+
+        if jnp.ndim(rng_key) == (0 if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) else 1):
+            self._sample = self._step
+            return single(rng_key, init_params)
+        self._sample = jax.vmap(self._step, in_axes=(0, None, None))
+        return jax.vmap(single)(rng_key, init_params)
+
+    def _check(self, args: Any, kwargs: Any) -> None:
+        """Refuse what cannot be done, before any work."""
+        dynamic, static = eqx.partition((args, kwargs), eqx.is_array)
+
+        def look(dynamic: Any) -> None:
+            args, kwargs = eqx.combine(dynamic, static)
+            target = Target(self._program, args, kwargs, self.num_steps)
+            if target.sites.latents:
+                raise ValueError(
+                    f"ParticleGibbs draws diffusion sites only, but the program has the latent "
+                    f"site {target.sites.latents[0]!r}: use numpyro.infer.Gibbs([(kernel, "
+                    f"{list(target.sites.diffusion)}), (NUTS(kernel.model), None)])."
+                )
+            self._twist(target).check(target)
+
+        if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(dynamic)):
+            inspect_program(self._program, args, kwargs)
+        jax.eval_shape(look, dynamic)
+
+    def _init(self, key: Array, x_0: Values | None, args: Any, kwargs: Any) -> ParticleGibbsState:
+        key_prior, key_path, key_next = jax.random.split(key, 3)
+        target = Target(self._program, args, kwargs, self.num_steps)
+        if x_0 is None:
+            seeded = handlers.seed(self._program, key_prior)
+            trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+            x_0 = {name: trace[name]["value"] for name in target.models()}
+        values = target.map_sites(lambda model, x: model.to_model(x), dict(x_0))
+        known = target.known()
+        values = {name: jnp.where(*known[name], x) for name, x in values.items()}
+        keys = dict(zip(values, jax.random.split(key_path, len(values)), strict=True))
+
+        def path(model: Any, x: Array, key: Array) -> Array:
+            def step(x: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+                key, t = inputs
+                x = jnp.asarray(model.process.transition(x, t).sample(key), model.process.dtype)
+                return x, x
+
+            times = jnp.arange(1, target.num_steps + 1)
+            keys = jax.random.split(key, target.num_steps)
+            _, xs = jax.lax.scan(step, x, (keys, times))
+            return jnp.concatenate([xs[::-1], x[None]])
+
+        paths = target.map_sites(path, values, keys)
+        return ParticleGibbsState(target.to_user(values), paths, jnp.ones(()), key_next)
+
+    def sample(self, state: Any, model_args: Any, model_kwargs: Any) -> ParticleGibbsState:
+        """One iteration: a new path, given the old one."""
+        assert self._sample is not None, "init must be called before sample."
+        return self._sample(state, model_args or (), model_kwargs or {})
+
+    def refresh(self, state: Any, model_args: Any, model_kwargs: Any) -> Any:
+        """Nothing is cached that depends on the other blocks."""
+        del model_args, model_kwargs
+        return state
+
+    def postprocess_fn(self, model_args: Any, model_kwargs: Any) -> Callable[[Values], Values]:
+        """Adds the program's deterministic sites."""
+        args, kwargs = model_args or (), model_kwargs or {}
+
+        def add(z: Values) -> Values:
+            trace = run_program(self._program, args, kwargs, z)
+            return z | {
+                name: site["value"]
+                for name, site in trace.items()
+                if site["type"] == "deterministic"
+            }
+
+        return add
+
+    def get_constrain_fn(self, model_args: Any, model_kwargs: Any) -> Callable[[Values], Values]:
+        """Values are in their support already."""
+        del model_args, model_kwargs
+        return lambda z: z
+
+    def get_diagnostics_str(self, state: ParticleGibbsState) -> str:
+        """How much of the path the last iteration renewed."""
+        return f"{100 * float(jnp.mean(state.renewed)):.0f} % of the path renewed"
+
+    def _twist(self, target: Target) -> AbstractTwist:
+        return default_twist(target) if self.twist is None else self.twist
+
+    def _step(self, state: ParticleGibbsState, args: Any, kwargs: Any) -> ParticleGibbsState:
+        target = Target(self._program, args, kwargs, self.num_steps)
+        key, key_next = jax.random.split(state.rng_key)
+        path, renewed = conditional_smc(
+            key, target, self._twist(target), state.path, self.num_particles
+        )
+        x_0 = {name: x[-1] for name, x in path.items()}
+        return ParticleGibbsState(target.to_user(x_0), path, renewed, key_next)
+
+
+@final
+class GivenDiffusionSites:
+    """A program whose diffusion sites add nothing to the density, being given.
+
+    A site with a context keeps its density, which other latents may change. Equal to the program
+    that it wraps, as the blocks of a `numpyro.infer.Gibbs` must be.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program."""
+        with _WithoutPriors():
+            return self.program(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or other == self.program
+
+    def __hash__(self) -> int:
+        return hash(self.program)
+
+
+@final
+class _WithoutPriors(Messenger):
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "sample":
+            found = diffusion_distribution(msg["fn"])
+            if found is not None and found.context is None:
+                msg["fn"] = msg["fn"].mask(mask=False)
