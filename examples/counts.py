@@ -74,7 +74,6 @@ def main() -> None:
         prediction=dp.predictions.Velocity(dp.predictions.LearnedVariance()),
         event_shape=(SIZE,),
     )
-    optimizer = dp.default_optimizer(iterations, learning_rate=2e-3)
     data = simulate(rng, 50_000)
     model = dp.fit(
         jax.random.key(1),
@@ -82,8 +81,7 @@ def main() -> None:
         data,
         num_iterations=iterations,
         batch_size=256,
-        optimizer=optimizer,
-        validation_data=simulate(rng, 2_000),
+        optimizer=dp.default_optimizer(iterations, learning_rate=2e-3),
     ).model
 
     # Use it: counts instead of noise, and nothing else changes.

@@ -186,7 +186,7 @@ def test_everything_is_drawn_from_the_prior():
     found, wider = draws(dp.samplers.Ancestral()), draws(dp.samplers.CovarianceMatched())
     mean, covariance = prior(NUM_STEPS)
     statistics.assert_moments(found["x"], 10 + 3 * mean, 9 * covariance)
-    assert np.all(wider["x"].std(0) > 1.2 * found["x"].std(0))
+    assert wider["x"][:, 0].std() > 1.2 * found["x"][:, 0].std()
     residual = found["y"] - found["x"] @ [1.0, 0.5]
     statistics.assert_moments(residual[:, None], [0.0], [[SCALE**2]])
 

@@ -154,6 +154,27 @@ def test_work():
     np.testing.assert_allclose(np.average(centres, weights=heights), mean, atol=0.05)
 
 
+def test_calibration():
+    """One panel for each quantity, one line for each coordinate, and the band behind them."""
+    ranks = {"x": RNG.integers(0, 21, size=(200, 3)), "sigma": np.zeros(200, int)}
+    result = dp.Calibration(ranks, 20, "TwistedSMC")
+    axes = dp.plots.calibration(result)
+    assert [ax.get_title() for ax in axes] == ["x", "sigma"]
+    drawn = [[line.get_ydata() for line in ax.get_lines()[:-1]] for ax in axes]  # but zero
+    np.testing.assert_allclose(drawn[0], result.ecdf_difference()["x"])
+    np.testing.assert_allclose(drawn[1], [np.arange(20, 0, -1) / 21])
+    band = result.band()
+    for ax in axes:
+        corners = ax.collections[0].get_paths()[0].vertices
+        np.testing.assert_allclose(corners[:, 1].min(), band.lower.min())
+        np.testing.assert_allclose(corners[:, 1].max(), band.upper.max())
+    assert np.all(drawn[1][0][:-1] > band.upper[:-1])
+    grid = plt.subplots(2, 2)[1]
+    assert dp.plots.calibration(result, axes=grid[0])[1] is grid[0, 1]
+    with pytest.raises(ValueError, match="there are 4 axes for 2 quantities"):
+        dp.plots.calibration(result, axes=grid.ravel())
+
+
 def test_pictures_are_drawn_where_they_are_told():
     ax = plt.subplots()[1]
     bound = dp.Bound(jnp.zeros(2), jnp.zeros(()), jnp.zeros(3), 2)

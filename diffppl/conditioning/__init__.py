@@ -1,8 +1,10 @@
 """Room 5: posterior inference in any NumPyro program that contains a diffusion prior.
 
 *What lives here*: the factoring of a program into diffusion sites and everything else
-(`program`), approximations to p(y given x_t) (`twists`), methods that draw from the posterior
-(`smc`), and the runner that a user meets (`Posterior`).
+(`program`, `target`), approximations to p(y given x_t) (`twists`), the reverse chains that are
+conditioned (`chains`), methods that draw from the posterior (`TwistedSMC`, `Guidance`,
+`Replacement`, `SplitGibbs`), the runner that a user meets (`Posterior`), and what NumPyro's own
+inference takes: a kernel (`ParticleGibbs`) and reparameterisations (`FlowReparam`, `ChainReparam`).
 
 *The contract*: a method is an `AbstractMethod`: it states its exactness and draws one chain,
 purely, inside one compiled call. A twist is an `AbstractTwist`.
@@ -16,15 +18,19 @@ against posteriors that are known.
 from .chains import AbstractChain as AbstractChain
 from .chains import CovarianceMatched as CovarianceMatched
 from .chains import ModelChain as ModelChain
+from .credentials import LogEvidence as LogEvidence
+from .guidance import Guidance as Guidance
 from .method import AbstractMethod as AbstractMethod
 from .method import Draws as Draws
 from .method import Exactness as Exactness
-from .posterior import LogEvidence as LogEvidence
+from .particle_gibbs import ParticleGibbs as ParticleGibbs
 from .posterior import Posterior as Posterior
 from .reparam import ChainReparam as ChainReparam
 from .reparam import FlowReparam as FlowReparam
+from .replacement import Replacement as Replacement
 from .resampling import AbstractResampling as AbstractResampling
 from .resampling import Multinomial as Multinomial
 from .resampling import Stratified as Stratified
 from .resampling import Systematic as Systematic
 from .smc import TwistedSMC as TwistedSMC
+from .split_gibbs import SplitGibbs as SplitGibbs

@@ -1,0 +1,307 @@
+"""Methods without weights: each against its own recursion or enumeration, with the truth beside."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+import scipy.stats
+
+import diffppl as dp
+from diffppl.conditioning.choose import choose
+from diffppl.conditioning.target import Target
+
+from . import oracles
+from .statistics import assert_counts, assert_mean, assert_moments, assert_within_standard_errors
+
+
+def slow(*names: Any) -> list:
+    """Parameters that wait for `-m slow`: the same law again, at a compilation each."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def run(program, method=None, num_samples=4_000, num_chains=1, seed=0, **data) -> dp.Posterior:
+    """Draws of one chain are independent, unless they are particles."""
+    posterior = dp.Posterior(
+        program, method, num_chains=num_chains, num_samples=num_samples, progress_bar=False
+    )
+    posterior.run(jax.random.key(seed), **data)
+    return posterior
+
+
+def levels(schedule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """alpha_bar, 1 - alpha_bar and beta in double precision."""
+    log_snr = np.asarray(schedule.log_snr(), np.float64)
+    abar, noise = 1 / (1 + np.exp(-log_snr)), 1 / (1 + np.exp(log_snr))
+    return abar, noise, np.append(0.0, 1 - abar[1:] / abar[:-1])
+
+
+def posterior_step(schedule, t: int) -> tuple[float, float, float]:
+    """q(x_{t-1} given x_t, x_0) = N(b x_0 + c x_t, v)."""
+    abar, noise, beta = levels(schedule)
+    b = np.sqrt(abar[t - 1]) * beta[t] / noise[t]
+    return b, np.sqrt(1 - beta[t]) * noise[t - 1] / noise[t], beta[t] * noise[t - 1] / noise[t]
+
+
+# Guidance, where everything is linear and normal ----------------------------------------------
+
+MEAN, VARIANCE = np.array([0.5, -0.3, 0.1]), np.array([1.4, 0.3, 0.8])
+MAP, NOISE = np.array([[1.0, -0.7, 0.4], [0.2, 0.9, -1.1]]), np.array([0.3, 0.6])
+Y = np.array([1.3, -0.8])
+
+
+def log_linear(num_steps: int) -> dp.schedules.LogSNRLinear:
+    return dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.01, 50.0))
+
+
+def normal_model(schedule, mean, covariance, scaling=None) -> dp.DiffusionModel:
+    network = dp.networks.GaussianDenoiser(schedule, mean, covariance, gives_variance=True)
+    return dp.DiffusionModel(
+        dp.GaussianDiffusion(schedule), network, np.shape(mean), scaling=scaling
+    )
+
+
+def linear(matrix, noise):
+    def program(y=None):
+        x = numpyro.sample("x", normal_model(log_linear(60), MEAN, VARIANCE)())
+        numpyro.sample("y", dist.Normal(jnp.asarray(matrix) @ x, noise).to_event(1), obs=y)
+
+    return program
+
+
+# What the twist takes for the variances of x_0 given x_t, where they are `left`.
+SPREADS = {
+    "tweedie": (dp.twists.MomentMatching(dp.twists.Tweedie()), lambda left, noise: left),
+    "isotropic": (
+        dp.twists.MomentMatching(dp.twists.Isotropic()),
+        lambda left, noise: np.full_like(left, noise),
+    ),
+    "point": (dp.twists.PointEstimate(), lambda left, noise: np.zeros_like(left)),
+}
+
+
+def guided_moments(schedule, spread) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of x_0 down the guided chain, whose every step is linear."""
+    (abar, noise, beta), identity = levels(schedule), np.eye(3)
+    mean, covariance = np.zeros(3), identity
+    for t in range(schedule.num_steps, 1, -1):
+        b, c, v = posterior_step(schedule, t)
+        total = abar[t] * VARIANCE + noise[t]
+        gain, left = np.sqrt(abar[t]) * VARIANCE / total, noise[t] * VARIANCE / total
+        seen = MAP * spread(left, noise[t]) @ MAP.T + np.diag(NOISE**2)
+        guide = left[:, None] * MAP.T @ np.linalg.inv(seen)
+        rest = identity - guide @ MAP
+        slope = b * rest * gain + c * identity
+        shift = b * (rest @ ((1 - gain * np.sqrt(abar[t])) * MEAN) + guide @ Y)
+        mean = slope @ mean + shift
+        covariance = slope @ covariance @ slope.T + np.diag(v + b**2 * left)
+    # The last step is conditioned exactly.
+    guide = beta[1] * MAP.T @ np.linalg.inv(beta[1] * MAP @ MAP.T + np.diag(NOISE**2))
+    slope = np.sqrt(1 - beta[1]) * (identity - guide @ MAP)
+    last = beta[1] * (identity - guide @ MAP)
+    return slope @ mean + guide @ Y, slope @ covariance @ slope.T + last
+
+
+@pytest.mark.parametrize("name", ["tweedie", *slow("isotropic", "point")])
+def test_guidance_follows_its_recursion(name: str) -> None:
+    twist, spread = SPREADS[name]
+    x = run(linear(MAP, NOISE), dp.Guidance(twist), y=jnp.asarray(Y)).get_samples()["x"]
+    assert_moments(x, *guided_moments(log_linear(60), spread))
+
+
+def test_moment_matching_alone_is_exact_in_long_chains() -> None:
+    mean, covariance, _ = oracles.linear_gaussian_posterior(
+        MEAN, np.diag(VARIANCE), Y, MAP, np.diag(NOISE**2)
+    )
+    found = {name: guided_moments(log_linear(2_000), s) for name, (_, s) in SPREADS.items()}
+    errors = {name: np.abs(m - mean).max() for name, (m, _) in found.items()}
+    shares = {name: (np.diag(c) / np.diag(covariance)).min() for name, (_, c) in found.items()}
+    assert errors["tweedie"] < 1e-3
+    np.testing.assert_allclose(found["tweedie"][1], covariance, atol=1e-3)
+    assert 0.02 < errors["isotropic"] < 0.05
+    assert 0.1 < errors["point"] < 0.13
+    assert shares["point"] < 0.7  # overconfident
+
+
+# The paper's rule --------------------------------------------------------------------------------
+
+SCALING = dp.Scaling(1.0, 2.0)  # so that model units are not the user's
+
+
+def seen_once(schedule, noise: float):
+    """x ~ N(0, 1) seen as 1, in model units."""
+
+    def program(y=None):
+        x = numpyro.sample("x", normal_model(schedule, np.zeros(1), np.ones(1), SCALING)())
+        numpyro.sample("y", dist.Normal(x[0], 2 * noise), obs=y)
+
+    return program
+
+
+POWERS = {
+    "constant": (dp.twists.ConstantPower(), lambda t, num_steps: 1.0),
+    "linear": (dp.twists.LinearPower(), lambda t, num_steps: 1 - t / num_steps),
+}
+
+
+def perturbed_moments(schedule, power, noise: float) -> tuple[float, float]:
+    """Mean and variance of x_0 ~ N(0, 1), every kernel moved by its variance times the gradient."""
+    beta, mean, variance = levels(schedule)[2], 0.0, 1.0
+    for t in range(schedule.num_steps, 0, -1):
+        pull = beta[t] * power(t - 1, schedule.num_steps) / noise**2
+        slope = np.sqrt(1 - beta[t]) * (1 - pull)
+        mean, variance = slope * mean + pull, slope**2 * variance + beta[t]
+    return mean, variance
+
+
+@pytest.mark.parametrize(
+    ("noise", "power", "schedule", "printed"),
+    [
+        (1.0, "constant", dp.schedules.Reciprocal, (0.6665, 0.3337)),
+        (0.5, "constant", dp.schedules.Reciprocal, (0.8889, 0.1114)),
+        (2.0, "constant", dp.schedules.Reciprocal, (0.3318, 0.6671)),
+        (1.0, "linear", dp.schedules.Reciprocal, (0.462, 0.433)),
+        (0.5, "linear", dp.schedules.Reciprocal, (0.849, 0.125)),
+        (2.0, "linear", dp.schedules.Reciprocal, (0.151, 0.787)),
+    ],
+)
+def test_the_paper_s_rule_in_a_thousand_steps(noise, power, schedule, printed) -> None:
+    """Its table, computed with closed-form products; the kernels here are moved by gradients."""
+    found = perturbed_moments(schedule(1_000), POWERS[power][1], noise)
+    np.testing.assert_allclose(found, printed, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["constant", *slow("linear")])
+def test_perturbed_guidance_follows_its_recursion(name: str) -> None:
+    power, a = POWERS[name]
+    schedule = dp.schedules.Linear(60)
+    posterior = run(seen_once(schedule, 0.7), dp.Guidance(dp.twists.Perturbation(power)), y=3.0)
+    x = (posterior.get_samples()["x"] - 1) / 2
+    mean, variance = perturbed_moments(schedule, a, 0.7)
+    assert_moments(x, [mean], [[variance]])
+
+
+def test_weights_make_the_paper_s_rule_consistent() -> None:
+    method = dp.TwistedSMC(1_000, twist=dp.twists.Perturbation())
+    program = seen_once(dp.schedules.Linear(60), 1.0)
+    posterior = run(program, method, num_samples=1_000, num_chains=8, y=3.0)
+    x = (np.asarray(posterior.get_samples(group_by_chain=True)["x"][..., 0]) - 1) / 2
+    assert_mean(x.mean(1), 0.5, num=4.5)
+    assert_mean(((x - 0.5) ** 2).mean(1), 0.5, num=4.5)
+    value, error = posterior.log_evidence
+    truth = scipy.stats.norm(1.0, np.sqrt(8)).logpdf(3.0)
+    assert_within_standard_errors(value, truth, error)
+
+
+# Bits and categories, by enumeration ----------------------------------------------------------
+
+STATES = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]])
+STATE_WEIGHTS = np.array([0.4, 0.3, 0.2, 0.1])
+SCHEDULE = dp.schedules.Reciprocal(30)
+PROCESSES = {
+    "bernoulli": (dp.BernoulliDiffusion(SCHEDULE, jnp.array([0.6, 0.5, 0.4])), 2),
+    "uniform": (dp.CategoricalDiffusion(SCHEDULE, 3), 3),
+    "absorbing": (dp.CategoricalDiffusion(SCHEDULE, 3, dp.Absorbing()), 4),
+}
+
+
+def listed_model(process) -> dp.DiffusionModel:
+    states = STATES + np.array([0, process.num_categories is not None, 0])
+    network = dp.networks.EnumeratedDenoiser(process, states, STATE_WEIGHTS)
+    return dp.DiffusionModel(process, network, (3,))
+
+
+def enumerated(name: str, change) -> tuple[np.ndarray, np.ndarray]:
+    """Every x_0, and its probability where `change(table, t)` is made of each step.
+
+    `table[now, next, i]` has the probabilities of coordinate i; the start is at t = T.
+    """
+    process, num_states = PROCESSES[name]
+    model, num_steps = listed_model(process), SCHEDULE.num_steps
+    states = oracles.all_states(num_states, 3)
+    events = oracles.all_states(process.num_categories or 2, 3)
+    every = jnp.asarray(states)
+
+    @jax.jit
+    def tables() -> Any:
+        def reverse(t: Any) -> Any:
+            kernel = process.reverse(every, model.estimate(every, t), t)
+            return oracles.kernel_table(kernel, range(num_states))
+
+        edge = process.edge(every, model.estimate(every, 1))
+        base = oracles.kernel_table(process.base((1, 3)), range(num_states))
+        steps = jax.lax.map(reverse, jnp.arange(num_steps, 1, -1))
+        return base, steps, oracles.kernel_table(edge, range(process.num_categories or 2))
+
+    base, steps, edge = (np.asarray(table, np.float64) for table in tables())
+
+    def joint(table: np.ndarray, to: np.ndarray) -> np.ndarray:
+        return np.prod([table[:, to[:, i], i] for i in range(3)], axis=0)
+
+    p = joint(change(base, num_steps), states)
+    for t, table in zip(range(num_steps, 1, -1), steps, strict=True):
+        p = p @ joint(change(table, t - 1), states)
+    return events, (p @ joint(change(edge, 0), events))[0]
+
+
+def counted(posterior: dp.Posterior, events: np.ndarray) -> np.ndarray:
+    x = posterior.get_samples()["x"]
+    return np.asarray((x[:, None, :] == events).all(-1).sum(0))
+
+
+RATES, PAIR = np.array([0.2, 0.85]), 0.8
+
+
+def noisy_bits(y=None):
+    x = numpyro.sample("x", listed_model(PROCESSES["bernoulli"][0])())
+    numpyro.sample("y", dist.Bernoulli(jnp.asarray(RATES)[x]).to_event(1), obs=y)
+    numpyro.factor("pair", PAIR * x[0] * x[2])
+
+
+SEEN = np.array([1, 1, 0])
+
+
+def likelihood(x: np.ndarray) -> np.ndarray:
+    return np.where(SEEN == 1, RATES[x], 1 - RATES[x]).prod(-1) * np.exp(PAIR * x[..., 0] * x[..., 2])
+
+
+def perturbed(table: np.ndarray, t: int) -> np.ndarray:
+    """c_i d_i / (c_i d_i + (1 - c_i)(1 - d_i)), the other bits as they are."""
+    if t == SCHEDULE.num_steps:
+        return table
+    now = oracles.all_states(2, 3)
+    tilted = np.zeros_like(table)
+    for i in range(3):
+        for k in range(2):
+            set_to = now.copy()
+            set_to[:, i] = k
+            tilted[:, k, i] = table[:, k, i] * likelihood(set_to)
+    return tilted / tilted.sum(1, keepdims=True)
+
+
+def test_the_paper_s_rule_for_bits() -> None:
+    events, biased = enumerated("bernoulli", perturbed)
+    np.testing.assert_allclose(biased.sum(), 1, rtol=1e-5)
+    posterior = run(noisy_bits, dp.Guidance(dp.twists.Perturbation()), y=jnp.asarray(SEEN))
+    assert_counts(counted(posterior, events), biased)
+    _, prior = enumerated("bernoulli", lambda table, t: table)
+    truth = prior * likelihood(events)
+    distance = 0.5 * np.abs(biased - truth / truth.sum()).sum()
+    print(distance)
+    assert 0.1 < distance < 0.3  # what dropping the normalisers costs
+
+
+def test_weights_make_the_paper_s_rule_for_bits_consistent() -> None:
+    method = dp.TwistedSMC(1_000, twist=dp.twists.Perturbation())
+    posterior = run(noisy_bits, method, num_samples=1_000, num_chains=8, y=jnp.asarray(SEEN))
+    events, prior = enumerated("bernoulli", lambda table, t: table)
+    truth = prior * likelihood(events)
+    likely = truth > 0.02 * truth.sum()
+    x = posterior.get_samples(group_by_chain=True)["x"]
+    shares = (x[:, :, None, :] == events[likely]).all(-1).mean(1)
+    assert_mean(shares, truth[likely] / truth.sum(), num=4.5)
+    value, error = posterior.log_evidence
+    assert_within_standard_errors(value, np.log(truth.sum()), error)
