@@ -40,12 +40,12 @@ from .blocks import check_batch_size, map_in_blocks
 from .calibration_result import Calibration
 from .checks import check_key
 from .conditioning import AbstractMethod, TwistedSMC, chains
+from .conditioning.inspection import inspect_program
 from .conditioning.program import (
     Program,
     Values,
     as_dynamic,
     diffusion_distribution,
-    inspect_program,
     is_exact,
     run_program,
 )
@@ -67,7 +67,7 @@ def calibrate(
     num_samples: Any = 100,
     quantities: Any = None,
     sampler: Any = None,
-    batch_size: int = 1,
+    batch_size: int = 4,
     progress_bar: bool = True,
     **kwargs: Any,
 ) -> Calibration:
@@ -89,7 +89,7 @@ def calibrate(
         sampler: how diffusion sites are drawn from the prior; by the method's own chain if None,
             which is `samplers.CovarianceMatched()` where `TwistedSMC` chooses that chain, and
             `samplers.Ancestral()` otherwise.
-        batch_size: simulations made at once; more pays on a GPU.
+        batch_size: simulations made at once; a few suit a CPU, and more pay on a GPU.
         progress_bar: whether to show one.
         **kwargs: for the program, without its data.
 

@@ -113,5 +113,5 @@ def warn_of_short_chain(left: Any, what: str) -> None:
             f"where at most {MOST_LEFT} is good, so the weights of modes are wrong. Use a schedule "
             "with more noise at its end, such as schedules.LogSNRLinear with a larger "
             "noise_to_signal.",
-            stacklevel=4,
+            stacklevel=3,
         )

@@ -8,7 +8,7 @@ new simulations, weighted by their likelihood.
 What to see: the posterior knows what a flare looks like. It sharpens a ragged count into a flare
 with a sudden start, and its band covers the truth.
 
-    python examples/counts.py            about two minutes on two cores
+    python examples/counts.py            about a minute on two cores
     python examples/counts.py --tiny     seconds, to see that it runs
 """
 

@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("output"))
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    num_steps, particles = (20, 50) if args.tiny else (100, 1_000)
+    num_steps, particles = (20, 50) if args.tiny else (200, 1_000)
 
     rng = np.random.default_rng(14)
     prior = make_prior()

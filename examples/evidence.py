@@ -8,7 +8,7 @@ place of networks, so the right answer is known.
 What to see: as the data turn from a ramp into a jump, so does the verdict, along the exact curve
 and within its own error bars.
 
-    python examples/evidence.py            about a minute on two cores
+    python examples/evidence.py            about two minutes on two cores
     python examples/evidence.py --tiny     seconds, to see that it runs
 """
 

@@ -2,7 +2,8 @@
 
 A diffusion model is fitted to scikit-learn's 8x8 digits and held against classical densities on
 digits that it never saw. It then stands in a program that sees only the top half of a held-out
-digit, through noise: the posterior fills in the rest, and says how sure it is.
+digit, through noise of a size that it is not told: the posterior fills in the rest, infers the
+noise, and says how sure it is of both.
 
     python examples/quickstart.py            about two minutes on two cores
     python examples/quickstart.py --tiny     seconds, to see that it runs
@@ -24,7 +25,7 @@ from sklearn.mixture import GaussianMixture
 
 import diffppl as dp
 
-NOISE = 2.0  # of the observation, in grey levels; a pixel has 17
+NOISE = 2.0  # of the observation, in grey levels (a pixel has 17); the program must infer it
 COPIES = 10  # of each training digit, with fresh noise within its grey levels
 
 
@@ -86,32 +87,32 @@ def main() -> None:
         print(f"{name:34} {nats:8.1f}  ({-nats / 64 / np.log(2):.3f})")
     print(f"standard error of the bound: {bound.standard_error:.1f} nats\n")
     digits = dp.sample(jax.random.key(3), model, (24,))
-    dp.save(args.output / "digits.dppl", model)
+    path = args.output / ("digits-tiny.dppl" if args.tiny else "digits.dppl")
+    dp.save(path, model)
 
-    # Use it: a NumPyro program that sees the top half of a digit, through noise.
+    # Use it: a NumPyro program that sees the top half of a digit, through noise of unknown size.
     def program(y=None):
         x = numpyro.sample("x", model())
+        sigma = numpyro.sample("sigma", dist.HalfNormal(5.0))
         numpyro.deterministic("ink", x[4:].mean())
-        numpyro.sample("y", dist.Normal(x[:4], NOISE).to_event(2), obs=y)
+        numpyro.sample("y", dist.Normal(x[:4], sigma).to_event(2), obs=y)
 
     truth = test[3]
     y = truth[:4] + NOISE * np.random.default_rng(1).normal(size=(4, 8))
-    posterior = dp.Posterior(
-        program, dp.TwistedSMC(particles), num_chains=chains, num_samples=particles
-    )
+    posterior = dp.Posterior(program, dp.TwistedSMC(particles), num_chains=chains)
     posterior.run(jax.random.key(4), y=jnp.asarray(y))
     idata = posterior.to_arviz(dims={"x": ["row", "column"], "y": ["row_seen", "column"]})
-    print(az.summary(idata, var_names=["ink"]))
-    print(f"ink in the hidden half, true value: {truth[4:].mean():.2f}")
-    print(f"log evidence: {posterior.log_evidence}   ({posterior.exactness.value})")
+    print(az.summary(idata, var_names=["ink", "sigma"]))
+    print(f"true values: ink in the hidden half {truth[4:].mean():.2f}, sigma {NOISE}")
+    posterior.print_summary()
 
-    x = np.asarray(posterior.get_samples()["x"])
-    figure = draw(result, scores, float(bound.value), digits, truth, y, x)
+    samples = {name: np.asarray(x) for name, x in posterior.get_samples().items()}
+    figure = draw(result, scores, float(bound.value), digits, truth, y, samples)
     figure.savefig(args.output / "quickstart.png", dpi=120)
-    print(f"wrote {args.output / 'quickstart.png'} and {args.output / 'digits.dppl'}")
+    print(f"wrote {args.output / 'quickstart.png'} and {path}")
 
 
-def draw(result, scores, bound, digits, truth, y, x):
+def draw(result, scores, bound, digits, truth, y, samples):
     """One figure: how well the prior was learned, and what the posterior knows."""
     figure = plt.figure(figsize=(11, 8), layout="constrained")
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=[3, 2, 4])
@@ -132,8 +133,8 @@ def draw(result, scores, bound, digits, truth, y, x):
     for axis, image in zip(middle.subplots(2, 12).flat, digits, strict=True):
         show(axis, image)
 
-    bottom.suptitle("The top half of a held-out digit is seen through noise")
-    axes = bottom.subplots(2, 7)
+    bottom.suptitle("The top half of a held-out digit is seen through noise of unknown size")
+    axes, x = bottom.subplots(2, 7), samples["x"]
     seen = np.full((8, 8), np.nan)
     seen[:4] = y
     panels = [("truth", truth), ("seen", seen), ("mean", x.mean(0))]
@@ -143,9 +144,13 @@ def draw(result, scores, bound, digits, truth, y, x):
     axes[1, 1].set_title("standard deviation", fontsize=9)
     axes[1, 1].set(xticks=[], yticks=[])
     bottom.colorbar(spread, ax=axes[1, 1], shrink=0.7)
-    chosen = np.random.default_rng(2).choice(len(x), 10, replace=False)
-    for axis, image in zip(axes[:, 2:].flat, x[chosen], strict=True):
+    chosen = np.random.default_rng(2).choice(len(x), 9, replace=False)
+    for axis, image in zip(axes[:, 2:].flat, x[chosen], strict=False):
         show(axis, image, "posterior draw")
+    axes[1, 6].hist(samples["sigma"], bins=30, color="C0")
+    axes[1, 6].axvline(NOISE, color="C3")
+    axes[1, 6].set_title("sigma (line: truth)", fontsize=9)
+    axes[1, 6].set(yticks=[])
     return figure
 
 

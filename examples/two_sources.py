@@ -8,7 +8,7 @@ in place of networks, so the exact separation is known: a sum over all pairs of 
 What to see: the hum comes out whole, and the click keeps every time at which it may have come,
 each as often as it deserves.
 
-    python examples/two_sources.py            about two minutes on two cores
+    python examples/two_sources.py            about a minute on two cores
     python examples/two_sources.py --tiny     seconds, to see that it runs
 """
 

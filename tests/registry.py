@@ -158,15 +158,19 @@ SAMPLERS: dict[str, Callable[[], dp.samplers.AbstractSampler]] = {
     "probability-flow": dp.samplers.ProbabilityFlow,
 }
 
-# () -> twist of real data; ExpectedLikelihood is the one of bits and categories
+# () -> twist; ExpectedLikelihood is for bits and categories, Perturbation for both kinds of data
 TWISTS: dict[str, Callable[[], dp.twists.AbstractTwist]] = {
     "point-estimate": dp.twists.PointEstimate,
     "tweedie": lambda: dp.twists.MomentMatching(dp.twists.Tweedie()),
     "isotropic": lambda: dp.twists.MomentMatching(dp.twists.Isotropic()),
     "expected-likelihood": dp.twists.ExpectedLikelihood,
+    "perturbation": dp.twists.Perturbation,
 }
 
-# num_particles -> method
+# num_samples -> method that can draw as many
 METHODS: dict[str, Callable[[int], AbstractMethod]] = {
     "twisted-smc": dp.TwistedSMC,
+    "guidance": lambda num_samples: dp.Guidance(),
+    "replacement": lambda num_samples: dp.Replacement(),
+    "split-gibbs": lambda num_samples: dp.SplitGibbs(),
 }

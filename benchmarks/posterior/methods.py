@@ -32,8 +32,17 @@ def any_problem(problem: Problem) -> bool:
     return True
 
 
+def small(problem: Problem) -> bool:
+    return problem.group == "grid"
+
+
 def real(problem: Problem) -> bool:
     return problem.group != "heartbeat"
+
+
+def known_noise(problem: Problem) -> bool:
+    """Real data and no other latents."""
+    return problem.group in ("mixtures", "grid")
 
 
 Row = tuple[Callable[[Setting], Any], Callable[[Problem], bool]]
@@ -43,5 +52,24 @@ METHODS: dict[str, Row] = {
     "TwistedSMC:model-chain": (lambda s: s.smc(chain=dp.chains.ModelChain()), real),
     "TwistedSMC:isotropic": (lambda s: s.smc(twist=s.isotropic), real),
     "TwistedSMC:point": (lambda s: s.smc(twist=dp.twists.PointEstimate()), real),
+    "TwistedSMC:quadrature": (lambda s: s.smc(twist=dp.twists.Quadrature()), small),
+    "TwistedSMC:quadrature,matched": (
+        lambda s: s.smc(twist=dp.twists.Quadrature(), chain=dp.chains.CovarianceMatched()),
+        small,
+    ),
+    "Guidance:Tweedie (TMPD)": (
+        lambda s: dp.Guidance(dp.twists.MomentMatching(dp.twists.Tweedie()), s.num_steps),
+        known_noise,
+    ),
+    "Guidance:isotropic (PiGDM)": (lambda s: dp.Guidance(s.isotropic, s.num_steps), known_noise),
+    "Guidance:point (DPS)": (
+        lambda s: dp.Guidance(dp.twists.PointEstimate(), s.num_steps),
+        known_noise,
+    ),
+    "Guidance:Perturbation (2015)": (
+        lambda s: dp.Guidance(dp.twists.Perturbation(), s.num_steps),
+        known_noise,
+    ),
+    "SplitGibbs": (lambda s: dp.SplitGibbs(num_steps=s.num_steps), known_noise),
     "TwistedSMC:resampled": (lambda s: s.smc(ess_threshold=1.0), any_problem),
 }

@@ -10,9 +10,11 @@ from .moves import can_move
 from .smc import TwistedSMC
 from .split_gibbs import SplitGibbs
 from .target import Target
+from .twists import Quadrature
 from .twists.moments import MOST_FOR_TWEEDIE
 
 _FEWEST_PARTICLES = 1_000
+_FEW_COORDINATES = 2
 _LARGEST_EVENT = 20_000  # numbers, above which a thousand particles and their derivatives are many
 
 
@@ -45,6 +47,11 @@ def choose(target: Target, num_samples: int) -> Choice:
         ),
         jax.random.key(0),
     ).size
+    if size <= _FEW_COORDINATES and target.exact is None:
+        return Choice(
+            TwistedSMC(num_particles, twist=Quadrature()),
+            f"x has {size} number{'s' * (size > 1)}: few enough to average any likelihood over",
+        )
     others = " and the other latents are moved along" if can_move(target) else ""
     if observed == 0:
         reason = "the observations have no moments and enter by their gradient"

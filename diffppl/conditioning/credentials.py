@@ -13,7 +13,12 @@ _FEW_PARTICLES = 10  # an effective sample size below this is called a collapse
 
 
 class LogEvidence(NamedTuple):
-    """log p(y) in nats, and its standard error; both NaN for a method that gives none."""
+    """log p(y) in nats, and its standard error; both NaN for a method that gives none.
+
+    The error is that of the chain's own evidence. How far a chain of so many steps is from the
+    distribution that the network was fit to is not in it: compare two values of `num_steps`. From
+    four chains the error is itself known to a third; more chains tell it better.
+    """
 
     value: float
     standard_error: float
@@ -47,11 +52,17 @@ def warn_of_collapse(step_stats: dict[str, Array], log_evidence: LogEvidence) ->
         ess = np.asarray(step_stats["ess"])
         chain, step = np.unravel_index(np.argmin(ess), ess.shape)
         if ess[chain, step] < _FEW_PARTICLES:
+            t = ess.shape[1] - 1 - step
+            if step == 0:
+                remedy = (
+                    "The prior of the other latents, or the first look at the observations, leaves "
+                    "few of them alive: use more particles, or a prior nearer to the posterior."
+                )
+            else:
+                remedy = "Use more particles, another twist, or more steps of the chain."
             warnings.warn(
                 f"the particles collapsed: in chain {chain} the effective sample size fell to "
-                f"{ess[chain, step]:.1f} at step t = {ess.shape[1] - 1 - step}. Use more "
-                "particles, a twist that spreads its likelihood (MomentMatching), or more steps "
-                "of the chain.",
+                f"{ess[chain, step]:.1f} at step t = {t}. {remedy}",
                 stacklevel=4,
             )
     if math.isinf(log_evidence.value):

@@ -14,7 +14,8 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.primitives import Messenger
 
 from .conditional_smc import conditional_smc
-from .program import Program, Values, diffusion_distribution, inspect_program, run_program
+from .inspection import inspect_program
+from .program import Program, Values, diffusion_distribution, run_program
 from .target import Target
 from .twists import AbstractTwist, default_twist
 

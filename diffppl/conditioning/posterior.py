@@ -12,11 +12,13 @@ from ..checks import check_key, warn_of_short_chain
 from ..progress import bar
 from .choose import choose
 from .credentials import LogEvidence, pooled_evidence, warn_of_collapse
+from .inspection import inspect_program
 from .method import AbstractMethod, Draws, Exactness
-from .program import Program, Values, as_dynamic, inspect_program
+from .program import Program, Values, as_dynamic
 from .runs import draw_prior, log_likelihoods, observed_data, predict, run_chains
 from .target import Target
 
+_NUM_SAMPLES = 1_000
 _SUMMARY_SIZE = 20  # sites with more coordinates are left out of the default summary
 
 
@@ -29,7 +31,7 @@ class Posterior:
         method: how to draw, for instance `TwistedSMC(num_particles=1_000)`. If it is None, `run`
             looks at the program and chooses; `explanation` then says what and why.
         num_chains: independent runs of the method, so that R-hat means what it should.
-        num_samples: draws of each chain.
+        num_samples: draws of each chain; by default one for each particle of the method, or 1,000.
         progress_bar: whether to show one.
 
     Example:
@@ -48,7 +50,7 @@ class Posterior:
         method: Any = None,
         *,
         num_chains: int = 4,
-        num_samples: int = 1_000,
+        num_samples: int | None = None,
         progress_bar: bool = True,
     ) -> None:
         if not callable(program):
@@ -59,6 +61,8 @@ class Posterior:
                 "diffppl.TwistedSMC(num_particles=1_000). NumPyro's own kernels go into "
                 "numpyro.infer.MCMC."
             )
+        if num_samples is None:
+            num_samples = getattr(method, "num_particles", _NUM_SAMPLES)
         for name, value in (("num_chains", num_chains), ("num_samples", num_samples)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")

@@ -1,7 +1,4 @@
-"""Finding the diffusion sites of a NumPyro program, its other latents and its observations.
-
-`inspect_program` refuses, before any work, what cannot be handled, naming the site.
-"""
+"""Finding the diffusion sites of a NumPyro program, its other latents and its observations."""
 
 from collections.abc import Callable
 from typing import Any, final
@@ -119,72 +116,6 @@ def factor(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> S
     # In the order of names, which JAX gives every dictionary that it takes apart.
     diffusion = dict(sorted(diffusion.items()))
     return Sites(diffusion, tuple(latents), tuple(observed), exact, tuple(deterministic))
-
-
-def inspect_program(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sites:
-    """Find the sites of a program, without running it, and refuse what cannot be handled.
-
-    Raises:
-        TypeError: the program is not callable.
-        ValueError: no diffusion site; an observed one; no observed site; a latent site that is
-            discrete or improper; observations that are NaN. Each names the site and the remedy.
-    """
-    if not callable(program):
-        raise TypeError(f"program is {type(program).__name__}; it must be a NumPyro program.")
-    holder: dict[str, Any] = {}
-
-    def look(dynamic: Any) -> None:
-        _, args, kwargs = eqx.combine(dynamic, static)
-        holder["trace"] = run_program(program, args, kwargs, {})
-        holder["sites"] = factor(program, args, kwargs)
-
-    dynamic, static = eqx.partition((program, args, kwargs), eqx.is_array)
-    jax.eval_shape(look, dynamic)
-    trace, sites = holder["trace"], holder["sites"]
-    for name in sites.observed:
-        if diffusion_distribution(trace[name]["fn"]) is not None:
-            raise ValueError(
-                f"site {name!r} is a diffusion model that is itself observed; leave it latent and "
-                "observe something that depends on it, or use diffppl.elbo for its likelihood."
-            )
-    if not sites.diffusion:
-        raise ValueError(
-            "program has no diffusion site: no numpyro.sample(name, model()) was found among "
-            f"{sorted(name for name, site in trace.items() if site['type'] == 'sample')}. "
-            "Use numpyro.infer.MCMC for a program without one."
-        )
-    if not sites.observed:
-        raise ValueError(
-            "program has no observed site, so there is nothing to condition on. Pass the data "
-            "that its obs= arguments expect to run(key, ...), or use handlers.condition."
-        )
-    for name in sites.latents:
-        fn = trace[name]["fn"]
-        if fn.support is None or fn.support.is_discrete:
-            raise ValueError(
-                f"site {name!r} is a discrete latent; sum it out of the program, for example with "
-                "numpyro.distributions.MixtureSameFamily."
-            )
-    for name, missing in _missing(dynamic, static, sites.observed).items():
-        if bool(missing):
-            raise ValueError(
-                f"the observation at site {name!r} has NaN values; select the entries that were "
-                "seen and observe only those."
-            )
-    # The models may be traced values of the look above; what they are is of no use outside it.
-    return eqx.filter(sites, eqx.is_array, inverse=True)
-
-
-@eqx.filter_jit
-def _missing(dynamic: Any, static: Any, observed: tuple[str, ...]) -> dict[str, Array]:
-    """Whether the value of each observed site has a NaN that no mask hides."""
-    program, args, kwargs = eqx.combine(dynamic, static)
-    trace = run_program(program, args, kwargs, {})
-    return {
-        name: jnp.any(jnp.isnan(trace[name]["value"]))
-        for name in observed
-        if not isinstance(trace[name]["fn"], dist.MaskedDistribution)
-    }
 
 
 def predictive(

@@ -30,7 +30,7 @@ from .moves import can_move, metropolis
 from .program import Values
 from .resampling import AbstractResampling, Systematic
 from .target import Target
-from .twists import AbstractTwist, Twisted, default_twist
+from .twists import AbstractTwist, Quadrature, Twisted, default_twist
 from .twists.gaussian import MOST_DENSE
 from .weights import effective_sample_size, relative_variance, reweight
 
@@ -72,8 +72,8 @@ class TwistedSMC(AbstractMethod):
         twist: `MomentMatching()` for real data and `ExpectedLikelihood()` for discrete data
             if it is None.
         chain: the reverse chain whose posterior is drawn. `CovarianceMatched()` if it is None
-            and the twist takes a few observed numbers apart (`MomentMatching(Tweedie())`),
-            `ModelChain()` otherwise.
+            and the twist takes the denoiser's Jacobian anyway (`MomentMatching(Tweedie())`,
+            `Quadrature()`), `ModelChain()` otherwise, as for more than 8 observed numbers.
         resampling: a scheme.
         ess_threshold: resample when the effective sample size falls below this share.
         num_moves: Metropolis steps on the other latents at each step of the chain.
@@ -121,9 +121,11 @@ class TwistedSMC(AbstractMethod):
     def _chain(self, target: Target) -> AbstractChain:
         if self.chain is not None:
             return self.chain
-        linear = look_at_shapes(target, self._twist(target)).linear
-        few = linear is not None and 0 < linear.residual.size <= MOST_DENSE
-        return CovarianceMatched() if few else ModelChain()
+        twist = self._twist(target)
+        linear = look_at_shapes(target, twist).linear
+        # Where the twist takes the denoiser's Jacobian anyway, the better chain costs little more.
+        apart = linear is not None and 0 < linear.residual.size <= MOST_DENSE
+        return CovarianceMatched() if apart or isinstance(twist, Quadrature) else ModelChain()
 
     def _twist(self, target: Target) -> AbstractTwist:
         return default_twist(target) if self.twist is None else self.twist

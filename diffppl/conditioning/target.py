@@ -18,7 +18,13 @@ from numpyro.distributions.transforms import biject_to
 
 from ..model import DiffusionModel
 from .exact import Exact, exact_entries
-from .observations import Moments, Observations, log_prob, moments, side_by_side
+from .observations import (
+    Moments,
+    Observations,
+    log_prob,
+    moments,
+    side_by_side,
+)
 from .program import (
     Program,
     Sites,

@@ -17,6 +17,7 @@ from typing import Any, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
@@ -59,9 +60,9 @@ class BernoulliDiffusion(AbstractProcess[BernoulliEstimate]):
         check_fixed(schedule, type(self).__name__)
         self.schedule = schedule
         self.rate = jnp.asarray(rate, dtype=float)
-        if not isinstance(self.rate, Tracer) and not bool(
-            jnp.all((self.rate > 0) & (self.rate < 1))
-        ):
+        # NumPy: a chain is also respaced while a program is traced, where JAX's answer is a tracer.
+        known = not isinstance(self.rate, Tracer)
+        if known and not np.all((np.asarray(self.rate) > 0) & (np.asarray(self.rate) < 1)):
             raise ValueError(f"rate={rate} must lie strictly between 0 and 1.")
 
     @property

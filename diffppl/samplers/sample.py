@@ -6,10 +6,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array
 
 from ..blocks import check_batch_size, map_in_blocks
-from ..checks import check_key
+from ..checks import check_key, left_at_the_end, warn_of_short_chain
 from ..model import DiffusionModel
 from .ancestral import Ancestral
 from .base import AbstractSampler
@@ -39,14 +40,18 @@ def sample(
         batch_size: draws made at once. About 1,000 fit a CPU's cache, and memory stays bounded.
 
     Returns:
-        shape `(*shape, *context_batch, *event_shape)`.
+        shape `(*shape, *context_batch, *event_shape)`. Warns if the chain ends before noise has
+        drowned data of the draws' length.
 
     Example:
         >>> x = dp.sample(jax.random.key(0), model, (1_000,))
         >>> x = dp.sample(key, model, (1_000,), sampler=dp.samplers.DDIM(num_steps=20))
     """
     arguments = _check(key, model, shape, context, sampler, batch_size)
-    return _sample(*arguments, keep_path=False)
+    draws, left = _sample(*arguments, keep_path=False)
+    if draws.size and not isinstance(left, Tracer):
+        warn_of_short_chain(left, "model")
+    return draws
 
 
 def sample_path(
@@ -68,7 +73,7 @@ def sample_path(
         key, model, shape, context, sampler, batch_size: those of `sample`.
     """
     arguments = _check(key, model, shape, context, sampler, batch_size)
-    return _sample(*arguments, keep_path=True)
+    return _sample(*arguments, keep_path=True)[0]
 
 
 def _check(
@@ -115,7 +120,8 @@ def _sample(
     batch_size: int,
     *,
     keep_path: bool,
-) -> Array:
+) -> tuple[Array, Array]:
+    """The draws, or their paths, and what the last level keeps of them."""
     process, event_shape = model.process, model.event_shape
     if context is not None and model.context_shape is not None:
         context_batch = context.shape[: context.ndim - len(model.context_shape)]
@@ -130,6 +136,7 @@ def _sample(
         return model.to_user(x_0 if path is None else path)
 
     draws = map_in_blocks(draw, (jax.random.split(key, math.prod(shape)), context), batch_size)
+    left = left_at_the_end(model, model.to_model(draws))
     if keep_path:
-        return jnp.moveaxis(draws, 1, 0).reshape(-1, *shape, *event_shape)
-    return draws.reshape(*shape, *event_shape)
+        return jnp.moveaxis(draws, 1, 0).reshape(-1, *shape, *event_shape), left
+    return draws.reshape(*shape, *event_shape), left

@@ -1,7 +1,7 @@
 """Approximations to p(y given x_t) that methods share; see `AbstractTwist`.
 
-`PointEstimate` and `MomentMatching` are for real data, `ExpectedLikelihood` for bits and
-categories, and `Perturbation`, the paper's rule, for both. To add one: a new file with a final
+`PointEstimate`, `MomentMatching` and `Quadrature` are for real data, `ExpectedLikelihood` for bits
+and categories, and `Perturbation`, the paper's rule, for both. To add one: a new file with a final
 subclass of `AbstractTwist`, and a row in `tests/registry.py`. What does not belong here: loops over
 time, and particles.
 """
@@ -18,3 +18,4 @@ from .perturbation import ConstantPower as ConstantPower
 from .perturbation import LinearPower as LinearPower
 from .perturbation import Perturbation as Perturbation
 from .point import PointEstimate as PointEstimate
+from .quadrature import Quadrature as Quadrature

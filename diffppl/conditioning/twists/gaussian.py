@@ -17,6 +17,7 @@ MOST_DENSE = 32
 """Observed numbers up to which their covariance is a matrix; beyond, it is only multiplied by."""
 
 _MOST_ITERATIONS = 30
+_TOLERANCE = 1e-5  # of the residual, relative to the vector
 
 
 def normal_log_density(
@@ -33,13 +34,31 @@ def normal_log_density(
 def conjugate_gradients(
     times: Callable[[Array], Array], vector: Float[Array, " m"]
 ) -> Float[Array, " m"]:
-    """The solution of times(s) = vector, for a symmetric positive operator, nearly."""
-    operator = lx.FunctionLinearOperator(
-        times, jax.eval_shape(lambda: vector), lx.positive_semidefinite_tag
-    )
-    solver = lx.CG(rtol=1e-4, atol=1e-5, max_steps=_MOST_ITERATIONS)
-    # An iteration cut short still points towards the observations.
-    return lx.linear_solve(operator, vector, solver, throw=False).value
+    """The solution of times(s) = vector, for a symmetric positive operator, nearly.
+
+    At most 30 iterations: one cut short still points towards the observations. Nothing depends on
+    the scale of the operator (Lineax's own CG takes small ones, as of sharp observations, for
+    singular, and answers NaN).
+    """
+
+    def unfinished(state: tuple[Array, ...]) -> Array:
+        _, _, _, left, num = state
+        return (left > _TOLERANCE**2 * (vector @ vector)) & (num < _MOST_ITERATIONS)
+
+    def iterate(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        solution, residual, direction, left, num = state
+        applied = times(direction)
+        curvature = direction @ applied
+        # Rounding can use up a direction, or turn it: then what was found so far stays.
+        useful = curvature > 0
+        step = jnp.where(useful, left / jnp.where(useful, curvature, 1.0), 0.0)
+        solution, residual = solution + step * direction, residual - step * applied
+        now = residual @ residual
+        num = jnp.where(useful, num + 1, _MOST_ITERATIONS)
+        return solution, residual, residual + now / left * direction, now, num
+
+    start = (jnp.zeros_like(vector), vector, vector, vector @ vector, jnp.asarray(0))
+    return jax.lax.while_loop(unfinished, iterate, start)[0]
 
 
 def edge_given_observations(

@@ -188,7 +188,8 @@ class MomentMatching(AbstractTwist):
                 pulled = rows.T @ solved
                 linear = Linearised(residual, total, rows, rest)
         shifts = unravel(factor * (rest + pulled))
-        return Twisted(value + seen.log_rest, estimates, shifted(estimates, shifts), linear)
+        guided = _pinned(target, shifted(estimates, shifts))
+        return Twisted(value + seen.log_rest, estimates, guided, linear)
 
     def propose(
         self,
@@ -216,6 +217,24 @@ class MomentMatching(AbstractTwist):
     ) -> tuple[Values, Float[Array, ""]]:
         """See `AbstractTwist.finish`."""
         return edge_given_observations(key, target, x_1, twisted.estimates, latents, given)
+
+
+def _pinned(target: Target, guided: Estimates) -> Estimates:
+    """Known entries are certain: the guided kernel is then q(x_{t-1} given x_t, x_0) for them."""
+    if target.exact is None:
+        return guided
+    known = target.known()
+    return {
+        name: eqx.tree_at(
+            lambda e: (e.mean, e.variance),
+            estimate,
+            (
+                jnp.where(known[name][0], known[name][1], estimate.mean),
+                jnp.where(known[name][0], 0.0, estimate.variance),
+            ),
+        )
+        for name, estimate in guided.items()
+    }
 
 
 def _nearest_covariance(matrix: Float[Array, "m m"]) -> Float[Array, "m m"]:

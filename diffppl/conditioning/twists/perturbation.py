@@ -71,7 +71,13 @@ class Perturbation(AbstractTwist):
     def check(self, target: Target) -> None:
         """A program that noisy states can be put into."""
         require_noise(target, self, remedy="MomentMatching() or ExpectedLikelihood()")
-        for name, model in target.models().items():
+        models = target.models()
+        if len({model.process.support.is_discrete for model in models.values()}) > 1:
+            raise ValueError(
+                "twist=Perturbation() perturbs real data or states, but not both in one program: "
+                f"{', '.join(f'{n!r} has {type(m.process).__name__}' for n, m in models.items())}."
+            )
+        for name, model in models.items():
             process = model.process
             if getattr(process, "num_states", process.num_categories) != process.num_categories:
                 raise ValueError(
