@@ -20,10 +20,15 @@ class Guidance(AbstractMethod):
     Bayes' rule, `MomentMatching(Isotropic())` that of PiGDM, `MomentMatching(Tweedie())` moment
     matching (TMPD), and `Perturbation()` the paper's own rule.
 
-    *Bias*. Exact only where E[x_0 given x_t] is linear (normal data), and then for moment matching
-    with the true covariance alone. The weights of modes come out wrong, since a trajectory is never
-    corrected for having chosen one early: on mixtures of 25 the total variation of their weights
-    is 0.2 to 0.8, where `TwistedSMC` has 0.003 to 0.03. There is no evidence.
+    *Bias*. Exact only where E[x_0 given x_t] is linear (normal data), for moment matching with the
+    true covariance, as the number of steps grows. There the isotropic one is a little off in the
+    mean, and the point estimate is overconfident (variances 30% too small in one example).
+    The weights of modes come out wrong, since a trajectory is never corrected for having chosen
+    one early: for 25 normals in 8 dimensions, of which 1, 2 or 4 numbers are seen, the total
+    variation of their weights is on average 0.23, 0.12 and 0.05 by `Tweedie()`, 0.56, 0.43 and
+    0.28 by `Isotropic()`, and up to 1 by the others, where `TwistedSMC` has 0.01, 0.001 and 0.001.
+    `PointEstimate()` and `Perturbation()` follow gradients alone, which run away, to NaN in the
+    end, where the observations are much sharper than a step of the chain. There is no evidence.
 
     Args:
         twist: `MomentMatching()` for real data and `ExpectedLikelihood()` for discrete data if

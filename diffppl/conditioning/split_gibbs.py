@@ -35,12 +35,18 @@ class SplitGibbs(AbstractMethod):
     program's own derivatives, and a reverse chain from the sweep's level down. Draws are
     independent runs.
 
-    *Bias*. The copies stay apart by the noise of level `lowest`, and fewer sweeps than it takes to
-    forget the start leave the weights of modes as they were chosen at high noise. Non-linear or
-    non-Gaussian observations are linearised. There is no evidence.
+    *Bias*. At noise-to-signal tau the observations H x + N(0, R) count as if their variance were
+    R + tau^2 H H', and where tau^2 is far below R a sweep hardly moves x_0: what was drawn at
+    higher noise stays. Best is a `lowest` whose tau is a quarter of the observations' noise, and
+    many sweeps. For N(0, 1) seen once as 1 with variance 1 the defaults give mean 0.43 and variance
+    0.54 for 0.5 and 0.5, and 200 sweeps down to level 20 give 0.49 and 0.50
+    (`schedules.LogSNRLinear(100, (0.01, 50))`). The weights of modes are as they were chosen at
+    high noise: on the problems that `Guidance` describes, 200 sweeps leave a total variation of
+    0.01 to 0.7. Other than linear normal observations are linearised; `numpyro.factor` and sites
+    without moments move z along their gradient, by tau at most. There is no evidence.
 
     Args:
-        num_sweeps: how often the two steps alternate.
+        num_sweeps: how often the two steps alternate, 2 or more.
         lowest: the level of the last half of the sweeps, between 1 and `num_steps`; larger ones
             mix faster and are more biased.
         num_steps: read the chain at fewer steps; None keeps them all.

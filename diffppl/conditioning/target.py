@@ -35,6 +35,8 @@ from .program import (
     run_program,
 )
 
+_SHARPEST = 0.01
+
 
 @final
 class Target(eqx.Module):
@@ -172,8 +174,8 @@ class Target(eqx.Module):
     def observations(self, x_0: Values, latents: Array, *, exact: bool = False) -> Observations:
         """Observed sites with a mean and a variance apart from the rest, at one x_0.
 
-        With `exact`, the known entries are among them, with the variance that the chain's last
-        step leaves to them: no twist need be sharper.
+        With `exact`, the known entries are among them, with a variance that only keeps what a
+        twist adds to it from being singular.
         """
         rest = self._rest(x_0, latents)
         found, log_rest = [], jnp.zeros(())
@@ -190,7 +192,7 @@ class Target(eqx.Module):
     def _exact_moments(self, exact: Exact, x_0: Values) -> Moments:
         """Value, mean and variance of the entries that Deltas show; hidden ones have no effect."""
         known = {name: value for name, (_, value) in self.known().items()}
-        edge = self.map_sites(lambda model, x: jnp.full(x.shape, _edge_variance(model)), x_0)
+        edge = self.map_sites(lambda model, x: jnp.full(x.shape, _least_variance(model)), x_0)
         value, mean, variance = (exact.gather(each, self.sites) for each in (known, x_0, edge))
         visible = exact.visible
         return value, jnp.where(visible, mean, value), jnp.where(visible, variance, 1.0)
@@ -206,7 +208,7 @@ class Target(eqx.Module):
         }
 
 
-def _edge_variance(model: DiffusionModel) -> Float[Array, ""]:
-    """What the chain's last step leaves unsaid of x_0, at most."""
+def _least_variance(model: DiffusionModel) -> Float[Array, ""]:
+    """Of a known entry in a twist: far below what the last step leaves unsaid, but not zero."""
     schedule = model.process.schedule
-    return schedule.noise()[1] / schedule.alpha_bar()[1]
+    return _SHARPEST * schedule.noise()[1] / schedule.alpha_bar()[1]
