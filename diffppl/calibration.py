@@ -39,7 +39,7 @@ from jaxtyping import Array
 from .blocks import check_batch_size, map_in_blocks
 from .calibration_result import Calibration
 from .checks import check_key
-from .conditioning import AbstractMethod, TwistedSMC, chains
+from .conditioning import AbstractMethod
 from .conditioning.inspection import inspect_program
 from .conditioning.program import (
     Program,
@@ -51,7 +51,7 @@ from .conditioning.program import (
 )
 from .conditioning.target import Target
 from .progress import bar, tick
-from .samplers import AbstractSampler, Ancestral, CovarianceMatched
+from .samplers import AbstractSampler
 from .simulation import Simulated, draw_prior
 
 LARGE = 32
@@ -86,9 +86,8 @@ def calibrate(
         num_samples: posterior draws for each; ranks go from 0 to this.
         quantities: a function of a dictionary of sites (latent and deterministic, one draw) that
             returns a dictionary of numbers to be ranked as well.
-        sampler: how diffusion sites are drawn from the prior; by the method's own chain if None,
-            which is `samplers.CovarianceMatched()` where `TwistedSMC` chooses that chain, and
-            `samplers.Ancestral()` otherwise.
+        sampler: how diffusion sites are drawn from the prior; by the method's own chain
+            (`AbstractMethod.prior_sampler`) if None.
         batch_size: simulations made at once; a few suit a CPU, and more pay on a GPU.
         progress_bar: whether to show one.
         **kwargs: for the program, without its data.
@@ -199,10 +198,7 @@ def _check(
     def judge(program: Program, method: AbstractMethod, args: Any, kwargs: Any) -> None:
         target = Target(program, args, kwargs, method.num_steps)
         method.check(target, num_samples)
-        matched = isinstance(method, TwistedSMC) and isinstance(
-            method._chain(target), chains.CovarianceMatched
-        )
-        holder["chain"] = target.num_steps, CovarianceMatched() if matched else Ancestral()
+        holder["chain"] = target.num_steps, method.prior_sampler(target)
 
     eqx.filter_eval_shape(judge, conditioned, method, args, kwargs)
     return holder["chain"]

@@ -68,6 +68,9 @@ class KnownPosterior(AbstractMethod):
     def num_ticks(self, target):
         return 0
 
+    def prior_sampler(self, target):
+        return dp.samplers.Ancestral()
+
     def draw(self, key, target, num_samples, tick):
         assert target.num_steps == NUM_STEPS
         nowhere = {"x": jnp.zeros_like(self.mean)}
@@ -231,6 +234,9 @@ class Enumerated(AbstractMethod):
 
     def num_ticks(self, target):
         return 0
+
+    def prior_sampler(self, target):
+        return dp.samplers.Ancestral()
 
     def draw(self, key, target, num_samples, tick):
         states = jnp.asarray(ALL_STATES, jnp.int32)

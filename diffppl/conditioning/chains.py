@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from .. import samplers
 from ..matched import MatchedStep, matched_edge, matched_step
 from ..processes import GaussianDiffusion
 from .observations import Observations
@@ -43,6 +44,10 @@ class AbstractChain(eqx.Module):
         """Refuse what the chain cannot do; abstract values only."""
 
     @abc.abstractmethod
+    def sampler(self) -> samplers.AbstractSampler:
+        """The chain without observations."""
+
+    @abc.abstractmethod
     def propose(
         self, key: Array, target: Target, twist: AbstractTwist, particle: Particle, t: Array
     ) -> tuple[Values, Float[Array, ""]]:
@@ -61,6 +66,10 @@ class ModelChain(AbstractChain):
 
     def check(self, target: Target, twist: AbstractTwist) -> None:
         """Everything goes."""
+
+    def sampler(self) -> samplers.Ancestral:
+        """See `AbstractChain.sampler`."""
+        return samplers.Ancestral()
 
     def propose(
         self, key: Array, target: Target, twist: AbstractTwist, particle: Particle, t: Array
@@ -116,6 +125,10 @@ class CovarianceMatched(AbstractChain):
                 f"chain=CovarianceMatched() conditions on at most {MOST_DENSE} numbers, and the "
                 f"program observes {observed}; use chain=ModelChain()."
             )
+
+    def sampler(self) -> samplers.CovarianceMatched:
+        """See `AbstractChain.sampler`."""
+        return samplers.CovarianceMatched()
 
     def propose(
         self, key: Array, target: Target, twist: AbstractTwist, particle: Particle, t: Array

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ..samplers import Ancestral
 from .method import AbstractMethod, Draws, Exactness, draw_base, only_diffusion_sites, unweighted
 from .target import Target
 from .twists import AbstractTwist, default_twist
@@ -52,6 +53,11 @@ class Guidance(AbstractMethod):
         del num_samples
         only_diffusion_sites(target, self)
         self._twist(target).check(target)
+
+    def prior_sampler(self, target: Target) -> Ancestral:
+        """See `AbstractMethod.prior_sampler`."""
+        del target
+        return Ancestral()
 
     def num_denoiser_calls(self, target: Target, num_samples: int) -> int:
         """See `AbstractMethod.num_denoiser_calls`."""

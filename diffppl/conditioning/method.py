@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..samplers import AbstractSampler
 from .program import Values
 from .target import Target
 
@@ -63,6 +64,10 @@ class AbstractMethod(eqx.Module):
     @abc.abstractmethod
     def check(self, target: Target, num_samples: int) -> None:
         """Refuse what the method cannot do, before any work; abstract values only."""
+
+    @abc.abstractmethod
+    def prior_sampler(self, target: Target) -> AbstractSampler:
+        """How the prior is drawn that the method conditions: its chain, without observations."""
 
     @abc.abstractmethod
     def num_denoiser_calls(self, target: Target, num_samples: int) -> int:

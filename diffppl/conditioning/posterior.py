@@ -61,16 +61,17 @@ class Posterior:
                 "diffppl.TwistedSMC(num_particles=1_000). NumPyro's own kernels go into "
                 "numpyro.infer.MCMC."
             )
-        if num_samples is None:
-            num_samples = getattr(method, "num_particles", _NUM_SAMPLES)
-        for name, value in (("num_chains", num_chains), ("num_samples", num_samples)):
+        draws: Any = num_samples
+        if draws is None:
+            draws = getattr(method, "num_particles", _NUM_SAMPLES)
+        for name, value in (("num_chains", num_chains), ("num_samples", draws)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
         self.program: Program = program
         self.method: AbstractMethod | None = method
         self.explanation = "the method was given"
         self.num_chains = num_chains
-        self.num_samples = num_samples
+        self.num_samples: int = draws
         self.progress_bar = progress_bar
         self._draws: Draws | None = None
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ..samplers import Ancestral
 from .method import AbstractMethod, Draws, Exactness, draw_base, only_diffusion_sites, unweighted
 from .program import Values
 from .target import Target
@@ -61,6 +62,11 @@ class Replacement(AbstractMethod):
                 f"Replacement() conditions on entries observed without noise (dist.Delta), and "
                 f"{what}; use TwistedSMC() or Guidance()."
             )
+
+    def prior_sampler(self, target: Target) -> Ancestral:
+        """See `AbstractMethod.prior_sampler`."""
+        del target
+        return Ancestral()
 
     def num_denoiser_calls(self, target: Target, num_samples: int) -> int:
         """See `AbstractMethod.num_denoiser_calls`."""

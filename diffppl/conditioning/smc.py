@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ..samplers import AbstractSampler
 from .chains import AbstractChain, CovarianceMatched, ModelChain, Particle, look_at_shapes
 from .method import AbstractMethod, Draws, Exactness, draw_base
 from .moves import can_move, metropolis
@@ -110,6 +111,10 @@ class TwistedSMC(AbstractMethod):
             )
         self._twist(target).check(target)
         self._chain(target).check(target, self._twist(target))
+
+    def prior_sampler(self, target: Target) -> AbstractSampler:
+        """See `AbstractMethod.prior_sampler`."""
+        return self._chain(target).sampler()
 
     def num_denoiser_calls(self, target: Target, num_samples: int) -> int:
         """See `AbstractMethod.num_denoiser_calls`."""

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ..processes import GaussianDiffusion
+from ..samplers import Ancestral
 from .method import AbstractMethod, Draws, Exactness, only_diffusion_sites, unweighted
 from .program import Values
 from .target import Target
@@ -88,6 +89,11 @@ class SplitGibbs(AbstractMethod):
         falling = (self.num_sweeps + 1) // 2
         down = np.linspace(target.num_steps, self.lowest, falling).round().astype(int)
         return np.concatenate([down, np.full(self.num_sweeps - falling, self.lowest)])
+
+    def prior_sampler(self, target: Target) -> Ancestral:
+        """See `AbstractMethod.prior_sampler`."""
+        del target
+        return Ancestral()
 
     def num_denoiser_calls(self, target: Target, num_samples: int) -> int:
         """See `AbstractMethod.num_denoiser_calls`."""
