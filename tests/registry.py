@@ -163,6 +163,7 @@ TWISTS: dict[str, Callable[[], dp.twists.AbstractTwist]] = {
     "point-estimate": dp.twists.PointEstimate,
     "tweedie": lambda: dp.twists.MomentMatching(dp.twists.Tweedie()),
     "isotropic": lambda: dp.twists.MomentMatching(dp.twists.Isotropic()),
+    "quadrature": dp.twists.Quadrature,
     "expected-likelihood": dp.twists.ExpectedLikelihood,
     "perturbation": dp.twists.Perturbation,
 }

@@ -22,9 +22,9 @@ class Setting:
         """PiGDM's twist, with the prior's own variance."""
         return dp.twists.MomentMatching(dp.twists.Isotropic(self.problem.variance))
 
-    def smc(self, **options: Any) -> dp.TwistedSMC:
-        """As many particles as draws."""
-        return dp.TwistedSMC(self.num_draws, self.num_steps, **options)
+    def smc(self, particles: int = 1, **options: Any) -> dp.TwistedSMC:
+        """As many particles as draws, or several times as many."""
+        return dp.TwistedSMC(particles * self.num_draws, self.num_steps, **options)
 
 
 def any_problem(problem: Problem) -> bool:
@@ -53,8 +53,8 @@ METHODS: dict[str, Row] = {
     "TwistedSMC:isotropic": (lambda s: s.smc(twist=s.isotropic), real),
     "TwistedSMC:point": (lambda s: s.smc(twist=dp.twists.PointEstimate()), real),
     "TwistedSMC:quadrature": (lambda s: s.smc(twist=dp.twists.Quadrature()), small),
-    "TwistedSMC:quadrature,matched": (
-        lambda s: s.smc(twist=dp.twists.Quadrature(), chain=dp.chains.CovarianceMatched()),
+    "TwistedSMC:quadrature, twice the particles": (
+        lambda s: s.smc(2, twist=dp.twists.Quadrature()),
         small,
     ),
     "Guidance:Tweedie (TMPD)": (

@@ -74,6 +74,7 @@ class Posterior:
         self.num_samples: int = draws
         self.progress_bar = progress_bar
         self._draws: Draws | None = None
+        self._looks: dict[Any, Any] = {}
 
     def run(self, key: Any, *args: Any, **kwargs: Any) -> None:
         """Draw from the posterior.
@@ -113,8 +114,11 @@ class Posterior:
     def _look(self, args: Any, kwargs: Any) -> tuple[AbstractMethod, str, int, int]:
         """Choose the method, let it refuse the program, and count its ticks and network calls.
 
-        On shapes alone.
+        On shapes alone, and once for each shape of the program's arguments.
         """
+        signature = _signature((args, kwargs))
+        if signature in self._looks:
+            return self._looks[signature]
         holder: list[Any] = []
 
         def look(dynamic: Any) -> None:
@@ -130,7 +134,9 @@ class Posterior:
         dynamic, static = eqx.partition((self.program, self.method, args, kwargs), eqx.is_array)
         jax.eval_shape(look, dynamic)
         method, *rest = holder
-        return (method if self.method is None else self.method, *rest)
+        found = (method if self.method is None else self.method, *rest)
+        self._looks[signature] = found
+        return found
 
     # What was found ---------------------------------------------------------------------------
 
@@ -246,3 +252,11 @@ class Posterior:
             f"Posterior({getattr(self.program, '__name__', 'program')}, {self.method!r}, "
             f"num_chains={self.num_chains}, num_samples={self.num_samples}, {state})"
         )
+
+
+def _signature(tree: Any) -> Any:
+    """What a pytree is but for the values of its arrays."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(
+        (leaf.shape, leaf.dtype) if eqx.is_array(leaf) else leaf for leaf in leaves
+    )
