@@ -53,7 +53,7 @@ METHODS: dict[str, Row] = {
     "TwistedSMC:isotropic": (lambda s: s.smc(twist=s.isotropic), real),
     "TwistedSMC:point": (lambda s: s.smc(twist=dp.twists.PointEstimate()), real),
     "TwistedSMC:quadrature": (lambda s: s.smc(twist=dp.twists.Quadrature()), small),
-    "TwistedSMC:quadrature, twice the particles": (
+    "TwistedSMC:quadrature x2": (
         lambda s: s.smc(2, twist=dp.twists.Quadrature()),
         small,
     ),

@@ -11,7 +11,7 @@ from numpyro.diagnostics import print_summary
 from ..checks import check_key, warn_of_short_chain
 from ..progress import bar
 from .choose import choose
-from .credentials import LogEvidence, pooled_evidence, warn_of_collapse
+from .credentials import LogEvidence, pooled_evidence, warn_of_collapse, warn_of_lost_draws
 from .inspection import inspect_program
 from .method import AbstractMethod, Draws, Exactness
 from .program import Program, Values, as_dynamic
@@ -92,7 +92,7 @@ class Posterior:
         sites = inspect_program(self.program, args, kwargs)
         method, explanation, num_ticks, num_calls = self._look(args, kwargs)
         with bar(self.num_chains * num_ticks, type(method).__name__, show=self.progress_bar):
-            draws, samples, left = run_chains(
+            draws, samples, ends = run_chains(
                 key,
                 self.program,
                 method,
@@ -109,7 +109,8 @@ class Posterior:
         self._sites, self._draws, self._samples = sites, draws, samples
         warn_of_collapse(self.step_stats, self.log_evidence)
         for name in sites.diffusion:
-            warn_of_short_chain(left[name], f"site {name!r}")
+            warn_of_lost_draws(ends.lost[name], name)
+            warn_of_short_chain(ends.left[name], f"site {name!r}")
 
     def _look(self, args: Any, kwargs: Any) -> tuple[AbstractMethod, str, int, int]:
         """Choose the method, let it refuse the program, and count its ticks and network calls.

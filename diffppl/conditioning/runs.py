@@ -1,6 +1,6 @@
 """The compiled parts of a `Posterior`: each traces once for new keys, data and settings."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,6 +17,17 @@ from .program import Program, Sites, Values, predictive, run_program
 from .target import Target
 
 
+class Ends(NamedTuple):
+    """What to warn of, for each diffusion site.
+
+    `left` is what the last level of its chain keeps of its draws, `lost` the share of its numbers
+    that are not finite.
+    """
+
+    left: dict[str, Array]
+    lost: dict[str, Array]
+
+
 @eqx.filter_jit
 def run_chains(
     key: Array,
@@ -28,11 +39,8 @@ def run_chains(
     num_samples: int,
     *,
     show: bool,
-) -> tuple[Draws, Values, dict[str, Array]]:
-    """All chains, one after the other, and their draws by site name in the user's units.
-
-    Also what the last level of each site's chain keeps of its draws.
-    """
+) -> tuple[Draws, Values, Ends]:
+    """All chains, one after the other, and their draws by site name in the user's units."""
     target = Target(program, args, kwargs, method.num_steps)
     advance = tick if show else lambda: None
 
@@ -41,7 +49,8 @@ def run_chains(
         return draws, jax.vmap(lambda x_0, u: by_name(target, x_0, u))(draws.x_0, draws.latents)
 
     draws, samples = jax.lax.map(chain, jax.random.split(key, num_chains))
-    return draws, samples, target.map_sites(left_at_the_end, draws.x_0)
+    lost = {name: jnp.mean(~jnp.isfinite(x)) for name, x in draws.x_0.items()}
+    return draws, samples, Ends(target.map_sites(left_at_the_end, draws.x_0), lost)
 
 
 def by_name(target: Target, x_0: Values, latents: Array) -> Values:
