@@ -12,8 +12,7 @@ Nonequilibrium Thermodynamics", ICML 2015.
 
 from . import likelihood, losses, networks, plots, samplers, schedules
 from . import prediction as predictions
-from .calibration import calibrate
-from .calibration_result import Calibration
+from .calibration import Calibration, calibrate
 from .conditioning import (
     ChainReparam,
     Exactness,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from .calibration_result import Calibration
+    from .calibration import Calibration
     from .conditioning import Posterior
 
 Dims = Mapping[str, Sequence[str]] | None

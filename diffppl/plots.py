@@ -19,7 +19,7 @@ from .schedules import AbstractSchedule
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .calibration_result import Calibration
+    from .calibration import Calibration
     from .fit_result import History
 
 _FAINT, _STRONG, _ACCENT = "#c9d3e0", "#2f4b7c", "#d1495b"

@@ -29,7 +29,7 @@ import diffppl as dp
 WEIGHTS = [0.5, 0.3, 0.2]
 MEANS = [[-1.0, -0.5], [1.0, 0.7], [0.5, -1.5]]
 VARIANCES = [0.1, 0.3, 0.05]
-NOISE = 0.7
+NOISE = 1.0
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("output"))
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    num_steps, particles, num = (6, 100, 20) if args.tiny else (50, 500, 500)
+    num_steps, particles, num = (6, 100, 20) if args.tiny else (50, 1_000, 500)
 
     schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.03, 30.0))
     denoiser = dp.networks.GaussianMixtureDenoiser(schedule, WEIGHTS, MEANS, VARIANCES)
@@ -46,7 +46,7 @@ def main() -> None:
 
     def program(y=None):
         x = numpyro.sample("x", model())
-        numpyro.sample("y", dist.Normal(x[0], NOISE), obs=y)
+        numpyro.sample("y", dist.Normal(x, NOISE).to_event(1), obs=y)
 
     methods = {
         "Twisted SMC": dp.TwistedSMC(particles),

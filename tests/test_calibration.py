@@ -12,11 +12,11 @@ import pytest
 import scipy.stats
 
 import diffppl as dp
-from diffppl import uniformity
-from diffppl.calibration import LARGE, _check, _simulate
+from diffppl.calibration import uniformity
+from diffppl.calibration.calibrate import LARGE, _check, _simulate
+from diffppl.calibration.simulation import draw_prior
 from diffppl.conditioning import AbstractMethod, Draws, Exactness
 from diffppl.conditioning.program import run_program
-from diffppl.simulation import draw_prior
 
 from . import oracles, statistics
 

@@ -22,7 +22,7 @@ from . import registry
 
 PACKAGE = Path(dp.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-ROOMS = ["processes", "networks", "samplers", "likelihood", "conditioning"]
+ROOMS = ["processes", "networks", "samplers", "likelihood", "conditioning", "calibration"]
 
 # Every file and room, lowest first: imports go to what stands before, or stay in the room.
 HOUSE = [
@@ -49,9 +49,6 @@ HOUSE = [
     "fit_checks",
     "fit",
     "conditioning",
-    "simulation",
-    "uniformity",
-    "calibration_result",
     "calibration",
     "arviz",
     "plots",
@@ -63,7 +60,7 @@ LAZY = {
     ("model", "distribution"),
     ("fit_result", "plots"),
     ("conditioning", "arviz"),
-    ("calibration_result", "arviz"),
+    ("calibration", "arviz"),
 }
 
 

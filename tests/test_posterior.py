@@ -262,3 +262,18 @@ def test_a_plate_of_events() -> None:
     x = posterior.get_samples()["x"]
     assert x.shape == (200, 3, 2)
     assert float(x[:, 1, 0].mean()) > float(x[:, 0, 0].mean()) > float(x[:, 2, 0].mean())
+
+
+def test_draws_follow_the_particles_by_default() -> None:
+    assert dp.Posterior(program, dp.TwistedSMC(300)).num_samples == 300
+    assert dp.Posterior(program, dp.Guidance()).num_samples == 1_000
+
+
+def test_draws_that_are_lost_are_named() -> None:
+    def impossible(y=None):
+        x = numpyro.sample("x", MODEL())
+        numpyro.sample("y", dist.Normal(x / 0.0, 1.0).to_event(1), obs=y)
+
+    lost = dp.Posterior(impossible, dp.Guidance(), num_chains=1, num_samples=3, progress_bar=False)
+    with pytest.warns(UserWarning, match=r"100 % of the numbers at site 'x' are not finite"):
+        lost.run(jax.random.key(0), y=Y)

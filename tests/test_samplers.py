@@ -250,3 +250,11 @@ def test_a_flow_that_cannot_be_solved_says_so():
     sampler = ProbabilityFlow(dp.Integrator(rtol=1e-7, atol=1e-7, max_steps=2))
     with pytest.raises(RuntimeError, match="raise the integrator's max_steps"):
         sample(jax.random.key(0), model, sampler=sampler)
+
+
+def test_a_chain_that_ends_too_soon_is_named():
+    schedule = dp.schedules.LogSNRLinear(10, noise_to_signal=(0.05, 5.0))
+    network = dp.networks.GaussianDenoiser(schedule, [20.0], [1.0])
+    model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (1,))
+    with pytest.warns(UserWarning, match=r"ends too soon.*noise_to_signal"):
+        dp.sample(jax.random.key(0), model, (10,))

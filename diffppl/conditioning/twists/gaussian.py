@@ -1,4 +1,4 @@
-"""Arithmetic that twists on real data share: normal densities and the conditioned edge step."""
+"""What twists on real data share: normal densities, and their steps."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,44 @@ from jaxtyping import Array, Float
 from ..observations import Observations
 from ..program import Values
 from ..target import Target
-from .base import Estimates
+from .base import AbstractTwist, Estimates, Twisted, guided_step
 
 MOST_DENSE = 32
 """Observed numbers up to which their covariance is a matrix; beyond, it is only multiplied by."""
 
 _MOST_ITERATIONS = 30
 _TOLERANCE = 1e-5  # of the residual, relative to the vector
+
+
+class AbstractGaussianTwist(AbstractTwist):
+    """A twist on real data: subclasses look ahead, and all move and finish in the same way."""
+
+    def propose(
+        self,
+        key: Array,
+        target: Target,
+        x_t: Values,
+        twisted: Twisted,
+        t: Array,
+        latents: Array,
+        *,
+        given: Values | None = None,
+    ) -> tuple[Values, Float[Array, ""]]:
+        """See `AbstractTwist.propose`."""
+        return guided_step(key, target, x_t, twisted, t, given)
+
+    def finish(
+        self,
+        key: Array,
+        target: Target,
+        x_1: Values,
+        twisted: Twisted,
+        latents: Array,
+        *,
+        given: Values | None = None,
+    ) -> tuple[Values, Float[Array, ""]]:
+        """See `AbstractTwist.finish`."""
+        return edge_given_observations(key, target, x_1, twisted.estimates, latents, given)
 
 
 def normal_log_density(

@@ -15,21 +15,19 @@ from ..observations import Observations
 from ..program import Values
 from ..target import Target
 from .base import (
-    AbstractTwist,
     Estimates,
     Linearised,
     Twisted,
     denoise,
     flat_like,
-    guided_step,
     require_kind,
     shifted,
     tweedie_factor,
 )
 from .gaussian import (
     MOST_DENSE,
+    AbstractGaussianTwist,
     conjugate_gradients,
-    edge_given_observations,
     normal_log_density,
 )
 
@@ -113,7 +111,7 @@ class Isotropic(AbstractCovariance):
 
 
 @final
-class MomentMatching(AbstractTwist):
+class MomentMatching(AbstractGaussianTwist):
     """Linearise each observed site's mean at E[x_0 given x_t] and add the spread of x_0 to it.
 
     Exact where E[x_0 given x_t] is linear and the observations are linear and Gaussian. Observed
@@ -190,33 +188,6 @@ class MomentMatching(AbstractTwist):
         shifts = unravel(factor * (rest + pulled))
         guided = _pinned(target, shifted(estimates, shifts))
         return Twisted(value + seen.log_rest, estimates, guided, linear)
-
-    def propose(
-        self,
-        key: Array,
-        target: Target,
-        x_t: Values,
-        twisted: Twisted,
-        t: Array,
-        latents: Array,
-        *,
-        given: Values | None = None,
-    ) -> tuple[Values, Float[Array, ""]]:
-        """See `AbstractTwist.propose`."""
-        return guided_step(key, target, x_t, twisted, t, given)
-
-    def finish(
-        self,
-        key: Array,
-        target: Target,
-        x_1: Values,
-        twisted: Twisted,
-        latents: Array,
-        *,
-        given: Values | None = None,
-    ) -> tuple[Values, Float[Array, ""]]:
-        """See `AbstractTwist.finish`."""
-        return edge_given_observations(key, target, x_1, twisted.estimates, latents, given)
 
 
 def _pinned(target: Target, guided: Estimates) -> Estimates:

@@ -5,27 +5,25 @@ from typing import final
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ..program import Values
 from ..target import Target
 from .base import (
-    AbstractTwist,
     Estimates,
     Linearised,
     Twisted,
     denoise,
-    guided_step,
     require_kind,
     require_noise,
     shifted,
     tweedie_factor,
 )
-from .gaussian import edge_given_observations
+from .gaussian import AbstractGaussianTwist
 
 
 @final
-class PointEstimate(AbstractTwist):
+class PointEstimate(AbstractGaussianTwist):
     """psi_t(x_t) = r(E[x_0 given x_t]): overconfident while x_t is noisy.
 
     One derivative of the denoiser per step, and any differentiable likelihood. Its gradient is
@@ -54,30 +52,3 @@ class PointEstimate(AbstractTwist):
         flat, _ = ravel_pytree(score)
         linear = Linearised(jnp.zeros(0), jnp.zeros((0, 0)), jnp.zeros((0, flat.size)), flat)
         return Twisted(value, estimates, shifted(estimates, shifts), linear)
-
-    def propose(
-        self,
-        key: Array,
-        target: Target,
-        x_t: Values,
-        twisted: Twisted,
-        t: Array,
-        latents: Array,
-        *,
-        given: Values | None = None,
-    ) -> tuple[Values, Float[Array, ""]]:
-        """See `AbstractTwist.propose`."""
-        return guided_step(key, target, x_t, twisted, t, given)
-
-    def finish(
-        self,
-        key: Array,
-        target: Target,
-        x_1: Values,
-        twisted: Twisted,
-        latents: Array,
-        *,
-        given: Values | None = None,
-    ) -> tuple[Values, Float[Array, ""]]:
-        """See `AbstractTwist.finish`."""
-        return edge_given_observations(key, target, x_1, twisted.estimates, latents, given)

@@ -24,19 +24,17 @@ from jaxtyping import Array, Float
 from ..program import Values
 from ..target import Target
 from .base import (
-    AbstractTwist,
     Estimates,
     Linearised,
     Twisted,
     denoise,
     flat_like,
-    guided_step,
     require_kind,
     require_noise,
     shifted,
     tweedie_factor,
 )
-from .gaussian import edge_given_observations
+from .gaussian import AbstractGaussianTwist
 
 _NUM_STEPS = 3  # of Newton's method at each node
 _LONGEST_STEP = 1.5  # of v
@@ -45,7 +43,7 @@ _MOST_NODES = 1_000
 
 
 @final
-class Quadrature(AbstractTwist):
+class Quadrature(AbstractGaussianTwist):
     """The likelihood averaged over N(E[x_0 given x_t], Cov[x_0 given x_t]) by quadrature.
 
     Sees what a linearisation does not: that a square has two roots, that a label may be certain
@@ -112,33 +110,6 @@ class Quadrature(AbstractTwist):
         score = jnp.where(factor > 0, shift / jnp.where(factor > 0, factor, 1.0), 0.0)
         linear = Linearised(jnp.zeros(0), jnp.zeros((0, 0)), jnp.zeros((0, mean.size)), score)
         return Twisted(value, estimates, shifted(estimates, unravel(shift)), linear)
-
-    def propose(
-        self,
-        key: Array,
-        target: Target,
-        x_t: Values,
-        twisted: Twisted,
-        t: Array,
-        latents: Array,
-        *,
-        given: Values | None = None,
-    ) -> tuple[Values, Float[Array, ""]]:
-        """See `AbstractTwist.propose`."""
-        return guided_step(key, target, x_t, twisted, t, given)
-
-    def finish(
-        self,
-        key: Array,
-        target: Target,
-        x_1: Values,
-        twisted: Twisted,
-        latents: Array,
-        *,
-        given: Values | None = None,
-    ) -> tuple[Values, Float[Array, ""]]:
-        """See `AbstractTwist.finish`."""
-        return edge_given_observations(key, target, x_1, twisted.estimates, latents, given)
 
 
 def _laplace(

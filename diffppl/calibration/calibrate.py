@@ -36,12 +36,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .blocks import check_batch_size, map_in_blocks
-from .calibration_result import Calibration
-from .checks import check_key
-from .conditioning import AbstractMethod
-from .conditioning.inspection import inspect_program
-from .conditioning.program import (
+from ..blocks import check_batch_size, map_in_blocks
+from ..checks import check_key
+from ..conditioning import AbstractMethod
+from ..conditioning.inspection import inspect_program
+from ..conditioning.program import (
     Program,
     Values,
     as_dynamic,
@@ -49,9 +48,10 @@ from .conditioning.program import (
     is_exact,
     run_program,
 )
-from .conditioning.target import Target
-from .progress import bar, tick
-from .samplers import AbstractSampler
+from ..conditioning.target import Target
+from ..progress import bar, tick
+from ..samplers import AbstractSampler
+from .result import Calibration
 from .simulation import Simulated, draw_prior
 
 LARGE = 32

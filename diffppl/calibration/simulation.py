@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro import handlers
 
-from .conditioning.program import Program, Values, diffusion_distribution
-from .samplers import AbstractSampler
+from ..conditioning.program import Program, Values, diffusion_distribution
+from ..samplers import AbstractSampler
 
 
 @final

@@ -89,7 +89,7 @@ class Calibration(eqx.Module):
         Each rank becomes a number in its cell of (0, 1), which is uniform if the rank is: the
         *probability integral transform*. In ArviZ 0.x, `plot_ecdf(values, pit=True, cdf=...)`.
         """
-        from .arviz import from_calibration  # ArviZ takes seconds to import
+        from ..arviz import from_calibration  # ArviZ takes seconds to import
 
         return from_calibration(self)
 
