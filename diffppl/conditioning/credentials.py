@@ -77,7 +77,7 @@ def warn_of_lost_draws(share: Array, name: str) -> None:
     """Warn of draws that are not finite."""
     if float(share) > 0:
         warnings.warn(
-            f"{100 * float(share):.2g} % of the numbers at site {name!r} are not finite: guidance "
+            f"{100 * float(share):.3g} % of the numbers at site {name!r} are not finite: guidance "
             "that is too strong for its steps runs away. Use MomentMatching, more steps, or "
             "TwistedSMC, which drops such particles.",
             stacklevel=3,
