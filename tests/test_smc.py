@@ -351,3 +351,19 @@ def test_quadrature_keeps_both_roots_of_a_sharp_square() -> None:
     assert_within_standard_errors(shares.mean(), right, error, num=4.5)
     value, error = posterior.log_evidence
     assert_within_standard_errors(value, np.log(total), error + 3e-3)
+
+
+def test_observations_that_repeat_one_another_almost_without_noise() -> None:
+    """In float32 their covariance is singular to rounding; the evidence must still be right."""
+    y = np.array([0.901, 0.9, 0.899])
+
+    def repeated(y=None):
+        x = numpyro.sample("x", gaussian_model()())
+        numpyro.sample("y", dist.Normal(x[0], 2e-3).expand([3]).to_event(1), obs=y)
+
+    mean, variance = matched_moments()
+    total = variance[0] * np.ones((3, 3)) + 4e-6 * np.eye(3)
+    truth = scipy.stats.multivariate_normal(np.full(3, mean[0]), total).logpdf(y)
+    value, error = run(repeated, dp.TwistedSMC(1_000), y=jnp.asarray(y)).log_evidence
+    # The slack is a hundred roundings, so the algebra of each covariance is good to 1 in 100.
+    assert_within_standard_errors(value, truth, error + 0.01, num=4.0)

@@ -23,7 +23,7 @@ from .program import Values
 from .target import Target
 from .twists import AbstractTwist, Twisted
 from .twists.base import flat_like, tweedie_factor
-from .twists.gaussian import MOST_DENSE, normal_log_density
+from .twists.gaussian import MOST_DENSE, normal_log_density, rounding_slack
 
 _LARGEST_SHARE = 0.98  # of the observations' covariance that one step may explain
 
@@ -182,17 +182,17 @@ class CovarianceMatched(AbstractChain):
         rows = jax.vmap(transposed)(jacobian)
         # Known entries have no noise of their own: the chain's last step must reach them.
         noisy = observe(mean, exact=False)
-        noise = jnp.zeros((seen.value.size, seen.value.size))
-        noise = noise.at[: noisy.value.size, : noisy.value.size].set(noisy.covariance.as_matrix())
-        noise = noise + _hidden(target, seen.value.size)
+        first = slice(noisy.value.size)
+        noise = noisy.covariance.as_matrix() + rounding_slack(rows @ rows.T)[first, first]
+        error = jnp.zeros((seen.value.size, seen.value.size)).at[first, first].set(noise)
+        error = error + _hidden(target, seen.value.size)
         residual = seen.value - seen.mean
-        total = rows @ rows.T + noise
-        z, log_ratio = _conditioned(key, u, residual, rows, total, noise)
+        total = rows @ rows.T + error
+        z, log_ratio = _conditioned(key, u, residual, rows, total, error)
         if target.exact is not None:  # hidden observations say nothing
             log_ratio += 0.5 * jnp.log(2 * jnp.pi) * jnp.sum(~target.exact.visible)
         if noisy.value.size:
-            rest = (residual - rows @ z)[: noisy.value.size]
-            log_ratio -= normal_log_density(rest, noisy.covariance.as_matrix())[0]
+            log_ratio -= normal_log_density((residual - rows @ z)[first], noise)[0]
         _, pushed = jax.jvp(denoised, (x_1,), (z,))
         x_0 = unravel(mean + step.scale * (z + step.grow * pushed))
         known = target.known()

@@ -51,6 +51,16 @@ class AbstractGaussianTwist(AbstractTwist):
         return edge_given_observations(key, target, x_1, twisted.estimates, latents, given)
 
 
+def rounding_slack(covariance: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """A variance that keeps `covariance` plus a tiny noise from being singular to rounding.
+
+    Observations that say the same thing nearly without noise would otherwise give any number. Part
+    of a proposal or of a twist, it changes no target.
+    """
+    largest = jnp.max(jnp.diagonal(covariance), initial=0.0)
+    return 100 * jnp.finfo(covariance.dtype).eps * largest * jnp.eye(len(covariance))
+
+
 def normal_log_density(
     residual: Float[Array, " m"], covariance: Float[Array, "m m"]
 ) -> tuple[Float[Array, ""], Float[Array, " m"]]:
@@ -136,8 +146,9 @@ def edge_given_observations(
     noise = jnp.sqrt(free) * jax.random.normal(key_x, mean.shape, mean.dtype)
     if 0 < seen.value.size <= MOST_DENSE:
         jacobian = jax.jacrev(lambda flat: observe(flat).mean)(mean)
-        covariance = seen.covariance.as_matrix()
-        total = (jacobian * free) @ jacobian.T + covariance
+        spread = (jacobian * free) @ jacobian.T
+        covariance = seen.covariance.as_matrix() + rounding_slack(spread)
+        total = spread + covariance
         residual = seen.value - seen.mean - jacobian @ shift
         # Matheron's rule: correct a joint draw of (x, y) by the residual of its own y.
         error = jax.random.normal(key_y, residual.shape, mean.dtype)

@@ -29,6 +29,7 @@ from .gaussian import (
     AbstractGaussianTwist,
     conjugate_gradients,
     normal_log_density,
+    rounding_slack,
 )
 
 MOST_FOR_TWEEDIE = 8
@@ -177,7 +178,7 @@ class MomentMatching(AbstractGaussianTwist):
             else:
                 rows = None
                 observed = jax.vmap(spread)(jacobian) @ jacobian.T
-            total = observed + seen.covariance.as_matrix()
+            total = observed + rounding_slack(observed) + seen.covariance.as_matrix()
             value, solved = normal_log_density(residual, total)
             if rows is None:
                 pulled = pull_back(jacobian.T @ solved)
