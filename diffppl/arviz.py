@@ -4,6 +4,7 @@ ArviZ is 0.x on Python 3.11 (`InferenceData`) and 1.x from 3.12 on (`xarray.Data
 collections of xarray data sets, so the data sets are made here and only the last line differs.
 """
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -88,11 +89,11 @@ def pareto_k(log_weights: np.ndarray) -> np.ndarray:
     import arviz
 
     log_weights = log_weights.astype(np.float64)
-    if hasattr(arviz, "psislw"):
-        return np.asarray(arviz.psislw(log_weights)[1])
-    from arviz_stats.base import array_stats  # pyright: ignore[reportMissingImports]
-
-    return np.asarray(array_stats.psislw(-log_weights)[1])
+    psislw: Any = getattr(arviz, "psislw", None)
+    if psislw is not None:
+        return np.asarray(psislw(log_weights)[1])
+    stats: Any = importlib.import_module("arviz_stats.base").array_stats
+    return np.asarray(stats.psislw(-log_weights)[1])
 
 
 def _leading(dims: Dims, values: Mapping[str, Any]) -> Dims:
