@@ -109,7 +109,6 @@ CHAINS_OF_REAL_DATA = {
         ("tweedie", "model"),
         ("tweedie", "matched"),
         pytest.param("point", "model", marks=pytest.mark.slow),
-        pytest.param("point", "matched", marks=pytest.mark.slow),
         pytest.param("isotropic", "model", marks=pytest.mark.slow),
         pytest.param("isotropic", "matched", marks=pytest.mark.slow),
     ],

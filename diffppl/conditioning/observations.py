@@ -24,6 +24,8 @@ class Observations(NamedTuple):
     log_rest: Float[Array, ""]
 
 
+_WITHOUT_MOMENTS = dist.CategoricalProbs | dist.CategoricalLogits
+
 Moments = tuple[Array, Array, Array]
 """Value, mean, and variances (a vector) or covariance (a matrix)."""
 
@@ -52,6 +54,11 @@ def log_prob(site: dict[str, Any]) -> Float[Array, ""]:
     return jnp.sum(scale * density)
 
 
+def is_label(site: dict[str, Any]) -> bool:
+    """Whether a site is a Bernoulli, whose variance is no guide where it is sure and wrong."""
+    return isinstance(unwrapped(site["fn"]), dist.BernoulliProbs | dist.BernoulliLogits)
+
+
 def moments(site: dict[str, Any]) -> Moments | None:
     """Value, mean and spread of an observed site, flattened; None if it has no such moments.
 
@@ -72,7 +79,7 @@ def moments(site: dict[str, Any]) -> Moments | None:
         df = jnp.asarray(base.df if isinstance(base, dist.StudentT) else 1.0)
         mean = base.loc
         spread = _flat(jnp.asarray(base.scale) ** 2 * (df + 3) / (df + 1), shape)
-    elif base.support is None or base.event_dim > 0:
+    elif base.support is None or base.event_dim > 0 or isinstance(base, _WITHOUT_MOMENTS):
         return None
     else:
         try:

@@ -18,13 +18,7 @@ from numpyro.distributions.transforms import biject_to
 
 from ..model import DiffusionModel
 from .exact import Exact, exact_entries
-from .observations import (
-    Moments,
-    Observations,
-    log_prob,
-    moments,
-    side_by_side,
-)
+from .observations import Moments, Observations, is_label, log_prob, moments, side_by_side
 from .program import (
     Program,
     Sites,
@@ -171,16 +165,20 @@ class Target(eqx.Module):
         rest = self._rest(x_0, latents)
         return sum((log_prob(site) for site in rest.values()), jnp.zeros(()))
 
-    def observations(self, x_0: Values, latents: Array, *, exact: bool = False) -> Observations:
+    def observations(
+        self, x_0: Values, latents: Array, *, exact: bool = False, labels: bool = False
+    ) -> Observations:
         """Observed sites with a mean and a variance apart from the rest, at one x_0.
 
         With `exact`, the known entries are among them, with a variance that only keeps what a
-        twist adds to it from being singular.
+        twist adds to it from being singular. With `labels`, so are Bernoulli sites, whose variance
+        is their Fisher information but a poor guide far away.
         """
         rest = self._rest(x_0, latents)
         found, log_rest = [], jnp.zeros(())
         for name, site in rest.items():
-            seen = moments(site) if name in self.sites.observed else None
+            apart = name in self.sites.observed and (labels or not is_label(site))
+            seen = moments(site) if apart else None
             if seen is None:
                 log_rest = log_rest + log_prob(site)
             else:

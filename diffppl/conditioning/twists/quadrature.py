@@ -36,8 +36,9 @@ from .base import (
 )
 from .gaussian import AbstractGaussianTwist
 
-_NUM_STEPS = 3  # of Newton's method at each node
-_LONGEST_STEP = 1.5  # of v
+_NUM_STEPS = 4  # of Newton's method at each node
+_LONGEST_STEP = 2.0  # of v
+_LEAST_SHARE = 0.01  # of the noise's variance: a learned Jacobian may be wrong at high noise
 
 _MOST_NODES = 1_000
 
@@ -91,7 +92,8 @@ class Quadrature(AbstractGaussianTwist):
         factor = flat_like(tweedie_factor(target, t), x_t)
         covariance = factor[:, None] * jacobian
         values, vectors = jnp.linalg.eigh((covariance + covariance.T) / 2)
-        root = vectors * jnp.sqrt(jnp.maximum(values, 0))
+        noise = flat_like(target.map_sites(lambda m: m.process.schedule.noise()[t]), x_t)
+        root = vectors * jnp.sqrt(jnp.maximum(values, _LEAST_SHARE * jnp.min(noise)))
 
         narrow = jnp.sqrt(self.kept) * root
 
@@ -122,10 +124,10 @@ def _laplace(
 
     def information(v: Array) -> Array:
         """I + K at v."""
-        seen = target.observations(place(v), latents)
+        seen = target.observations(place(v), latents, labels=True)
         if not seen.value.size:
             return jnp.eye(dimension)
-        slope = jax.jacfwd(lambda v: target.observations(place(v), latents).mean)(v)
+        slope = jax.jacfwd(lambda v: target.observations(place(v), latents, labels=True).mean)(v)
         if isinstance(seen.covariance, lx.DiagonalLinearOperator):
             solved = slope / lx.diagonal(seen.covariance)[:, None]
         else:
