@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from .checks import left_at_the_end
 from .fit_result import FitResult
 from .losses import AbstractLoss
 from .model import DiffusionModel
@@ -118,6 +119,4 @@ def warn_if_misfit(model: DiffusionModel, data: Array) -> None:
 def _signal(model: DiffusionModel, data: Array) -> str:
     if not isinstance(model.process, GaussianDiffusion):
         return ""
-    length = np.sqrt(np.square(np.asarray(data)).reshape(len(data), -1).sum(axis=1)).mean()
-    left = float(model.process.schedule.alpha_bar()[-1]) ** 0.5 * length
-    return f", E|sqrt(alpha_bar_T) x_0| = {left:.3g}"
+    return f", E|sqrt(alpha_bar_T) x_0| = {float(left_at_the_end(model, data)):.3g}"

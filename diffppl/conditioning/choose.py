@@ -3,9 +3,7 @@
 import math
 from typing import NamedTuple
 
-import jax
-
-from .method import AbstractMethod, draw_base
+from .method import AbstractMethod
 from .moves import can_move
 from .smc import TwistedSMC
 from .split_gibbs import SplitGibbs
@@ -37,21 +35,12 @@ def choose(target: Target, num_samples: int) -> Choice:
         return Choice(
             SplitGibbs(), f"x has {size:,} numbers: too many for the derivatives of particles"
         )
-    observed = jax.eval_shape(
-        lambda key: (
-            target.observations(
-                {name: x[0] for name, x in draw_base(key, target, 1).items()},
-                target.prior_latents(key)[0],
-                exact=True,
-            ).value
-        ),
-        jax.random.key(0),
-    ).size
     if size <= _FEW_COORDINATES and target.exact is None:
         return Choice(
             TwistedSMC(num_particles, twist=Quadrature()),
             f"x has {size} number{'s' * (size > 1)}: few enough to average any likelihood over",
         )
+    observed = target.num_observed()
     others = " and the other latents are moved along" if can_move(target) else ""
     if observed == 0:
         reason = "the observations have no moments and enter by their gradient"

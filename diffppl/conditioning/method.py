@@ -84,14 +84,23 @@ class AbstractMethod(eqx.Module):
 
 def draw_base(key: Array, target: Target, num: int) -> Values:
     """`num` draws of x_T at every diffusion site."""
-    models = target.models()
-    keys = dict(zip(models, jax.random.split(key, len(models)), strict=True))
 
     def draw(model: Any, site: Any, key: Array) -> Array:
         process = model.process
         return jnp.asarray(process.base((num, *site.shape)).sample(key), process.dtype)
 
-    return target.map_sites(draw, target.sites.diffusion, keys)
+    return target.map_sites(draw, target.sites.diffusion, target.split_key(key))
+
+
+def reverse_step(
+    key: Array, target: Target, x_t: Values, t: Array | int, contexts: dict[str, Array | None]
+) -> Values:
+    """A draw of x_{t-1} from the model's own kernel at every diffusion site."""
+
+    def draw(model: Any, x: Array, context: Array | None, key: Array) -> Array:
+        return jnp.asarray(model.reverse_kernel(x, t, context).sample(key), x.dtype)
+
+    return target.map_sites(draw, x_t, contexts, target.split_key(key))
 
 
 def only_diffusion_sites(target: Target, method: AbstractMethod) -> None:

@@ -141,9 +141,7 @@ class ParticleGibbs(MCMCKernel):
             trace = handlers.trace(seeded).get_trace(*args, **kwargs)
             x_0 = {name: trace[name]["value"] for name in target.models()}
         values = target.map_sites(lambda model, x: model.to_model(x), dict(x_0))
-        known = target.known()
-        values = {name: jnp.where(*known[name], x) for name, x in values.items()}
-        keys = dict(zip(values, jax.random.split(key_path, len(values)), strict=True))
+        values = target.pinned(values)
 
         def path(model: Any, x: Array, key: Array) -> Array:
             def step(x: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -156,7 +154,7 @@ class ParticleGibbs(MCMCKernel):
             _, xs = jax.lax.scan(step, x, (keys, times))
             return jnp.concatenate([xs[::-1], x[None]])
 
-        paths = target.map_sites(path, values, keys)
+        paths = target.map_sites(path, values, target.split_key(key_path))
         return ParticleGibbsState(target.to_user(values), paths, jnp.ones(()), key_next)
 
     def sample(self, state: Any, model_args: Any, model_kwargs: Any) -> ParticleGibbsState:

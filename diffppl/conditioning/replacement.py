@@ -8,7 +8,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..samplers import Ancestral
-from .method import AbstractMethod, Draws, Exactness, draw_base, only_diffusion_sites, unweighted
+from .method import (
+    AbstractMethod,
+    Draws,
+    Exactness,
+    draw_base,
+    only_diffusion_sites,
+    reverse_step,
+    unweighted,
+)
 from .program import Values
 from .target import Target
 
@@ -78,35 +86,22 @@ class Replacement(AbstractMethod):
 
     def draw(self, key: Array, target: Target, num_samples: int, tick: Any) -> Draws:
         """See `AbstractMethod.draw`."""
-        models, known = target.models(), target.known()
-        contexts = target.contexts(jnp.zeros(0))
+        known, contexts = target.known(), target.contexts(jnp.zeros(0))
 
         def replaced(key: Array, x: Values, t: Array | int) -> Values:
-            keys = dict(zip(models, jax.random.split(key, len(models)), strict=True))
-
             def each(model: Any, x: Array, known: Any, key: Array) -> Array:
                 mask, value = known
                 value = jnp.broadcast_to(value, x.shape)
                 noised = model.process.marginal(value, t).sample(key)
                 return jnp.where(mask, jnp.asarray(noised, x.dtype), x)
 
-            return target.map_sites(each, x, known, keys)
-
-        def backward(key: Array, x: Values, t: Array | int) -> Values:
-            keys = dict(zip(models, jax.random.split(key, len(models)), strict=True))
-
-            def each(model: Any, x: Array, context: Any, key: Array) -> Array:
-                return jnp.asarray(model.reverse_kernel(x, t, context).sample(key), x.dtype)
-
-            return target.map_sites(each, x, contexts, keys)
+            return target.map_sites(each, x, known, target.split_key(key))
 
         def forward(key: Array, x: Values, t: Array) -> Values:
-            keys = dict(zip(models, jax.random.split(key, len(models)), strict=True))
-
             def each(model: Any, x: Array, key: Array) -> Array:
                 return jnp.asarray(model.process.transition(x, t).sample(key), x.dtype)
 
-            return target.map_sites(each, x, keys)
+            return target.map_sites(each, x, target.split_key(key))
 
         def step(x_t: Values, inputs: tuple[Array, Array]) -> tuple[Values, None]:
             tick()
@@ -117,7 +112,7 @@ class Replacement(AbstractMethod):
                 keys = jax.random.split(key, 3)
                 # All but the first begin by going back up from t - 1 to t.
                 x = jax.lax.cond(again, lambda x: forward(keys[0], x, t), lambda x: x, x)
-                return replaced(keys[1], backward(keys[2], x, t), t - 1), None
+                return replaced(keys[1], reverse_step(keys[2], target, x, t, contexts), t - 1), None
 
             keys = jax.random.split(key, self.num_repeats)
             return jax.lax.scan(repeat, x_t, (keys, jnp.arange(self.num_repeats) > 0))
@@ -127,7 +122,6 @@ class Replacement(AbstractMethod):
         x = draw_base(key_base, target, num_samples)
         x = replaced(key_first, x, target.num_steps)
         x, _ = jax.lax.scan(step, x, (jax.random.split(key_steps, len(times)), times))
-        x_0 = backward(key_last, x, 1)
-        x_0 = {name: jnp.where(*known[name], value) for name, value in x_0.items()}
+        x_0 = target.pinned(reverse_step(key_last, target, x, 1, contexts))
         tick()
         return unweighted(target, x_0, num_samples)

@@ -25,14 +25,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..samplers import AbstractSampler
-from .chains import AbstractChain, CovarianceMatched, ModelChain, Particle, look_at_shapes
+from .chains import AbstractChain, CovarianceMatched, ModelChain, Particle
 from .method import AbstractMethod, Draws, Exactness, draw_base
 from .moves import can_move, metropolis
 from .program import Values
 from .resampling import AbstractResampling, Systematic
 from .target import Target
-from .twists import AbstractTwist, Quadrature, Twisted, default_twist
-from .twists.gaussian import MOST_DENSE
+from .twists import AbstractTwist, Twisted, default_twist
+from .twists.gaussian import AbstractGaussianTwist
 from .weights import effective_sample_size, relative_variance, reweight
 
 LAST_MOVES = 10
@@ -127,10 +127,9 @@ class TwistedSMC(AbstractMethod):
         if self.chain is not None:
             return self.chain
         twist = self._twist(target)
-        linear = look_at_shapes(target, twist).linear
         # Where the twist takes the denoiser's Jacobian anyway, the better chain costs little more.
-        apart = linear is not None and 0 < linear.residual.size <= MOST_DENSE
-        return CovarianceMatched() if apart or isinstance(twist, Quadrature) else ModelChain()
+        taken = isinstance(twist, AbstractGaussianTwist) and twist.takes_jacobian(target)
+        return CovarianceMatched() if taken else ModelChain()
 
     def _twist(self, target: Target) -> AbstractTwist:
         return default_twist(target) if self.twist is None else self.twist

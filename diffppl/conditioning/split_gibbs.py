@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from ..processes import GaussianDiffusion
 from ..samplers import Ancestral
-from .method import AbstractMethod, Draws, Exactness, only_diffusion_sites, unweighted
+from .method import AbstractMethod, Draws, Exactness, only_diffusion_sites, reverse_step, unweighted
 from .program import Values
 from .target import Target
 from .twists.base import flat_like
@@ -119,12 +119,7 @@ class SplitGibbs(AbstractMethod):
             return target.map_sites(variance)
 
         def kernel(key: Array, x: Values, t: Array | int) -> Values:
-            keys = dict(zip(x, jax.random.split(key, len(x)), strict=True))
-
-            def each(model: Any, x: Array, context: Any, key: Array) -> Array:
-                return jnp.asarray(model.reverse_kernel(x, t, context).sample(key), x.dtype)
-
-            return target.map_sites(each, x, contexts, keys)
+            return reverse_step(key, target, x, t, contexts)
 
         def prior_step(key: Array, z: Values, t: Array) -> Values:
             """x_0 given z: down the reverse chain from level t."""
@@ -153,6 +148,4 @@ class SplitGibbs(AbstractMethod):
         }
         levels = jnp.asarray(self._levels(target))
         x_0, _ = jax.lax.scan(sweep, x_0, (jax.random.split(key, len(levels)), levels))
-        known = target.known()
-        x_0 = {name: jnp.where(*known[name], x) for name, x in x_0.items()}
-        return unweighted(target, x_0, num_samples)
+        return unweighted(target, target.pinned(x_0), num_samples)

@@ -84,6 +84,11 @@ class Target(eqx.Module):
             for name, model in self.models().items()
         }
 
+    def split_key(self, key: Array) -> dict[str, Array]:
+        """A key of its own for each diffusion site."""
+        models = self.models()
+        return dict(zip(models, jax.random.split(key, len(models)), strict=True))
+
     def contexts(self, latents: Array) -> dict[str, Array | None]:
         """Context of each diffusion site, which the program may compute from other latents."""
         if all(model.context_shape is None for model in self.models().values()):
@@ -115,6 +120,11 @@ class Target(eqx.Module):
             name: (mask[name], jnp.where(mask[name], model.to_model(value[name]), 0))
             for name, model in self.models().items()
         }
+
+    def pinned(self, x_0: Values) -> Values:
+        """The diffusion sites (model units) with their known entries set to what they are."""
+        known = self.known()
+        return {name: jnp.where(*known[name], x) for name, x in x_0.items()}
 
     def log_exact_units(self) -> Float[Array, ""]:
         """log|d user / d model| of the known entries: what their density in model units lacks."""
@@ -186,6 +196,18 @@ class Target(eqx.Module):
         if exact and self.exact is not None:
             found.append(self._exact_moments(self.exact, x_0))
         return side_by_side(found, log_rest)
+
+    def num_observed(self) -> int:
+        """How many numbers `observations` takes apart, known ones among them; on shapes alone."""
+
+        def value(key: Array) -> Array:
+            x_0 = {
+                name: jnp.zeros(site.shape, site.model.process.dtype)
+                for name, site in self.sites.diffusion.items()
+            }
+            return self.observations(x_0, self.prior_latents(key)[0], exact=True).value
+
+        return jax.eval_shape(value, jax.random.key(0)).size
 
     def _exact_moments(self, exact: Exact, x_0: Values) -> Moments:
         """Value, mean and variance of the entries that Deltas show; hidden ones have no effect."""

@@ -136,7 +136,8 @@ def _sample(
         return model.to_user(x_0 if path is None else path)
 
     draws = map_in_blocks(draw, (jax.random.split(key, math.prod(shape)), context), batch_size)
-    left = left_at_the_end(model, model.to_model(draws))
+    x_0 = draws[:, -1] if keep_path else draws
+    left = left_at_the_end(model, model.to_model(x_0))
     if keep_path:
         return jnp.moveaxis(draws, 1, 0).reshape(-1, *shape, *event_shape), left
     return draws.reshape(*shape, *event_shape), left

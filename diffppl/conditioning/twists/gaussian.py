@@ -1,12 +1,13 @@
 """What twists on real data share: normal densities, and their steps."""
 
+import abc
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ..observations import Observations
 from ..program import Values
@@ -22,6 +23,10 @@ _TOLERANCE = 1e-5  # of the residual, relative to the vector
 
 class AbstractGaussianTwist(AbstractTwist):
     """A twist on real data: subclasses look ahead, and all move and finish in the same way."""
+
+    @abc.abstractmethod
+    def takes_jacobian(self, target: Target) -> bool:
+        """Whether `look` takes the denoiser's Jacobian as a matrix; on shapes alone."""
 
     def propose(
         self,
@@ -65,9 +70,20 @@ def normal_log_density(
     residual: Float[Array, " m"], covariance: Float[Array, "m m"]
 ) -> tuple[Float[Array, ""], Float[Array, " m"]]:
     """log N(residual; 0, covariance) in nats, and covariance^{-1} residual."""
-    factor = jax.scipy.linalg.cho_factor(covariance, lower=True)
-    solved = jax.scipy.linalg.cho_solve(factor, residual)
-    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor[0])))
+    return log_density_and_solution(residual, factorised(covariance))
+
+
+def factorised(covariance: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """The lower Cholesky factor, to be used more than once."""
+    return jax.scipy.linalg.cholesky(covariance, lower=True)
+
+
+def log_density_and_solution(
+    residual: Float[Array, " m"], factor: Float[Array, "m m"]
+) -> tuple[Float[Array, ""], Float[Array, " m"]]:
+    """`normal_log_density` of a covariance that is already factorised."""
+    solved = jax.scipy.linalg.cho_solve((factor, True), residual)
+    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
     constant = residual.size * jnp.log(2 * jnp.pi)
     return -0.5 * (residual @ solved + log_det + constant), solved
 
@@ -129,9 +145,7 @@ def edge_given_observations(
     variance, _ = ravel_pytree(
         {name: jnp.broadcast_to(edge.variance, edge.mean.shape) for name, edge in edges.items()}
     )
-    known = target.known()
-    mask, _ = ravel_pytree({name: mask for name, (mask, _) in known.items()})
-    value, _ = ravel_pytree({name: value for name, (_, value) in known.items()})
+    mask, value = _known(target)
     log_known = -0.5 * ((value - mean) ** 2 / variance + jnp.log(2 * jnp.pi * variance))
     log_ratio = jnp.sum(jnp.where(mask, log_known, 0.0))
     mean = jnp.where(mask, value, mean)
@@ -148,17 +162,17 @@ def edge_given_observations(
         jacobian = jax.jacrev(lambda flat: observe(flat).mean)(mean)
         spread = (jacobian * free) @ jacobian.T
         covariance = seen.covariance.as_matrix() + rounding_slack(spread)
-        total = spread + covariance
+        noise_factor, factor = factorised(covariance), factorised(spread + covariance)
         residual = seen.value - seen.mean - jacobian @ shift
         # Matheron's rule: correct a joint draw of (x, y) by the residual of its own y.
         error = jax.random.normal(key_y, residual.shape, mean.dtype)
-        drawn = jacobian @ noise + jax.scipy.linalg.cholesky(covariance, lower=True) @ error
-        _, solved = normal_log_density(residual - drawn, total)
+        drawn = jacobian @ noise + noise_factor @ error
+        _, solved = log_density_and_solution(residual - drawn, factor)
         step = noise + free * (jacobian.T @ solved)
         if given is not None:
             step = ravel_pytree(given)[0] - mean - shift
-        log_normaliser, _ = normal_log_density(residual, total)
-        log_linear, _ = normal_log_density(residual - jacobian @ step, covariance)
+        log_normaliser, _ = log_density_and_solution(residual, factor)
+        log_linear, _ = log_density_and_solution(residual - jacobian @ step, noise_factor)
         log_ratio = log_ratio + log_normaliser - log_linear
     else:
         if seen.value.size:
@@ -174,6 +188,14 @@ def edge_given_observations(
     return unravel(mean + shift + step), log_ratio
 
 
+def _known(target: Target) -> tuple[Bool[Array, " d"], Float[Array, " d"]]:
+    """Which coordinates of all sites are known, and what they are, flattened."""
+    known = target.known()
+    mask, _ = ravel_pytree({name: mask for name, (mask, _) in known.items()})
+    value, _ = ravel_pytree({name: value for name, (_, value) in known.items()})
+    return mask, value
+
+
 def draw_given_observations(
     key: Array, target: Target, mean: Values, variance: Array, latents: Array
 ) -> Values:
@@ -184,9 +206,7 @@ def draw_given_observations(
     standard deviation: a step of the whole gradient would overshoot what is seen more sharply.
     """
     flat, unravel = ravel_pytree(mean)
-    known = target.known()
-    mask, _ = ravel_pytree({name: mask for name, (mask, _) in known.items()})
-    value, _ = ravel_pytree({name: value for name, (_, value) in known.items()})
+    mask, value = _known(target)
     flat = jnp.where(mask, value, flat)
     free = jnp.where(mask, 0.0, variance)
 

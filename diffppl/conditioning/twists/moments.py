@@ -142,6 +142,11 @@ class MomentMatching(AbstractGaussianTwist):
             return self.covariance
         return Tweedie() if num_observed <= MOST_FOR_TWEEDIE else Isotropic()
 
+    def takes_jacobian(self, target: Target) -> bool:
+        """See `AbstractGaussianTwist.takes_jacobian`."""
+        observed = target.num_observed()
+        return 0 < observed <= MOST_DENSE and self.covariance_for(observed).is_jacobian
+
     def look(self, target: Target, x_t: Values, t: Array, latents: Array) -> Twisted:
         """See `AbstractTwist.look`."""
         flat_x_t, unravel = ravel_pytree(x_t)

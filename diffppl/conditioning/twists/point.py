@@ -38,6 +38,11 @@ class PointEstimate(AbstractGaussianTwist):
         require_kind(target, self, discrete=False, remedy="ExpectedLikelihood()")
         require_noise(target, self, remedy="MomentMatching()")
 
+    def takes_jacobian(self, target: Target) -> bool:
+        """See `AbstractGaussianTwist.takes_jacobian`."""
+        del target
+        return False
+
     def look(self, target: Target, x_t: Values, t: Array, latents: Array) -> Twisted:
         """See `AbstractTwist.look`."""
 

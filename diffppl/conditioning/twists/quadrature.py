@@ -79,6 +79,11 @@ class Quadrature(AbstractGaussianTwist):
                 f"{size} coordinates of {sorted(target.models())}; use twist=MomentMatching()."
             )
 
+    def takes_jacobian(self, target: Target) -> bool:
+        """See `AbstractGaussianTwist.takes_jacobian`."""
+        del target
+        return True
+
     def look(self, target: Target, x_t: Values, t: Array, latents: Array) -> Twisted:
         """See `AbstractTwist.look`."""
         flat_x_t, unravel = ravel_pytree(x_t)
