@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffppl as dp
-from diffppl.training import Recipe, default_trainable, initial_state, run_chunk
+from diffppl.fitting.training import Recipe, default_trainable, initial_state, run_chunk
 
 
 def main(dim: int, width: int, depth: int, num_steps: int, batch_size: int, rounds: int) -> None:
     """Print both speeds and their ratio."""
     key = jax.random.key(0)
-    data = jnp.asarray(np.random.default_rng(0).standard_normal((10_000, dim)), dtype=float)
+    data = dp.data.InMemory(np.random.default_rng(0).standard_normal((10_000, dim)))
     model = dp.DiffusionModel(
         process=dp.GaussianDiffusion(dp.schedules.Cosine(num_steps)),
         network=dp.networks.MLP((dim,), width, depth, key=key),
@@ -42,7 +42,7 @@ def main(dim: int, width: int, depth: int, num_steps: int, batch_size: int, roun
         """Seconds per iteration, over 100 of them, with one look at the loss per call."""
         state, begin = start, time.perf_counter()
         for stop in range(length, 101, length):
-            state, losses, _ = run_chunk(key, state, recipe, data, None, jnp.asarray(stop), length)
+            state, losses, _ = run_chunk(key, state, recipe, data, jnp.asarray(stop), length)
             np.asarray(losses)
         return (time.perf_counter() - begin) / 100
 

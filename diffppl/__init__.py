@@ -10,7 +10,7 @@ Based on Sohl-Dickstein, Weiss, Maheswaranathan and Ganguli, "Deep Unsupervised 
 Nonequilibrium Thermodynamics", ICML 2015.
 """
 
-from . import likelihood, losses, networks, plots, samplers, schedules
+from . import data, likelihood, networks, plots, samplers, schedules
 from . import prediction as predictions
 from .calibration import Calibration, calibrate
 from .conditioning import (
@@ -28,8 +28,7 @@ from .conditioning import (
     resampling,
     twists,
 )
-from .fit import default_optimizer, fit
-from .fit_result import FitResult, NonFiniteLossError
+from .fitting import Checkpoints, FitResult, NonFiniteLossError, default_optimizer, fit, losses
 from .flow import Integrator
 from .likelihood import (
     EntropyBounds,
@@ -65,6 +64,7 @@ __all__ = [
     "Calibration",
     "CategoricalDiffusion",
     "ChainReparam",
+    "Checkpoints",
     "DiffusionModel",
     "EntropyBounds",
     "Exactness",
@@ -88,6 +88,7 @@ __all__ = [
     "Uniform",
     "calibrate",
     "chains",
+    "data",
     "default_optimizer",
     "elbo",
     "entropy_bounds",

@@ -61,6 +61,21 @@ def check_data(name: str, x: Any, model: DiffusionModel) -> Array:
     return jnp.asarray(values, process.dtype)
 
 
+def wanted_context(
+    context: Any, model: DiffusionModel, name: str = "context"
+) -> tuple[int, ...] | None:
+    """The shape that a context must end in; None where there is none and need be none.
+
+    Raises:
+        ValueError: unasked for.
+    """
+    if context is None:
+        return model.context_shape if model.needs_context else None
+    if model.context_shape is None:
+        raise ValueError(f"{name} was given, but the model has no context_shape.")
+    return model.context_shape
+
+
 def check_context(
     context: Any, model: DiffusionModel, n: int, name: str = "context"
 ) -> Array | None:
@@ -69,20 +84,19 @@ def check_context(
     Raises:
         ValueError: missing, unasked for, of the wrong shape or not finite.
     """
-    if model.context_shape is None:
-        if context is not None:
-            raise ValueError(f"{name} was given, but the model has no context_shape.")
+    wanted = wanted_context(context, model, name)
+    if wanted is None:
         return None
     if context is None:
         raise ValueError(
-            f"{name} is missing: the model has context_shape={model.context_shape}, so it needs "
-            f"an array of shape {(n, *model.context_shape)}."
+            f"{name} is missing: the model has context_shape={wanted}, so it needs an array of "
+            f"shape {(n, *wanted)}."
         )
     values = jnp.asarray(context, dtype=float)
-    if values.shape != (n, *model.context_shape):
+    if values.shape != (n, *wanted):
         raise ValueError(
             f"{name} has shape {values.shape}; it needs one context for each datum, shape "
-            f"{(n, *model.context_shape)}."
+            f"{(n, *wanted)}."
         )
     if not bool(jnp.all(jnp.isfinite(values))):
         raise ValueError(f"{name} has NaN or infinite values.")

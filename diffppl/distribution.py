@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpyro.distributions import Distribution, constraints
 
+from .checks import wanted_context
 from .likelihood.flow import flow_log_density
 from .model import DiffusionModel
 from .processes import GaussianDiffusion
@@ -44,22 +45,21 @@ class DiffusionDistribution(Distribution):
         validate_args: bool | None = None,
     ) -> None:
         batch_shape: tuple[int, ...] = ()
-        if model.context_shape is not None:
+        wanted = wanted_context(context, model)
+        if wanted is not None:
             if context is None:
                 raise ValueError(
-                    f"model() needs a context: the model has context_shape={model.context_shape}. "
+                    f"model() needs a context: the model has context_shape={wanted}. "
                     "Call model(context)."
                 )
             context = jnp.asarray(context, dtype=float)
-            split = context.ndim - len(model.context_shape)
-            if split < 0 or context.shape[split:] != model.context_shape:
+            split = context.ndim - len(wanted)
+            if split < 0 or context.shape[split:] != wanted:
                 raise ValueError(
                     f"context has shape {context.shape}, which does not end in the model's "
-                    f"context_shape={model.context_shape}."
+                    f"context_shape={wanted}."
                 )
             batch_shape = context.shape[:split]
-        elif context is not None:
-            raise ValueError("context was given, but the model has no context_shape.")
         self._arrays, self._static = eqx.partition(model, eqx.is_array)
         self.context = context
         super().__init__(batch_shape, model.event_shape, validate_args=validate_args)

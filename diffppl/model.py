@@ -22,15 +22,9 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from . import programs
-from .networks.known import AbstractDenoiser
-from .prediction import (
-    AbstractPrediction,
-    Data,
-    KernelMoments,
-    LearnedVariance,
-    LowerVariance,
-    Velocity,
-)
+from .guided import guided
+from .networks.inputs import check_shape
+from .prediction import AbstractPrediction, KernelMoments, default_prediction
 from .processes import AbstractProcess, GaussianDiffusion
 from .processes.base import Time
 from .scaling import Scaling
@@ -94,11 +88,11 @@ class DiffusionModel(eqx.Module):
         self.process = process
         self.network = network
         if prediction is None:
-            prediction = _default_prediction(process, network)
+            prediction = default_prediction(process, network)
         self.prediction = prediction
-        self.event_shape = _as_shape("event_shape", event_shape)
+        self.event_shape = check_shape("event_shape", event_shape)
         self.context_shape = (
-            None if context_shape is None else _as_shape("context_shape", context_shape)
+            None if context_shape is None else check_shape("context_shape", context_shape)
         )
         if scaling is not None and not isinstance(process, GaussianDiffusion):
             raise ValueError(
@@ -110,13 +104,8 @@ class DiffusionModel(eqx.Module):
 
     def _check_network(self) -> None:
         wanted = self.prediction.output_shape(self.process, self.event_shape)
-        x_t = jax.ShapeDtypeStruct(self.event_shape, self.process.dtype)
-        t = jax.ShapeDtypeStruct((), jnp.int32)
-        context = None
-        if self.context_shape is not None:
-            context = jax.ShapeDtypeStruct(self.context_shape, jnp.result_type(float))
         try:
-            output = eqx.filter_eval_shape(self.network, x_t, t, context)
+            output = self._output(self.context_shape)
         except Exception as error:
             raise ValueError(
                 "network could not be called as network(x_t, t, context) with x_t of shape "
@@ -131,10 +120,28 @@ class DiffusionModel(eqx.Module):
                 "or choose another prediction."
             )
 
+    def _output(self, context_shape: tuple[int, ...] | None) -> Any:
+        """Shape and dtype of the raw output for one event, found without running the network."""
+        spec, dtype = jax.ShapeDtypeStruct, jnp.result_type(float)
+        context = None if context_shape is None else spec(context_shape, dtype)
+        x_t, t = spec(self.event_shape, self.process.dtype), spec((), jnp.int32)
+        return eqx.filter_eval_shape(self.network, x_t, t, context)
+
     @property
     def num_steps(self) -> int:
         """T, the number of steps of the chain."""
         return self.process.num_steps
+
+    @property
+    def needs_context(self) -> bool:
+        """Whether the network cannot do without a context (see `networks.OptionalContext`)."""
+        if self.context_shape is None:
+            return False
+        try:
+            shape = self._output(None).shape
+        except Exception:
+            return True
+        return shape != self.prediction.output_shape(self.process, self.event_shape)
 
     # What the network says ------------------------------------------------------------------
 
@@ -257,6 +264,10 @@ class DiffusionModel(eqx.Module):
             ),
         )
 
+    def guided(self, weight: Any) -> "DiffusionModel":
+        """This model, leaning towards its context by `weight`: see `guided.guided`."""
+        return guided(self, weight)
+
     def __call__(self, context: Array | None = None) -> "DiffusionDistribution":
         """The model as a NumPyro distribution over x_0, in the user's units.
 
@@ -285,15 +296,3 @@ class Respaced(eqx.Module):
     def __call__(self, x_t: Array, t: Time, context: Array | None) -> Array:
         """The raw output for one event."""
         return self.network(x_t, self.levels[t], context)
-
-
-def _default_prediction(process: AbstractProcess, network: Network) -> AbstractPrediction:
-    if isinstance(network, AbstractDenoiser):
-        return Data(LearnedVariance() if network.gives_variance else LowerVariance())
-    return Velocity() if isinstance(process, GaussianDiffusion) else Data()
-
-
-def _as_shape(name: str, shape: Any) -> tuple[int, ...]:
-    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise ValueError(f"{name}={shape!r} must be a tuple of positive integers, as (28, 28).")
-    return shape

@@ -167,8 +167,9 @@ class SampledSteps(AbstractSteps):
         n, count = x_0.shape[0], model.num_steps - 1
         if count == 0:
             return jnp.zeros(n), jnp.zeros(0)
-        times = 2 + stratified_indices(key, n, self.num, count)
-        keys = jax.random.split(jax.random.fold_in(key, 1), (n, self.num))
+        key_times, key_terms = jax.random.split(key)
+        times = 2 + stratified_indices(key_times, n, self.num, count)
+        keys = jax.random.split(key_terms, (n, self.num))
         values = jax.vmap(
             jax.vmap(
                 lambda key, x, t, c: step_term(key, model, x, t, c), in_axes=(0, None, 0, None)

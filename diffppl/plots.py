@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .fitting.losses import ELBOLoss
 from .likelihood.path_weights import PathWork
-from .losses import ELBOLoss
 from .objectives import Bound
 from .schedules import AbstractSchedule
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from .calibration import Calibration
-    from .fit_result import History
+    from .fitting.result import History
 
 _FAINT, _STRONG, _ACCENT = "#c9d3e0", "#2f4b7c", "#d1495b"
 

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from .networks.known import AbstractDenoiser
 from .processes import AbstractProcess, GaussianDiffusion, GaussianEstimate
 from .processes.base import Time
 from .schedules import AbstractSchedule
@@ -284,3 +285,10 @@ class KernelMoments(AbstractPrediction):
         mean = self.head.mean(x_t, raw[0], sigma2, beta)
         b, c, variance = process.coefficients(t)  # pyright: ignore[reportAttributeAccessIssue]
         return GaussianEstimate((mean - c * x_t) / b, (sigma2 - variance) / b**2)
+
+
+def default_prediction(process: AbstractProcess, network: Any) -> AbstractPrediction:
+    """What a model takes a raw output to mean if it is not told."""
+    if isinstance(network, AbstractDenoiser):
+        return Data(LearnedVariance() if network.gives_variance else LowerVariance())
+    return Velocity() if isinstance(process, GaussianDiffusion) else Data()

@@ -89,7 +89,7 @@ class Describer:
 
     def _store(self, array: Any) -> int:
         values = np.asarray(array)
-        self.arrays.append(values.astype(values.dtype.newbyteorder("=")))
+        self.arrays.append(values.astype(values.dtype.newbyteorder("="), copy=False))
         return len(self.arrays) - 1
 
     def describe(self, value: Any, path: str) -> Any:

@@ -21,7 +21,7 @@ import numpy as np
 
 import diffppl as dp
 
-DATA = np.array([np.arange(20) % 5 == phase for phase in range(5)], dtype=int)
+DATA = dp.data.heartbeats()
 
 
 def define(process, network) -> dp.DiffusionModel:

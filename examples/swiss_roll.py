@@ -18,16 +18,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import diffppl as dp
+from diffppl.data.toys import HIGH, LOW  # the roll's angles: one and a half turns
 
 T, BETA_1 = 40, 1e-5
-LOW, HIGH = 1.5 * np.pi, 4.5 * np.pi  # the roll's angles: one and a half turns
+ROLL = dp.data.SwissRoll()  # centred, with a second moment of 1
 GRID = np.linspace(LOW, HIGH, 100_001)
 
 
-def roll(angle):
-    """Points of the roll, which is centred and has a second moment of 1."""
-    grid, points = (np.stack([a * np.cos(a), a * np.sin(a)], axis=-1) for a in (GRID, angle))
-    return (points - grid.mean(axis=0)) / np.sqrt(np.mean((grid - grid.mean(axis=0)) ** 2))
+def roll(angle) -> np.ndarray:
+    """Points of the roll at angles."""
+    return np.asarray(ROLL.curve(angle), np.float64)
 
 
 def ceiling() -> float:
@@ -41,14 +41,14 @@ def define(schedule, network, prediction=None) -> dp.DiffusionModel:
     return dp.DiffusionModel(process, network, (2,), prediction=prediction, scaling=scaling)
 
 
-def fit(schedule, data, num_iterations: int) -> dp.FitResult:
+def fit(schedule, num_iterations: int) -> dp.FitResult:
     key, key_fit = jax.random.split(jax.random.key(0))
     # With sines and cosines of x a small network sees detail as fine as the roll's.
     network = dp.networks.MLP((2,), 64, 2, output_shape=(2, 2), fourier_features=64, key=key)
     return dp.fit(
         key_fit,
         define(schedule, network, dp.predictions.Velocity(dp.predictions.LearnedVariance())),
-        data,
+        ROLL,
         num_iterations=num_iterations,
         batch_size=64,
         loss=dp.losses.ELBOLoss(dp.AllSteps()),
@@ -71,10 +71,9 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     iterations, num_test, num_paired = (20, 500, 20) if args.tiny else (3_000, 50_000, 2_000)
 
-    rng = np.random.default_rng(0)
-    data, test = roll(rng.uniform(LOW, HIGH, 100_000)), roll(rng.uniform(LOW, HIGH, num_test))
-    result = fit(dp.schedules.Learned(T, BETA_1, noise_to_signal=8.0), data, iterations)
-    fixed = fit(dp.schedules.Reciprocal(T), data, iterations).model
+    test, _ = ROLL.batch(jax.random.key(1), num_test)
+    result = fit(dp.schedules.Learned(T, BETA_1, noise_to_signal=8.0), iterations)
+    fixed = fit(dp.schedules.Reciprocal(T), iterations).model
     model, schedule = result.model, result.model.process.schedule
     bound, other = (dp.elbo(jax.random.key(2), each, test) for each in (model, fixed))
     # With the same key, hence the same noise, a difference is known far better than its parts.

@@ -81,11 +81,62 @@ NETWORKS: dict[str, Callable[..., eqx.Module]] = {
     "mlp": lambda key, event_shape, output_shape, num_steps: dp.networks.MLP(
         event_shape, width=8, depth=2, output_shape=output_shape, key=key
     ),
+    "optional-context": lambda key, event_shape, output_shape, num_steps: (
+        dp.networks.OptionalContext(
+            dp.networks.MLP(
+                event_shape,
+                width=8,
+                depth=2,
+                output_shape=output_shape,
+                context_shape=(4,),
+                key=key,
+            ),
+            (3,),
+        )
+    ),
     "rbf": lambda key, event_shape, output_shape, num_steps: dp.networks.RBF(
         event_shape, num_steps, output_shape=output_shape, key=key
     ),
     "sigmoid-mlp": lambda key, event_shape, output_shape, num_steps: dp.networks.SigmoidMLP(
         event_shape, num_steps, width=8, output_shape=output_shape, key=key
+    ),
+}
+
+# The same, for events that are images without an axis of channels
+IMAGE_NETWORKS: dict[str, Callable[..., eqx.Module]] = {
+    "multi-scale-conv": lambda key, event_shape, output_shape, num_steps: (
+        dp.networks.MultiScaleConv(
+            event_shape,
+            num_steps,
+            conv_channels=4,
+            conv_depth=2,
+            num_scales=2,
+            dense_width=8,
+            width=4,
+            num_bumps=3,
+            output_shape=output_shape,
+            key=key,
+        )
+    ),
+    "unet": lambda key, event_shape, output_shape, num_steps: dp.networks.UNet(
+        event_shape, (4, 8), num_heads=2, output_shape=output_shape, key=key
+    ),
+    "unet-rematerialised": lambda key, event_shape, output_shape, num_steps: (
+        dp.networks.Rematerialised(
+            dp.networks.UNet(
+                event_shape,
+                (4, 8),
+                num_heads=2,
+                output_shape=output_shape,
+                rematerialise=True,
+                key=key,
+            )
+        )
+    ),
+    "unet-mixed-precision": lambda key, event_shape, output_shape, num_steps: (
+        dp.networks.MixedPrecision(
+            dp.networks.UNet(event_shape, (4, 8), num_heads=2, output_shape=output_shape, key=key)
+        )
     ),
 }
 
@@ -174,4 +225,18 @@ METHODS: dict[str, Callable[[int], AbstractMethod]] = {
     "guidance": lambda num_samples: dp.Guidance(),
     "replacement": lambda num_samples: dp.Replacement(),
     "split-gibbs": lambda num_samples: dp.SplitGibbs(),
+}
+
+# () -> source of data; images have a shape without symmetry
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 7, 5, 2)).astype(np.uint8)
+SOURCES: dict[str, Callable[[], dp.data.AbstractSource]] = {
+    "in-memory": lambda: dp.data.InMemory(IMAGES, context=IMAGES[:, 0, 0] / 255),
+    "dequantised": lambda: dp.data.Dequantised(IMAGES),
+    "flipped": lambda: dp.data.Flipped(IMAGES[..., 0]),
+    "crops": lambda: dp.data.Crops(IMAGES, (3, 4)),
+    "flipped-crops-dequantised": lambda: dp.data.Dequantised(
+        dp.data.Flipped(dp.data.Crops(IMAGES, (3, 4)))
+    ),
+    "dead-leaves": lambda: dp.data.DeadLeaves((5, 6), (1.0, 4.0)),
+    "swiss-roll": lambda: dp.data.SwissRoll(noise=0.05),
 }

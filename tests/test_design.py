@@ -22,7 +22,16 @@ from . import registry
 
 PACKAGE = Path(dp.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-ROOMS = ["processes", "networks", "samplers", "likelihood", "conditioning", "calibration"]
+ROOMS = [
+    "processes",
+    "networks",
+    "data",
+    "samplers",
+    "likelihood",
+    "fitting",
+    "conditioning",
+    "calibration",
+]
 
 # Every file and room, lowest first: imports go to what stands before, or stay in the room.
 HOUSE = [
@@ -32,33 +41,30 @@ HOUSE = [
     "networks",
     "prediction",
     "programs",
-    "programs",
+    "guided",
     "model",
     "checks",
     "objectives",
     "blocks",
+    "structure",
+    "serialisation",
+    "data",
     "progress",
     "flow",
     "matched",
     "samplers",
     "likelihood",
     "distribution",
-    "losses",
-    "training",
-    "fit_result",
-    "fit_checks",
-    "fit",
+    "fitting",
     "conditioning",
     "calibration",
     "arviz",
     "plots",
-    "structure",
-    "serialisation",
 ]
 # Imports that go up, inside the one function that says why.
 LAZY = {
     ("model", "distribution"),
-    ("fit_result", "plots"),
+    ("fitting", "plots"),
     ("conditioning", "arviz"),
     ("calibration", "arviz"),
 }
@@ -144,6 +150,7 @@ def rows(kind):
         dp.networks.AbstractDenoiser: lambda: [
             known.model(schedule).network for known in registry.KNOWN.values()
         ],
+        dp.data.AbstractSource: lambda: [make() for make in registry.SOURCES.values()],
         dp.samplers.AbstractSampler: lambda: [make() for make in registry.SAMPLERS.values()],
         dp.twists.AbstractTwist: lambda: [make() for make in registry.TWISTS.values()],
         AbstractMethod: lambda: [make(4) for make in registry.METHODS.values()],
@@ -160,6 +167,7 @@ def rows(kind):
         AbstractVariance,
         AbstractMeanHead,
         dp.networks.AbstractDenoiser,
+        dp.data.AbstractSource,
         dp.samplers.AbstractSampler,
         dp.twists.AbstractTwist,
         AbstractMethod,
@@ -180,7 +188,10 @@ def test_every_network_has_a_row():
         and not issubclass(value, dp.networks.AbstractDenoiser)
     }
     key = jax.random.key(0)
-    assert written == {type(make(key, (3,), (3,), 4)) for make in registry.NETWORKS.values()}
+    made = {type(make(key, (3,), (3,), 4)) for make in registry.NETWORKS.values()}
+    assert written == made | {
+        type(make(key, (4, 4), (4, 4), 4)) for make in registry.IMAGE_NETWORKS.values()
+    }
 
 
 # Files -----------------------------------------------------------------------------------------

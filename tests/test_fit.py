@@ -13,11 +13,11 @@ import optax
 import pytest
 
 import diffppl as dp
-from diffppl.fit import default_optimizer, fit
-from diffppl.fit_result import FitResult, History, NonFiniteLossError
-from diffppl.losses import AbstractLoss, ELBOLoss, SimpleLoss, WeightedLoss, noise_weights
+from diffppl.fitting.fit import default_optimizer, fit
+from diffppl.fitting.losses import AbstractLoss, ELBOLoss, SimpleLoss, WeightedLoss, noise_weights
+from diffppl.fitting.result import FitResult, History, NonFiniteLossError
+from diffppl.fitting.training import default_trainable, mean_elbo
 from diffppl.objectives import bound
-from diffppl.training import default_trainable, mean_elbo
 
 from .statistics import assert_within_standard_errors
 
@@ -224,7 +224,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(cut: int):
 
 
 def test_an_interrupt_returns_what_there_is(monkeypatch: pytest.MonkeyPatch):
-    module = importlib.import_module("diffppl.fit")
+    module = importlib.import_module("diffppl.fitting.fit")
     run_chunk, calls = module.run_chunk, []
 
     def interrupted(*args: Any) -> Any:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import diffppl as dp
-from diffppl.fit_result import History
-from diffppl.losses import ELBOLoss, SimpleLoss
+from diffppl.fitting.losses import ELBOLoss, SimpleLoss
+from diffppl.fitting.result import History
 
 RNG = np.random.default_rng(0)
 

@@ -16,9 +16,9 @@ import optax
 import pytest
 
 import diffppl as dp
-from diffppl.fit_result import FitResult, History
+from diffppl.fitting.result import FitResult, History
+from diffppl.fitting.training import FitState, default_trainable, trained_leaves
 from diffppl.structure import known_classes
-from diffppl.training import FitState, default_trainable, trained_leaves
 
 from . import registry
 

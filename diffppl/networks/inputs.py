@@ -40,3 +40,10 @@ def check_size(name: str, size: Any, least: int = 1) -> int:
     if isinstance(size, bool) or not isinstance(size, int) or size < least:
         raise ValueError(f"{name}={size!r} must be a whole number, {least} or more.")
     return size
+
+
+def check_callable(name: str, network: Any) -> Any:
+    """Something that can be called, or an error that names it."""
+    if not callable(network):
+        raise TypeError(f"{name}={network!r} must be callable as (x_t, t, context).")
+    return network

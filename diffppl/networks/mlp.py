@@ -89,11 +89,11 @@ class MLP(eqx.Module):
             check_size("num_categories", num_categories, least=2)
         check_size("width", width)
         check_size("depth", depth)
-        keys = iter(jax.random.split(key, 2 * depth + 3))
+        *rest, key_fourier = jax.random.split(key, 2 * depth + 4)
+        keys = iter(rest)
         linear = eqx.nn.Linear
         size, self.fourier = input_size(event_shape, num_categories), None
         if check_size("fourier_features", fourier_features, least=0):
-            key_fourier = jax.random.fold_in(key, 1)
             self.fourier = FourierFeatures(size, fourier_features, fourier_scale, key=key_fourier)
         self.first = linear(size + 2 * fourier_features, width, key=next(keys))
         self.hidden = tuple(linear(width, width, key=next(keys)) for _ in range(depth - 1))
@@ -122,7 +122,7 @@ class MLP(eqx.Module):
             condition = condition + self.context(context.reshape(-1))
         elif context is not None:
             raise ValueError("context was given, but the network was made without context_shape.")
-        condition = self.activation(condition)
+        condition = self.activation(condition).astype(self.first.weight.dtype)
 
         x = flatten(x_t, self.num_categories)
         h = self.first(x if self.fourier is None else self.fourier(x))

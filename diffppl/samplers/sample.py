@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from ..blocks import check_batch_size, map_in_blocks
-from ..checks import check_key, left_at_the_end, warn_of_short_chain
+from ..checks import check_key, left_at_the_end, wanted_context, warn_of_short_chain
 from ..model import DiffusionModel
 from .ancestral import Ancestral
 from .base import AbstractSampler
@@ -91,10 +91,8 @@ def _check(
 
 
 def _as_context(context: Any, model: DiffusionModel) -> Array | None:
-    wanted = model.context_shape
+    wanted = wanted_context(context, model)
     if wanted is None:
-        if context is not None:
-            raise ValueError("context was given, but the model has no context_shape.")
         return None
     if context is None:
         raise ValueError(f"context is missing: the model has context_shape={wanted}.")

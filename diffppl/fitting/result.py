@@ -6,7 +6,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float, Int
 
-from .model import DiffusionModel
+from ..model import DiffusionModel
 from .training import FitState
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class History(eqx.Module):
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """See `plots.history`."""
-        from . import plots  # it draws what stands below it
+        from .. import plots  # it draws what stands below it
 
         return plots.history(self, ax=ax)
 

@@ -19,14 +19,17 @@ import optax
 from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
 
-from .checks import check_context, check_data, check_key
-from .fit_checks import check_count, check_options, resumed, warn_if_misfit
-from .fit_result import FitResult, History, NonFiniteLossError
+from ..checks import check_context, check_data, check_key
+from ..model import DiffusionModel
+from ..objectives import AllSteps, SampledSteps
+from ..processes import GaussianDiffusion
+from ..scaling import Scaling
+from .checkpoints import Checkpoints, open_run
+from .checks import check_count, check_options, resumed, warn_if_misfit
 from .losses import AbstractLoss, ELBOLoss
-from .model import DiffusionModel
-from .objectives import AllSteps, SampledSteps
-from .processes import GaussianDiffusion
-from .scaling import Scaling
+from .reading import as_source, typical
+from .record import record
+from .result import FitResult, History, NonFiniteLossError
 from .training import (
     Recipe,
     default_trainable,
@@ -54,6 +57,7 @@ def fit(
     validation_every: int | None = None,
     trainable: PyTree = None,
     resume: FitResult | None = None,
+    checkpoints: Checkpoints | None = None,
     chunk: int = 100,
     progress: bool = True,
 ) -> FitResult:
@@ -66,21 +70,25 @@ def fit(
     Args:
         key: a typed JAX key. Iteration i draws from `fold_in` of i alone.
         model: the model to start from.
-        data: in the user's units, shape `(n, *event_shape)`.
+        data: in the user's units, shape `(n, *event_shape)`; or an `AbstractSource` of `dp.data`,
+            from which minibatches are drawn.
         num_iterations: how many minibatches, in all (those of `resume` included).
-        batch_size: data in a minibatch, drawn with replacement.
-        context: one per datum, shape `(n, *context_shape)`, if the network takes one.
+        batch_size: data in a minibatch; rows of an array are drawn with replacement.
+        context: one per datum, shape `(n, *context_shape)`, if the network takes one. A source
+            draws its own.
         loss: `losses.ELBOLoss()`, `losses.SimpleLoss()` or `losses.WeightedLoss(weights)`.
         optimizer: any optax optimiser; `default_optimizer(num_iterations)` if None.
         ema_decay: of the moving average of the weights that makes `result.model`; None for none.
         scaling: from the chain's units to the user's. If None, real data whose model has none
-            get one location and one scale from the data.
+            get one location and one scale from the data, or from up to 10,000 draws of a source.
         validation_data, validation_context: held out; their ELBO is shown and recorded.
         validation_every: iterations between two validations; by default a twentieth of them all.
         trainable: what to train instead, as a pytree of booleans or functions that
             `equinox.partition(model, trainable)` takes. Only inexact arrays are trained.
         resume: a result to go on from. With the same key, data and options the run is then the
             one that was never interrupted.
+        checkpoints: a `Checkpoints(folder)`, so that the same call, made again after the process
+            was killed, goes on from the last one.
         chunk: iterations per compiled call; the bar and the checks for NaN come once per chunk.
         progress: show a bar.
 
@@ -88,12 +96,14 @@ def fit(
         A `FitResult`: `model`, `last_model`, `history` and the `state` to resume from.
 
     Raises:
-        TypeError, ValueError: bad input, before any long work.
+        TypeError, ValueError: bad input, or a folder of another run, before any long work.
+        OSError: the folder of the checkpoints cannot be written, likewise.
         NonFiniteLossError: the loss or its gradient became NaN or infinite; it carries the last
             good result.
 
     Warns:
-        UserWarning: scaled data are not of unit second moment, or the chain does not end in noise.
+        UserWarning: scaled data are not of unit second moment, or the chain does not end in noise;
+            or a checkpoint could not be written, as on a full disk.
 
     Example:
         >>> result = dp.fit(jax.random.key(0), model, data, num_iterations=5_000)
@@ -106,30 +116,48 @@ def fit(
     check_count("chunk", chunk)
     every = max(num_iterations // 20, 1) if validation_every is None else validation_every
     check_count("validation_every", every)
-    data = check_data("data", data, model)
-    context = check_context(context, model, data.shape[0])
+    source = as_source(data, context, model)
     loss.check(model)
     mask = _mask(model, trainable)
+    key_train, key_validation = jax.random.split(key)
+    examples = typical(jax.random.fold_in(key, 2), source, model)
     if resume is not None:
         model = resume.last_model
     elif isinstance(model.process, GaussianDiffusion):
-        model = _scaled(model, scaling, data)
+        model = _scaled(model, scaling, examples)
+    by_default = optimizer is None  # and then it depends on how many iterations there will be
+    optimizer = default_optimizer(num_iterations) if optimizer is None else optimizer
+    run = None
+    if checkpoints is not None:
+        about = record(
+            key,
+            model,
+            mask,
+            optimizer,
+            data=source,
+            loss=loss,
+            ema_decay=ema_decay,
+            batch_size=batch_size,
+            num_iterations=num_iterations if by_default else None,
+        )
+        run = open_run(checkpoints, about)
+        model = run.model
     params, frozen = eqx.partition(model, mask)
     validation = _validation(model, validation_data, validation_context, batch_size)
     recipe = Recipe(
         frozen=frozen,
         loss=loss,
-        optimizer=default_optimizer(num_iterations) if optimizer is None else optimizer,
+        optimizer=optimizer,
         ema_decay=None if ema_decay is None else jnp.asarray(ema_decay, dtype=float),
         batch_size=batch_size,
     )
     state, history = initial_state(params, recipe), History(loss.label)
     if resume is not None:
         state, history = resumed(state, resume, num_iterations), resume.history
-    data = model.to_model(data)
-    warn_if_misfit(model, data)
+    if run is not None:
+        state, history = run.restore(state, history, num_iterations)
+    warn_if_misfit(model, examples)
 
-    key_train, key_validation = jax.random.split(key)
     done = first = int(state.iteration)
     bar = tqdm(total=num_iterations, initial=done, disable=not progress, desc="fit")
 
@@ -144,7 +172,7 @@ def fit(
             if validation is not None:
                 stop = min(stop, (done // every + 1) * every)
             new, losses, finite = run_chunk(
-                key_train, state, recipe, data, context, jnp.asarray(stop, jnp.int32), chunk
+                key_train, state, recipe, source, jnp.asarray(stop, jnp.int32), chunk
             )
             losses, finite, now = jax.device_get((losses, finite, new.iteration))
             if not finite:
@@ -156,6 +184,8 @@ def fit(
                 history = history.with_validation(done, float(elbo))
             bar.set_postfix_str(history.summary(), refresh=False)
             bar.update(len(losses))
+            if run is not None:
+                run.save(done, state, history)
     except KeyboardInterrupt:
         if done == first:
             raise
@@ -166,6 +196,8 @@ def fit(
         )
     finally:
         bar.close()
+        if run is not None:
+            run.close(done, state, history)
     return result()
 
 

@@ -6,6 +6,8 @@
 | `WeightedLoss` | sum_{t=2..T} w_t E KL_t, with weights of your own      | real data             |
 | `SimpleLoss`   | mean over t = 2..T of the squared error of the noise   | real data             |
 
+and `ContextDropout(loss)` is any of them where some of the minibatch goes without its context.
+
 Here KL_t = KL(q(x_{t-1} given x_t, x_0), p(x_{t-1} given x_t)). Only the ELBO bounds log p(x_0),
 and only the ELBO says what a noise level is worth, so a learned schedule needs it.
 
@@ -13,7 +15,8 @@ To add a loss, subclass `AbstractLoss`, mark it `typing.final`, and add a row to
 registry.
 
 References:
-    Sohl-Dickstein et al. 2015, section 2.4 (ELBO); Ho et al. 2020, equation 14 (simple).
+    Sohl-Dickstein et al. 2015, section 2.4 (ELBO); Ho et al. 2020, equation 14 (simple); Ho and
+    Salimans 2022, section 3.2 (context dropout).
 """
 
 import abc
@@ -26,10 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from .model import DiffusionModel
-from .objectives import AbstractSteps, SampledSteps, bound
-from .processes import GaussianDiffusion
-from .schedules import Learned
+from ..model import DiffusionModel
+from ..objectives import AbstractSteps, SampledSteps, bound
+from ..processes import GaussianDiffusion
+from ..schedules import Learned
 
 
 class AbstractLoss(eqx.Module):
@@ -158,6 +161,67 @@ class SimpleLoss(AbstractLoss):
         per_step = self.steps.sum_terms(key, model, x_0, context)[1]
         squared_errors = -noise_weights(model) * per_step
         return jnp.mean(squared_errors) / math.prod(model.event_shape)
+
+
+@final
+class ContextDropout(AbstractLoss):
+    """Another loss, where part of each minibatch goes without its context.
+
+    The network then learns p(x_0) beside p(x_0 given context): `model()`, and `model.guided(w)`.
+    A fixed share of the minibatch goes without, and the two parts are weighted by `rate` exactly,
+    so that a small batch is no different from a large one.
+
+    Args:
+        loss: what is lost, with a context and without.
+        rate: the weight of what goes without, between 0 and 1.
+
+    Raises:
+        ValueError: `rate` is not between 0 and 1, or (from `fit`) the network cannot do without
+            a context.
+
+    Example:
+        >>> loss = dp.losses.ContextDropout(dp.losses.SimpleLoss(), rate=0.2)
+        >>> result = dp.fit(key, model, data, context=context, loss=loss, num_iterations=5_000)
+    """
+
+    loss: AbstractLoss = ELBOLoss()
+    rate: float = eqx.field(static=True, default=0.1)
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.loss, AbstractLoss):
+            raise TypeError(f"loss={self.loss!r} must be a loss object, such as losses.ELBOLoss().")
+        if not 0 < self.rate < 1:
+            raise ValueError(f"rate={self.rate} must be between 0 and 1.")
+
+    @property
+    def label(self) -> str:
+        """See `AbstractLoss.label`."""
+        return self.loss.label
+
+    def check(self, model: DiffusionModel) -> None:
+        """A network that may do without its context, and what the other loss needs."""
+        if model.context_shape is None or model.needs_context:
+            raise ValueError(
+                "loss=ContextDropout needs a network with a context that it can do without, such "
+                "as networks.OptionalContext(network, context_shape)."
+            )
+        self.loss.check(model)
+
+    def __call__(
+        self, key: Array, model: DiffusionModel, x_0: Array, context: Array | None
+    ) -> Float[Array, ""]:
+        """See `AbstractLoss.__call__`."""
+        n = x_0.shape[0]
+        if context is None or n < 2:
+            raise ValueError(
+                "loss=ContextDropout needs contexts, and batch_size=2 or more: some with, and "
+                "some without."
+            )
+        k = min(max(round(self.rate * n), 1), n - 1)
+        key_with, key_without = jax.random.split(key)
+        given = self.loss(key_with, model, x_0[k:], context[k:])
+        without = self.loss(key_without, model, x_0[:k], None)
+        return (1 - self.rate) * given + self.rate * without
 
 
 def noise_weights(model: DiffusionModel) -> Float[Array, " num_steps_less_one"]:

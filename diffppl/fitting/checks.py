@@ -10,12 +10,12 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from .checks import left_at_the_end
-from .fit_result import FitResult
+from ..checks import left_at_the_end
+from ..model import DiffusionModel
+from ..objectives import prior_term
+from ..processes import GaussianDiffusion
 from .losses import AbstractLoss
-from .model import DiffusionModel
-from .objectives import prior_term
-from .processes import GaussianDiffusion
+from .result import FitResult
 from .training import FitState
 
 # The mean KL(q(x_T given x_0), pi) that a chain may end with, in nats. Where it is
@@ -94,8 +94,8 @@ def resumed(fresh: FitState, resume: FitResult, num_iterations: int) -> FitState
 
 
 def warn_if_misfit(model: DiffusionModel, data: Array) -> None:
-    """Warn if data in model units are not of unit scale, or if the chain does not end in noise."""
-    data = data[:: max(1, data.shape[0] // 10_000)]
+    """Warn if scaled data are not of unit scale, or if the chain does not end in noise."""
+    data = model.to_model(data[:: max(1, data.shape[0] // 10_000)])
     lines = []
     if isinstance(model.process, GaussianDiffusion):
         moment = float(np.mean(np.square(np.asarray(data, np.float64))))

@@ -1,7 +1,7 @@
 """The inner loop of `fit`: many iterations in one compiled call.
 
-An iteration i draws everything it needs from `fold_in(key, i)`: a minibatch, with replacement,
-and the loss's steps and noise. So a run does not depend on where it was cut into chunks, and one
+An iteration i draws everything it needs from `fold_in(key, i)`: a minibatch from the source, and
+the loss's steps and noise. So a run does not depend on where it was cut into chunks, and one
 that is resumed is the run that was never interrupted.
 
 Weights are averaged as a_i = d_i a_{i-1} + (1 - d_i) w_i with d_i = min(decay, (1+i)/(10+i)): the
@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .blocks import map_in_blocks
+from ..blocks import map_in_blocks
+from ..data import AbstractSource
+from ..model import DiffusionModel
+from ..networks import AbstractDenoiser
+from ..objectives import AbstractSteps, bound
+from ..schedules import AbstractSchedule, Learned
 from .losses import AbstractLoss
-from .model import DiffusionModel
-from .networks import AbstractDenoiser
-from .objectives import AbstractSteps, bound
-from .schedules import AbstractSchedule, Learned
 
 # What is trained --------------------------------------------------------------------------------
 
@@ -87,15 +88,17 @@ def initial_state(params: PyTree, recipe: Recipe) -> FitState:
 
 
 def _iterate(
-    key: Array, state: FitState, recipe: Recipe, data: Array, context: Array | None
+    key: Array, state: FitState, recipe: Recipe, source: AbstractSource
 ) -> tuple[FitState, Float[Array, ""], Bool[Array, ""]]:
     """One iteration: the new state, the loss, and whether it and its gradient are finite."""
     key_batch, key_loss = jax.random.split(key)
-    rows = jax.random.randint(key_batch, (recipe.batch_size,), 0, data.shape[0])
-    x_0, contexts = data[rows], None if context is None else context[rows]
+    x_0, context = source.batch(key_batch, recipe.batch_size)
 
     def objective(params: PyTree) -> Float[Array, ""]:
-        return recipe.loss(key_loss, eqx.combine(params, recipe.frozen), x_0, contexts)
+        model = eqx.combine(params, recipe.frozen)
+        x = model.to_model(jnp.asarray(x_0, model.process.dtype))
+        contexts = None if context is None else jnp.asarray(context, float)
+        return recipe.loss(key_loss, model, x, contexts)
 
     loss, gradient = jax.value_and_grad(objective)(state.params)
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
@@ -118,8 +121,7 @@ def run_chunk(
     key: Array,
     state: FitState,
     recipe: Recipe,
-    data: Array,
-    context: Array | None,
+    source: AbstractSource,
     stop: Int[Array, ""],
     length: int,
 ) -> tuple[FitState, Float[Array, " length"], Bool[Array, ""]]:
@@ -141,7 +143,7 @@ def run_chunk(
     def body(carry: tuple[FitState, Array, Array]) -> tuple[FitState, Array, Array]:
         state, losses, _ = carry
         key_i = jax.random.fold_in(key, state.iteration)
-        new, loss, finite = _iterate(key_i, state, recipe, data, context)
+        new, loss, finite = _iterate(key_i, state, recipe, source)
         return new, losses.at[state.iteration - start].set(loss.astype(losses.dtype)), finite
 
     blank = jnp.full(length, jnp.nan, jnp.result_type(float))

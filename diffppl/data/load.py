@@ -1,0 +1,122 @@
+"""Well-known images, where NumPy alone does not read them. Nothing is loaded until it is asked for.
+
+Images are levels 0..255, dtype uint8, as `Dequantised` takes them.
+"""
+
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+
+class Labelled(NamedTuple):
+    """Images and what they show."""
+
+    images: UInt8[np.ndarray, "n height width *channels"]
+    labels: Int[np.ndarray, " n"]
+
+
+def mnist(
+    *, data_home: str | os.PathLike | None = None, cache: bool = True
+) -> tuple[Labelled, Labelled]:
+    """Handwritten digits, 28 x 28: 60,000 to train and 10,000 to test, in the usual order.
+
+    The first call downloads them from openml.org, by scikit-learn's `fetch_openml`; further ones
+    read its cache. Needs scikit-learn (`pip install diffppl[data]`).
+
+    Args:
+        data_home: folder of the cache; scikit-learn's own if None.
+        cache: keep what was downloaded.
+
+    Returns:
+        Training data and test data, each `(images, labels)`.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+        RuntimeError: no download, or other data than expected.
+
+    Example:
+        >>> train, test = dp.data.mnist()
+        >>> source = dp.data.Dequantised(train.images)
+
+    References:
+        LeCun, Bottou, Bengio and Haffner 1998.
+    """
+    found = _fetch("mnist_784", version=1, data_home=data_home, cache=cache)
+    pixels, labels = np.asarray(found.data), np.asarray(found.target).astype(np.int64)
+    if pixels.shape != (70_000, 28 * 28) or labels.shape != (70_000,):
+        raise RuntimeError(
+            f"mnist_784 has data of shape {pixels.shape} and labels of shape {labels.shape}, where "
+            "(70000, 784) and (70000,) were expected. Clear the cache and download it again."
+        )
+    images = pixels.astype(np.uint8).reshape(-1, 28, 28)
+    return Labelled(images[:60_000], labels[:60_000]), Labelled(images[60_000:], labels[60_000:])
+
+
+def cifar10(folder: str | os.PathLike) -> tuple[Labelled, Labelled]:
+    """Photographs of ten kinds of thing, 32 x 32 in three colours, from files you have.
+
+    Args:
+        folder: with `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, the "binary
+            version" of https://www.cs.toronto.edu/~kriz/cifar.html, unpacked.
+
+    Returns:
+        Training data and test data, each `(images, labels)`; images have shape `(n, 32, 32, 3)`.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is not a whole number of records.
+
+    Example:
+        >>> train, test = dp.data.cifar10("cifar-10-batches-bin")
+        >>> source = dp.data.Dequantised(dp.data.Flipped(train.images))
+
+    References:
+        Krizhevsky 2009.
+    """
+    folder = pathlib.Path(folder)
+    train = [_cifar_records(folder / f"data_batch_{i}.bin") for i in range(1, 6)]
+    return _cifar(np.concatenate(train)), _cifar(_cifar_records(folder / "test_batch.bin"))
+
+
+RECORD = 1 + 3 * 32 * 32  # a label, then the red, the green and the blue plane
+
+
+def _cifar_records(path: pathlib.Path) -> UInt8[np.ndarray, "n 3073"]:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing: folder must hold the binary version of CIFAR-10, unpacked, from "
+            "https://www.cs.toronto.edu/~kriz/cifar.html."
+        )
+    numbers = np.fromfile(path, np.uint8)
+    if numbers.size == 0 or numbers.size % RECORD:
+        raise ValueError(
+            f"{path} has {numbers.size} bytes, which is no whole number of records of {RECORD}: it "
+            "is cut short, or not a file of the binary version."
+        )
+    return numbers.reshape(-1, RECORD)
+
+
+def _cifar(records: UInt8[np.ndarray, "n 3073"]) -> Labelled:
+    images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return Labelled(np.ascontiguousarray(images), records[:, 0].astype(np.int64))
+
+
+def _fetch(name: str, **options: Any) -> Any:
+    """scikit-learn's `fetch_openml`, whose failures say what to do."""
+    try:
+        from sklearn.datasets import fetch_openml  # optional, and slow to import
+    except ImportError as error:
+        raise ImportError(
+            "this data set comes by scikit-learn: pip install diffppl[data], or pip install "
+            "scikit-learn."
+        ) from error
+    try:
+        return fetch_openml(name, as_frame=False, **options)
+    except (OSError, ValueError) as error:  # no network, or a server that does not know
+        raise RuntimeError(
+            f"{name} could not be had from openml.org ({type(error).__name__}: {error}). Try again "
+            "where there is a network; data_home= names a folder that already holds it."
+        ) from error

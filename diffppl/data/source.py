@@ -1,0 +1,93 @@
+"""Where minibatches come from."""
+
+import abc
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Shaped
+
+
+class AbstractSource(eqx.Module):
+    """Endless minibatches of one kind of data, drawn on the device.
+
+    `fit` asks for one per iteration inside its compiled loop. To add a source, subclass this,
+    mark it `typing.final`, implement both members, and add a row to the tests' registry.
+    """
+
+    @property
+    @abc.abstractmethod
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one datum."""
+
+    @abc.abstractmethod
+    def batch(self, key: Array, size: int) -> tuple[Shaped[Array, "..."], Array | None]:
+        """Draw independent data.
+
+        Pure, and compiled by the caller: nothing but `key` may change the draws.
+
+        Args:
+            key: a typed JAX key.
+            size: how many.
+
+        Returns:
+            Data in the user's units, shape `(size, *event_shape)`, and their contexts, shape
+            `(size, *context_shape)`, or None.
+        """
+
+
+@final
+class InMemory(AbstractSource):
+    """Rows of an array, drawn with replacement.
+
+    Args:
+        data: shape `(n, *event_shape)`; its dtype is kept.
+        context: one per datum, shape `(n, *context_shape)`, if there are any.
+
+    Raises:
+        TypeError: not numbers.
+        ValueError: no data, or another number of contexts than of data.
+
+    Example:
+        >>> source = dp.data.InMemory(images, context=labels)
+        >>> x_0, context = source.batch(jax.random.key(0), 64)
+    """
+
+    data: Shaped[Array, "n ..."]
+    context: Shaped[Array, "n ..."] | None
+
+    def __init__(self, data: Any, context: Any = None) -> None:
+        self.data = as_rows("data", data)
+        self.context = None if context is None else as_rows("context", context)
+        if self.context is not None and self.context.shape[0] != self.data.shape[0]:
+            raise ValueError(
+                f"context has {self.context.shape[0]} rows, and data have {self.data.shape[0]}; "
+                "it needs one for each datum."
+            )
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one datum."""
+        return self.data.shape[1:]
+
+    def batch(self, key: Array, size: int) -> tuple[Shaped[Array, "..."], Array | None]:
+        """See `AbstractSource.batch`."""
+        rows = jax.random.randint(key, (size,), 0, self.data.shape[0])
+        return self.data[rows], None if self.context is None else self.context[rows]
+
+
+def as_rows(name: str, x: Any) -> Shaped[Array, "n ..."]:
+    """An array of real numbers with a leading axis of at least one row, on the device.
+
+    Raises:
+        TypeError: not numbers.
+        ValueError: no rows.
+    """
+    values = x if isinstance(x, jax.Array) else np.asarray(x)
+    if not any(jnp.issubdtype(values.dtype, k) for k in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise TypeError(f"{name} has dtype {values.dtype}; it must hold real numbers.")
+    if values.ndim == 0 or values.shape[0] == 0:
+        raise ValueError(f"{name} is empty: it has shape {values.shape}.")
+    return jnp.asarray(values)

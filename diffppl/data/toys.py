@@ -1,0 +1,85 @@
+"""The two toy problems of the 2015 paper (sections 3.1 and 3.2)."""
+
+import math
+from typing import final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from .source import AbstractSource
+
+LOW, HIGH = 1.5 * math.pi, 4.5 * math.pi  # angles of the roll: one and a half turns
+
+
+@final
+class SwissRoll(AbstractSource):
+    """Points of a spiral in the plane, with a mean of zero and a second moment of 1.
+
+    A point is angle * (cos angle, sin angle), with angles uniform over one and a half turns, then
+    centred and scaled as a whole. The paper does not say how it made its own.
+
+    Args:
+        noise: standard deviation of normal noise that is added afterwards. Without any the roll is
+            a curve, which has no density: a bound is then set by the chain's first noise level.
+
+    Raises:
+        ValueError: noise that is negative or not finite.
+
+    Example:
+        >>> result = dp.fit(jax.random.key(0), model, dp.data.SwissRoll(), num_iterations=5_000)
+    """
+
+    noise: Float[Array, ""]
+
+    def __init__(self, noise: float = 0.0) -> None:
+        if not 0 <= noise < math.inf:
+            raise ValueError(f"noise={noise} must be a standard deviation, 0 or more.")
+        self.noise = jnp.asarray(noise, dtype=float)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The plane."""
+        return (2,)
+
+    def batch(self, key: Array, size: int) -> tuple[Float[Array, "size 2"], None]:
+        """See `AbstractSource.batch`."""
+        key_angle, key_noise = jax.random.split(key)
+        angle = jax.random.uniform(key_angle, (size,), minval=LOW, maxval=HIGH)
+        return self.curve(angle) + self.noise * jax.random.normal(key_noise, (size, 2)), None
+
+    def curve(self, angle: ArrayLike) -> Float[Array, "... 2"]:
+        """The points at angles, without noise."""
+        angle = jnp.asarray(angle, dtype=float)
+        turns = HIGH - LOW
+        mean = (
+            np.array(
+                [
+                    HIGH * math.sin(HIGH) + math.cos(HIGH) - LOW * math.sin(LOW) - math.cos(LOW),
+                    -HIGH * math.cos(HIGH) + math.sin(HIGH) + LOW * math.cos(LOW) - math.sin(LOW),
+                ]
+            )
+            / turns
+        )
+        square = (HIGH**3 - LOW**3) / (3 * turns)
+        scale = math.sqrt((square - np.sum(mean**2)) / 2)
+        points = jnp.stack([angle * jnp.cos(angle), angle * jnp.sin(angle)], axis=-1)
+        return (points - mean.astype(points.dtype)) / scale
+
+
+def heartbeats(length: int = 20, period: int = 5) -> Int[np.ndarray, "period length"]:
+    """All sequences of bits with a 1 in every `period`-th place, by the place of the first.
+
+    They are equally likely, so a perfect model has log p = -log(period).
+
+    Raises:
+        ValueError: a period that is not from 1 to `length`.
+
+    Example:
+        >>> dp.data.heartbeats().shape
+        (5, 20)
+    """
+    if not 1 <= period <= length:
+        raise ValueError(f"period={period} must be from 1 to length={length}.")
+    return (np.arange(length) % period == np.arange(period)[:, None]).astype(int)

@@ -1,0 +1,74 @@
+"""Classifier-free guidance: a network that leans towards its context.
+
+    f_w(x_t, t, c) = f(x_t, t, c) + w (f(x_t, t, c) - f(x_t, t, none))
+
+Raw outputs that are x_0, the noise or the velocity are linear in E[x_0 given x_t], and so are
+combined as it is; logits are combined as log p(x_0 given x_t, c)^(1 + w) / p(x_0 given x_t)^w,
+coordinate by coordinate. A variance, where the output has one, is that of the context.
+
+*What this samples.* At w = 0 the conditional, and at w = -1 the unconditional, exactly. Otherwise
+it is a heuristic: the noised p(x_0 given c)^(1 + w) / p(x_0)^w has another score than the
+combination of noised scores, so that this is not what is sampled. If x_0 given c is N(m, v) and
+x_0 is N(0, V), the probability flow ends in a normal distribution of variance
+
+    v (v / V)^w,    where the tilted one has    v / (1 + w (1 - v / V)),
+
+which is larger: with v / V = 1/2, 0.50 v against 0.67 v at w = 1, and 0.125 v against 0.4 v at
+w = 3. So `log_prob`, `elbo` and a posterior are those of the chain that is run, not of the tilted
+distribution.
+
+References:
+    Ho and Salimans 2022, section 3.2, equation 6; Bradley and Nakkiran 2024 (what it samples).
+"""
+
+from collections.abc import Callable
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int
+
+
+@final
+class ClassifierFree(eqx.Module):
+    """A network, guided. `model.guided(weight)` makes one and says whether there is a variance.
+
+    Without a context it is the network itself. It costs two calls of the network for each.
+
+    Args:
+        network: one that may be asked with a context or with None.
+        weight: w; 0 is no guidance. Not trained.
+        has_variance: whether the raw output has two channels, of which the second is a variance.
+
+    Raises:
+        ValueError: `weight` is not one finite number.
+    """
+
+    network: Callable[..., Array]
+    weight: Float[Array, ""]
+    has_variance: bool = eqx.field(static=True)
+
+    def __init__(
+        self, network: Callable[..., Array], weight: Any, *, has_variance: bool = False
+    ) -> None:
+        if np.shape(weight) != () or not (isinstance(weight, Tracer) or np.isfinite(weight)):
+            raise ValueError(f"weight={weight} must be one finite number; 0 is no guidance.")
+        self.network = network
+        self.weight = jnp.asarray(weight, dtype=float)
+        self.has_variance = has_variance
+
+    def __call__(
+        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
+    ) -> Float[Array, "..."]:
+        """The raw output for one event."""
+        without = self.network(x_t, t, None)
+        if context is None:
+            return without
+        given = self.network(x_t, t, context)
+        # What the context rules out (a log-probability of minus infinity) stays out.
+        change = jnp.where(jnp.isneginf(given), 0.0, given - without)
+        guided = given + jax.lax.stop_gradient(self.weight) * change
+        return guided.at[1].set(given[1]) if self.has_variance else guided

@@ -1,0 +1,185 @@
+"""The U-Net: an image network that sees the whole at low resolution and detail at full.
+
+Levels go down in size by halves and up again. On the way up each block also sees what the block
+of the same level saw on the way down; at the lowest levels every pixel attends to every other.
+
+The last layer starts at zero, and so does the output: with `Velocity` the reverse kernel then
+starts with the mean of the forward one.
+
+References:
+    Ronneberger et al. 2015; Ho et al. 2020, appendix B; Dhariwal and Nichol 2021, section 3.
+"""
+
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .convolution import Convolution, num_sizes, pool, upsample, zeroed
+from .embedding import Embedding
+from .inputs import check_size
+from .layout import ImageLayout
+from .padding import AbstractPadding, Zeros
+from .unet_blocks import GroupNorm, ResidualBlock
+from .wrappers import Rematerialised
+
+Block = ResidualBlock | Rematerialised
+
+
+@final
+class UNet(eqx.Module):
+    """The network for images of today's diffusion models; for signals and volumes, too.
+
+    Any size will do: where a level has an odd number of pixels, its last one counts twice on the
+    way down.
+
+    Args:
+        event_shape: shape of one datum.
+        channels: at each level, from full size down; each level has half the pixels per axis of
+            the one above.
+        num_blocks: residual blocks per level, on the way down and again on the way up.
+        key: for the initial weights.
+        channel_axis: which axis of the event is the channels, as 0 or -1; None if there are none,
+            as in (28, 28).
+        output_shape: shape of the raw output, by default `event_shape`. A learned variance needs
+            `(2, *event_shape)`; categories need `(*event_shape, K)`.
+        context_shape: shape of the context of one event, if it is numbers.
+        num_classes: number of labels, if the context is one, of shape (). A label of -1 says
+            nothing of the class.
+        num_categories: for categories, the number of states of the chain, which are then
+            one-hot encoded: K, or K + 1 with an absorbing base.
+        attention_levels: at how many of the lowest levels pixels attend to one another. Its cost
+            grows with the square of their number.
+        num_heads: of the attention.
+        padding: what lies beyond the edges; `padding.Periodic()` for a lattice that is a torus.
+        rematerialise: whether blocks are computed again for the gradient instead of kept: less
+            memory, and about a third more time.
+
+    Raises:
+        ValueError: a shape or a size that is none, or does not go with the others.
+
+    Example:
+        >>> network = dp.networks.UNet(
+        ...     event_shape=(32, 32, 3), channels=(64, 128, 128), channel_axis=-1, key=key
+        ... )
+    """
+
+    layout: ImageLayout
+    embedding: Embedding
+    first: Convolution
+    down: tuple[tuple[Block, ...], ...]
+    middle: tuple[Block, ...]
+    up: tuple[tuple[Block, ...], ...]
+    norm: GroupNorm
+    last: Convolution
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        channels: tuple[int, ...] = (32, 64),
+        num_blocks: int = 1,
+        *,
+        key: Array,
+        channel_axis: int | None = None,
+        output_shape: tuple[int, ...] | None = None,
+        context_shape: tuple[int, ...] | None = None,
+        num_classes: int | None = None,
+        num_categories: int | None = None,
+        attention_levels: int = 1,
+        num_heads: int = 4,
+        padding: AbstractPadding = Zeros(),  # noqa: B008 (immutable)
+        rematerialise: bool = False,
+    ) -> None:
+        self.layout = ImageLayout(event_shape, channel_axis, output_shape, num_categories)
+        space, num_axes = self.layout.space, len(self.layout.space)
+        _check_channels(channels, space)
+        check_size("num_blocks", num_blocks)
+        check_size("attention_levels", attention_levels, least=0)
+        attends = [level >= len(channels) - attention_levels for level in range(len(channels))]
+        check_size("num_heads", num_heads)
+        for level, size in enumerate(channels):
+            if attends[level] and size % num_heads:
+                raise ValueError(
+                    f"num_heads={num_heads} must divide the channels of the levels that attend, "
+                    f"but channels={channels} has {size} among them."
+                )
+
+        width = 4 * channels[0]
+        keys = iter(jax.random.split(key, 2 * num_blocks * len(channels) + 5))
+
+        def block(inputs: int, level: int, *, attend: bool) -> Block:
+            heads = num_heads if attend else 0
+            made = ResidualBlock(
+                inputs, channels[level], num_axes, width, heads, key=next(keys), padding=padding
+            )
+            return Rematerialised(made) if rematerialise else made
+
+        def level_down(level: int) -> tuple[Block, ...]:
+            above = channels[max(level - 1, 0)]
+            inputs = [above] + [channels[level]] * (num_blocks - 1)
+            return tuple(block(size, level, attend=attends[level]) for size in inputs)
+
+        def level_up(level: int) -> tuple[Block, ...]:
+            below = channels[min(level + 1, len(channels) - 1)]
+            inputs = [below] + [channels[level]] * (num_blocks - 1)
+            sizes = [size + channels[level] for size in inputs]
+            return tuple(block(size, level, attend=attends[level]) for size in sizes)
+
+        self.embedding = Embedding(
+            width, key=next(keys), context_shape=context_shape, num_classes=num_classes
+        )
+        self.first = Convolution(
+            self.layout.inputs, channels[0], num_axes, key=next(keys), padding=padding
+        )
+        lowest = len(channels) - 1
+        self.down = tuple(level_down(level) for level in range(len(channels)))
+        self.middle = tuple(
+            block(channels[-1], lowest, attend=attend and attends[-1]) for attend in (True, False)
+        )
+        self.up = tuple(level_up(level) for level in range(len(channels)))
+        self.norm = GroupNorm(channels[0])
+        last = Convolution(
+            channels[0], self.layout.outputs, num_axes, key=next(keys), padding=padding
+        )
+        self.last = zeroed(last)
+
+    def __call__(
+        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
+    ) -> Float[Array, "..."]:
+        """The raw output for one event."""
+        condition = self.embedding(t, context)
+        h = self.first(self.layout.to_image(x_t, self.first.weight.dtype))
+        seen = []
+        for level, blocks in enumerate(self.down):
+            h = h if level == 0 else pool(h, 2)
+            for block in blocks:
+                h = block(h, condition)
+                seen.append(h)
+        for block in self.middle:
+            h = block(h, condition)
+        for blocks in reversed(self.up):
+            space = seen[-1].shape[:-1]
+            h = h if h.shape[:-1] == space else upsample(h, 2, space)
+            for block in blocks:
+                h = block(jnp.concatenate([h, seen.pop()], axis=-1), condition)
+        return self.layout.from_image(self.last(jax.nn.silu(self.norm(h))))
+
+
+def _check_channels(channels: Any, space: tuple[int, ...]) -> None:
+    """Refuse what are no channels, and more levels than there are halves."""
+    whole = isinstance(channels, tuple) and all(
+        isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in channels
+    )
+    if not whole or not channels:
+        raise ValueError(
+            f"channels={channels!r} must be a tuple of positive integers, one for each level, such "
+            "as (32, 64)."
+        )
+    most = num_sizes(space)
+    if len(channels) > most:
+        raise ValueError(
+            f"channels={channels} has {len(channels)} levels, but {max(space)} pixels can be "
+            f"halved {most - 1} times only: give at most {most}."
+        )
