@@ -61,30 +61,6 @@ def normal_kl(mean_q: Any, variance_q: Any, mean_p: Any, variance_p: Any) -> np.
     return 0.5 * (ratio - 1 - np.log(ratio) + (np.asarray(mean_q) - mean_p) ** 2 / variance_p)
 
 
-def gaussian_chain_moments(
-    mean: ArrayLike, variance: ArrayLike, alpha_bar: ArrayLike
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variances of x_0 of a reverse chain with E[x_0 given x_t] of N(mean, variance).
-
-    Its kernels are linear and have the lower variance, so that the number of steps matters; the
-    edge step is the fixed one.
-    """
-    m, c, abar = (np.asarray(x, np.float64) for x in (mean, variance, alpha_bar))
-    at, spread = np.zeros_like(m), np.ones_like(m)
-    for t in range(len(abar) - 1, 0, -1):
-        now, before = abar[t], abar[t - 1]
-        beta = 1 - now / before
-        slope, shift, added = np.sqrt(1 - beta), 0.0, beta
-        if t > 1:
-            b = np.sqrt(before) * beta / (1 - now)
-            gain = np.sqrt(now) * c / (now * c + 1 - now)  # d E[x_0 given x_t] / d x_t
-            slope = b * gain + np.sqrt(1 - beta) * (1 - before) / (1 - now)
-            shift = b * (1 - np.sqrt(now) * gain) * m
-            added = beta * (1 - before) / (1 - now)
-        at, spread = slope * at + shift, slope**2 * spread + added
-    return at, spread
-
-
 # Discrete chains -------------------------------------------------------------------------------
 
 

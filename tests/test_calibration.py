@@ -1,5 +1,6 @@
 """Simulation-based calibration, of methods that are right and wrong in ways that are known."""
 
+import re
 from typing import ClassVar
 
 import arviz as az
@@ -13,12 +14,13 @@ import scipy.stats
 
 import diffppl as dp
 from diffppl.calibration import uniformity
-from diffppl.calibration.calibrate import LARGE, _check, _simulate
+from diffppl.calibration.calibrate import _check, _simulate
+from diffppl.calibration.ranks import LARGE
 from diffppl.calibration.simulation import draw_prior
 from diffppl.conditioning import AbstractMethod, Draws, Exactness
 from diffppl.conditioning.program import run_program
 
-from . import oracles, statistics
+from . import chain_oracles, oracles, statistics
 
 SCHEDULE = dp.schedules.LogSNRLinear(8, noise_to_signal=(0.3, 20.0))
 MEAN, VARIANCE, SCALE = np.array([1.0, -2.0]), np.array([1.0, 0.3]), 0.7
@@ -39,7 +41,7 @@ def program(scale, y=None):
 def prior(num_steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of the chain's own x_0, in model units."""
     schedule = SCHEDULE.respace(num_steps)
-    mean, variance = oracles.gaussian_chain_moments(MEAN, VARIANCE, schedule.alpha_bar())
+    mean, variance = chain_oracles.gaussian_chain_moments(MEAN, VARIANCE, schedule.alpha_bar())
     return mean, np.diag(variance)
 
 
@@ -58,6 +60,7 @@ class KnownPosterior(AbstractMethod):
     noise: jax.Array
     inflation: jax.Array  # of the posterior's variance; 1 is right
     learning: jax.Array  # 1 for the posterior, 0 for the prior
+    fatal: jax.Array  # data above it kill its particles, as it says
 
     def check(self, target, num_samples):
         pass
@@ -82,10 +85,11 @@ class KnownPosterior(AbstractMethod):
         covariance = self.covariance - gain @ self.matrix @ self.covariance
         root = jnp.linalg.cholesky(covariance * self.inflation)
         x = mean + jax.random.normal(key, (num_samples, mean.size)) @ root.T
-        return known_draws({"x": x}, num_samples)
+        ess = jnp.where(jnp.max(y) > self.fatal, 9.5, 10.5) * jnp.array([1.0, 2.0])
+        return known_draws({"x": x}, num_samples, ess=ess)
 
 
-def known_draws(x_0, num_samples):
+def known_draws(x_0, num_samples, **step_stats):
     nothing = jnp.zeros(())
     return Draws(
         x_0=x_0,
@@ -94,14 +98,14 @@ def known_draws(x_0, num_samples):
         evidence_variance=nothing,
         log_weights=jnp.zeros(0),
         sample_stats={},
-        step_stats={},
+        step_stats=step_stats,
     )
 
 
-def known(num_steps=NUM_STEPS, inflation=1.0, learning=1.0) -> KnownPosterior:
+def known(num_steps=NUM_STEPS, inflation=1.0, learning=1.0, fatal=np.inf) -> KnownPosterior:
     mean, covariance = prior(num_steps)
     arrays = (mean, covariance, 3 * np.array([[1.0, 0.5]]), np.array([15.0]), [[SCALE**2]])
-    arrays = (jnp.asarray(x, float) for x in (*arrays, inflation, learning))
+    arrays = (jnp.asarray(x, float) for x in (*arrays, inflation, learning, fatal))
     return KnownPosterior(NUM_STEPS, *arrays)
 
 
@@ -176,7 +180,15 @@ def test_the_prior_is_that_of_the_chain_that_the_method_chooses():
         (dp.TwistedSMC(100, chain=dp.chains.ModelChain()), program, (SCALE,), (8, ancestral)),
         (dp.TwistedSMC(100), bits, (), (NUM_STEPS, ancestral)),
     ]:
-        assert _check(program_, method, args, {}, ("y",), 100) == expected
+        assert _check(program_, method, args, {}, ("y",), 100) == (method, *expected)
+
+
+def test_without_a_method_one_is_chosen_as_for_a_posterior():
+    for program_, args in ((program, (SCALE,)), (bits, ())):
+        chosen, _, _ = _check(program_, None, args, {}, ("y",), 100)
+        posterior = dp.Posterior(program_, num_chains=1, num_samples=100, progress_bar=False)
+        posterior.run(jax.random.key(0), *args, y=1.0)
+        assert chosen == posterior.method
 
 
 def test_everything_is_drawn_from_the_prior():
@@ -195,8 +207,8 @@ def test_everything_is_drawn_from_the_prior():
 
 
 def test_new_numbers_compile_nothing(right: dp.Calibration):
-    before = _simulate._cached._cache_size()
     again = calibrate(known())
+    before = _simulate._cached._cache_size()
     for name, ranks in again.ranks.items():
         np.testing.assert_array_equal(ranks, right.ranks[name])
     other = calibrate(known(inflation=1.1), seed=1)
@@ -268,17 +280,18 @@ def test_twisted_smc_with_other_latents(capsys: pytest.CaptureFixture[str]):
         with numpyro.plate("n", n):
             numpyro.sample("y", dist.Normal(total, sigma), obs=y)
 
-    result = dp.calibrate(
-        jax.random.key(0),
-        full,
-        dp.TwistedSMC(200, num_steps=NUM_STEPS),
-        3,
-        observed="y",
-        num_simulations=200,
-        num_samples=50,
-        batch_size=20,
-        quantities=lambda sites: {"product": sites["x"][0] * sites["sigma"]},
-    )
+    with pytest.warns(UserWarning, match="particles collapsed"):  # with few of them, in few steps
+        result = dp.calibrate(
+            jax.random.key(0),
+            full,
+            dp.TwistedSMC(200, num_steps=NUM_STEPS),
+            3,
+            observed="y",
+            num_simulations=200,
+            num_samples=50,
+            batch_size=20,
+            quantities=lambda sites: {"product": sites["x"][0] * sites["sigma"]},
+        )
     assert "10/10" in capsys.readouterr().err
     shapes = {name: ranks.shape[1:] for name, ranks in result.ranks.items()}
     assert shapes == {
@@ -293,7 +306,7 @@ def test_twisted_smc_with_other_latents(capsys: pytest.CaptureFixture[str]):
     printed = capsys.readouterr().out
     for word in ("x (2)", "sigma", "p-value", "95%", "standard error", "TwistedSMC"):
         assert word in printed
-    assert "200 simulations of 50 draws" in repr(result)
+    assert re.search(r"200 simulations of 50 draws, \d+ of them collapsed", repr(result))
 
 
 def test_a_large_site_is_looked_at_along_directions():
@@ -310,12 +323,12 @@ def test_a_large_site_is_looked_at_along_directions():
         numpyro.sample("y", dist.Normal(x[:20].sum(), 1.0), obs=y)
 
     schedule = SCHEDULE.respace(NUM_STEPS)
-    moments = oracles.gaussian_chain_moments(np.ones(size), variance, schedule.alpha_bar())
+    moments = chain_oracles.gaussian_chain_moments(np.ones(size), variance, schedule.alpha_bar())
     matrix = np.repeat([1.0, 0.0], 20)[None]
     arrays = (moments[0], np.diag(moments[1]), matrix, np.zeros(1), np.eye(1))
     for inflation, passes in [(1.0, True), (0.5, False)]:
         method = KnownPosterior(
-            NUM_STEPS, *(jnp.asarray(x, float) for x in (*arrays, inflation, 1.0))
+            NUM_STEPS, *(jnp.asarray(x, float) for x in (*arrays, inflation, 1.0, np.inf))
         )
         result = dp.calibrate(
             jax.random.key(0),
@@ -450,6 +463,18 @@ def test_probabilities_must_be_probabilities(right: dp.Calibration):
         right.coverage((0.5, 1))
     with pytest.raises(ValueError, match="prob=0.0"):
         right.band(0.0)
+
+
+def test_collapsed_simulations_are_counted():
+    with pytest.warns(UserWarning, match=r"in (\d+) of 400 simulations the particles collapsed"):
+        result = calibrate(known(fatal=18.0))
+    mean, covariance = prior(NUM_STEPS)
+    matrix = 3 * np.array([1.0, 0.5])
+    y = scipy.stats.norm(15 + matrix @ mean, np.sqrt(matrix @ covariance @ matrix + SCALE**2))
+    share = y.sf(18)
+    assert abs(result.num_collapsed / 400 - share) < 4 * np.sqrt(share * (1 - share) / 400)
+    assert f"{result.num_collapsed} of them collapsed" in repr(result)
+    assert result.pvalue > 0.01
 
 
 def test_a_method_that_breaks_is_reported():

@@ -18,7 +18,7 @@ from numpyro.infer.autoguide import AutoNormal
 
 import diffppl as dp
 
-from . import oracles, statistics
+from . import chain_oracles, oracles, statistics
 
 SCHEDULE = dp.schedules.LogSNRLinear(10, noise_to_signal=(0.3, 20.0))
 MEAN, VARIANCE = np.array([1.0, -2.0]), np.array([1.0, 0.3])
@@ -49,7 +49,7 @@ def with_noise(reparam, program=program):
 
 
 def chain_moments(schedule) -> tuple[np.ndarray, np.ndarray]:
-    return oracles.gaussian_chain_moments(MEAN, VARIANCE, schedule.alpha_bar())
+    return chain_oracles.gaussian_chain_moments(MEAN, VARIANCE, schedule.alpha_bar())
 
 
 def flow_moments(schedule) -> tuple[np.ndarray, np.ndarray]:

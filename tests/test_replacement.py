@@ -149,7 +149,6 @@ PERTURBATION = dp.twists.Perturbation()
         (noisy, dp.Replacement(), "site 'y' is noisy; use TwistedSMC"),
         (both, dp.Replacement(), "site 'z' is noisy; use TwistedSMC"),
         (noisy_bits, dp.SplitGibbs(), "site 'x' has BernoulliDiffusion; use TwistedSMC"),
-        (noisy, dp.SplitGibbs(lowest=5), "lowest=5 is no level of a chain of 4 steps"),
         (exact, dp.Guidance(PERTURBATION), "site 'y' is an observed Delta; use twist=Moment"),
         (exact, dp.TwistedSMC(4, twist=PERTURBATION), "site 'y' is an observed Delta"),
         (masked_states, dp.Guidance(PERTURBATION), "site 'x' has an absorbing state"),
@@ -167,7 +166,7 @@ def test_bad_settings() -> None:
     for make, message in (
         (lambda: dp.Replacement(0), "num_repeats=0 must be 1"),
         (lambda: dp.SplitGibbs(1), "num_sweeps=1 must be 2"),
-        (lambda: dp.SplitGibbs(lowest=0), "lowest=0 must be 1"),
+        (lambda: dp.SplitGibbs(noise_share=0.0), "noise_share=0.0 must be positive"),
     ):
         with pytest.raises(ValueError, match=message):
             make()

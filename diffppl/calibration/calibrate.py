@@ -14,9 +14,10 @@ from the prior have uniform ranks in every coordinate.
 method says it draws, at the number of steps that it reads it at. What is judged is the method, not
 the model.
 
-*Large sites*. A site of more than `LARGE` coordinates is looked at along as many random directions,
-the same in every simulation: each coordinate, and each correlation, has its part in all of them,
-where a choice of coordinates would be blind to the rest, and hundreds of p-values are no verdict.
+*Large sites*. A site of more than `ranks.LARGE` coordinates is looked at along as many random
+directions, the same in every simulation: each coordinate, and each correlation, has its part in all
+of them, where a choice of coordinates would be blind to the rest, and hundreds of p-values are no
+verdict.
 
 References:
     Talts, Betancourt, Simpson, Vehtari and Gelman 2018, "Validating Bayesian Inference Algorithms
@@ -39,22 +40,24 @@ from jaxtyping import Array
 from ..blocks import check_batch_size, map_in_blocks
 from ..checks import check_key
 from ..conditioning import AbstractMethod
+from ..conditioning.choose import choose
+from ..conditioning.credentials import FEWEST_EFFECTIVE
 from ..conditioning.inspection import inspect_program
 from ..conditioning.program import (
     Program,
     Values,
     as_dynamic,
     diffusion_distribution,
-    is_exact,
     run_program,
 )
 from ..conditioning.target import Target
 from ..progress import bar, tick
 from ..samplers import AbstractSampler
+from .ranks import quantities_at, rank_of_first
 from .result import Calibration
 from .simulation import Simulated, draw_prior
 
-LARGE = 32
+MOST_COLLAPSED = 0.01  # of the simulations
 
 
 def calibrate(
@@ -79,7 +82,8 @@ def calibrate(
     Args:
         key: a typed JAX key.
         program: a NumPyro model that draws its data if it is not given them.
-        method: how the posterior is drawn, for instance `TwistedSMC(num_particles=1_000)`.
+        method: how the posterior is drawn, for instance `TwistedSMC(num_particles=1_000)`; None
+            takes what `Posterior(program)` would.
         *args: for the program, without its data.
         observed: names of the sites that are data.
         num_simulations: data sets to simulate; the error of a coverage falls with the square root.
@@ -97,6 +101,10 @@ def calibrate(
         ValueError: no such site, or one that is not free to be drawn; a program that cannot be
             simulated, or not conditioned; the message names the site.
 
+    Warns:
+        UserWarning: in more than 1 % of the simulations the particles collapsed: their draws are
+            few, and what is judged is that. Or a quantity was NaN.
+
     Example:
         >>> method = dp.TwistedSMC(num_particles=1_000)
         >>> result = dp.calibrate(jax.random.key(0), program, method, observed="y")
@@ -107,7 +115,7 @@ def calibrate(
     check_batch_size(batch_size)
     if not callable(program):
         raise TypeError(f"program is {type(program).__name__}; it must be a NumPyro program.")
-    if not isinstance(method, AbstractMethod):
+    if not isinstance(method, AbstractMethod | None):
         raise TypeError(
             f"method is {type(method).__name__}; it must be a method such as "
             "diffppl.TwistedSMC(num_particles=1_000)."
@@ -121,9 +129,9 @@ def calibrate(
         raise TypeError(f"quantities is {type(quantities).__name__}; it must be a function.")
     names = (observed,) if isinstance(observed, str) else tuple(observed)
     args, kwargs = as_dynamic((args, kwargs))
-    num_steps, chain = _check(program, method, args, kwargs, names, num_samples)
+    method, num_steps, chain = _check(program, method, args, kwargs, names, num_samples)
     with bar(math.ceil(num_simulations / batch_size), "calibrate", show=progress_bar):
-        ranks, failed = _simulate(
+        ranks, failed, collapsed = _simulate(
             key,
             program,
             method,
@@ -145,20 +153,28 @@ def calibrate(
             "been given the lowest rank: look at the method's settings, or at quantities.",
             stacklevel=2,
         )
-    return Calibration(jax.tree.map(np.asarray, ranks), num_samples, type(method).__name__)
+    if (num_collapsed := int(np.sum(collapsed))) > MOST_COLLAPSED * num_simulations:
+        warnings.warn(
+            f"in {num_collapsed} of {num_simulations} simulations the particles collapsed to an "
+            f"effective sample size below {FEWEST_EFFECTIVE}, so that their draws are few: use "
+            "more particles, another twist, or more steps of the chain.",
+            stacklevel=2,
+        )
+    name = type(method).__name__
+    return Calibration(jax.tree.map(np.asarray, ranks), num_samples, name, num_collapsed)
 
 
 def _check(
     program: Program,
-    method: AbstractMethod,
+    method: AbstractMethod | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     observed: tuple[str, ...],
     num_samples: int,
-) -> tuple[int, AbstractSampler]:
+) -> tuple[AbstractMethod, int, AbstractSampler]:
     """Refuse what cannot be simulated or conditioned, on shapes alone.
 
-    Returns the number of steps of the method's chain, and the sampler that runs it.
+    Returns the method, the number of steps of its chain, and the sampler that runs it.
     """
     holder: dict[str, Any] = {}
 
@@ -195,13 +211,15 @@ def _check(
     conditioned = Simulated(program, zeros)
     inspect_program(conditioned, args, kwargs)
 
-    def judge(program: Program, method: AbstractMethod, args: Any, kwargs: Any) -> None:
+    def judge(program: Program, method: AbstractMethod | None, args: Any, kwargs: Any) -> None:
+        if method is None:
+            method = holder["method"] = choose(Target(program, args, kwargs), num_samples).method
         target = Target(program, args, kwargs, method.num_steps)
         method.check(target, num_samples)
         holder["chain"] = target.num_steps, method.prior_sampler(target)
 
     eqx.filter_eval_shape(judge, conditioned, method, args, kwargs)
-    return holder["chain"]
+    return (holder["method"] if method is None else method, *holder["chain"])
 
 
 @eqx.filter_jit
@@ -219,11 +237,11 @@ def _simulate(
     quantities: Any,
     batch_size: int,
     show: bool,  # noqa: FBT001
-) -> tuple[Values, Array]:
-    """Ranks of every quantity, and whether any of its values was NaN, for each simulation."""
+) -> tuple[Values, Array, Array]:
+    """For each simulation the ranks, whether any value was NaN, and whether particles collapsed."""
     key_directions, key = jax.random.split(key)
 
-    def simulation(key: Array) -> tuple[Values, Array]:
+    def simulation(key: Array) -> tuple[Values, Array, Array]:
         key_prior, key_draw, key_rank = jax.random.split(key, 3)
         truth = draw_prior(key_prior, program, args, kwargs, sampler, num_steps)
         conditioned = Simulated(program, {name: truth[name] for name in observed})
@@ -237,47 +255,16 @@ def _simulate(
             name: jnp.concatenate([truth[name][None].astype(drawn.dtype), drawn])
             for name, drawn in values.items()
         }
-        found = jax.vmap(lambda row: _look(key_directions, target, row, quantities))(rows)
+        found = jax.vmap(lambda row: quantities_at(key_directions, target, row, quantities))(rows)
         keys = jax.random.split(key_rank, len(found))
         ranks = {
-            name: _rank(key, value)
+            name: rank_of_first(key, value)
             for key, (name, value) in zip(keys, sorted(found.items()), strict=True)
         }
         if show:
             tick()  # without arguments: once for each block, whatever its size
-        return ranks, jnp.any(jnp.stack([jnp.any(jnp.isnan(x)) for x in found.values()]))
+        failed = jnp.any(jnp.stack([jnp.any(jnp.isnan(x)) for x in found.values()]))
+        fewest = jnp.min(draws.step_stats.get("ess", jnp.asarray(jnp.inf)))
+        return ranks, failed, fewest < FEWEST_EFFECTIVE
 
     return map_in_blocks(simulation, (jax.random.split(key, num_simulations),), batch_size)
-
-
-def _look(key_directions: Array, target: Target, values: Values, quantities: Any) -> Values:
-    """Everything that is ranked, at one value of the latent sites."""
-    trace = run_program(target.program, target.args, target.kwargs, values)
-    sites = values | {name: trace[name]["value"] for name in target.sites.deterministic}
-    observed = (trace[name] for name in target.sites.observed)
-    terms = (
-        jnp.sum(site["fn"].log_prob(site["value"]))
-        for site in observed
-        if not is_exact(site["fn"])  # without noise there is no density
-    )
-    found = {"log_likelihood": sum(terms, jnp.zeros(()))}
-    wanted = {} if quantities is None else quantities(sites)
-    if not isinstance(wanted, dict):
-        raise TypeError(f"quantities returned {type(wanted).__name__}; it must return a dict.")
-    for number, (name, x) in enumerate(sorted(sites.items())):
-        x = jnp.asarray(x)
-        if x.size > LARGE:
-            key = jax.random.fold_in(key_directions, number)
-            directions = jax.random.normal(key, (LARGE, x.size)) / math.sqrt(x.size)
-            name, x = f"{name}_directions", directions @ jnp.ravel(x).astype(float)
-        found[name] = x
-    if both := sorted(found.keys() & wanted.keys()):
-        raise ValueError(f"quantities returned {both}, which are ranked already; rename them.")
-    return found | {name: jnp.asarray(x) for name, x in wanted.items()}
-
-
-def _rank(key: Array, values: Array) -> Array:
-    """Rank of the first row among the others; ties are broken at random."""
-    truth, draws = values[0], values[1:]
-    below, ties = (draws < truth).sum(axis=0), (draws == truth).sum(axis=0)
-    return below + jax.random.randint(key, truth.shape, 0, ties + 1)

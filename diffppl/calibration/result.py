@@ -29,11 +29,13 @@ class Calibration(eqx.Module):
             every quantity by name.
         num_samples: draws of each simulation.
         method: its name.
+        num_collapsed: in how many simulations the particles collapsed.
     """
 
     ranks: dict[str, np.ndarray]
     num_samples: int = eqx.field(static=True)
     method: str = eqx.field(static=True)
+    num_collapsed: int = eqx.field(static=True, default=0)
 
     @property
     def num_simulations(self) -> int:
@@ -108,7 +110,8 @@ class Calibration(eqx.Module):
         print(f"{'standard error':{width + 11}}" + "".join(f"{error:8.3f}" for error in errors))
 
     def __repr__(self) -> str:
+        collapsed = f", {self.num_collapsed} of them collapsed" * (self.num_collapsed > 0)
         return (
             f"Calibration({self.method}, {self.num_simulations} simulations of "
-            f"{self.num_samples} draws, p-value {self.pvalue:.4f})"
+            f"{self.num_samples} draws{collapsed}, p-value {self.pvalue:.4f})"
         )

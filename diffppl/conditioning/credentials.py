@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from .method import Draws
 
-_FEW_PARTICLES = 10  # an effective sample size below this is called a collapse
+FEWEST_EFFECTIVE = 10  # an effective sample size below this is called a collapse
 
 
 class LogEvidence(NamedTuple):
@@ -51,7 +51,7 @@ def warn_of_collapse(step_stats: dict[str, Array], log_evidence: LogEvidence) ->
     if "ess" in step_stats:
         ess = np.asarray(step_stats["ess"])
         chain, step = np.unravel_index(np.argmin(ess), ess.shape)
-        if ess[chain, step] < _FEW_PARTICLES:
+        if ess[chain, step] < FEWEST_EFFECTIVE:
             t = ess.shape[1] - 1 - step
             if step == 0:
                 remedy = (

@@ -7,7 +7,7 @@ from typing import Any, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ..samplers import AbstractSampler
 from .program import Values
@@ -70,7 +70,7 @@ class AbstractMethod(eqx.Module):
         """How the prior is drawn that the method conditions: its chain, without observations."""
 
     @abc.abstractmethod
-    def num_denoiser_calls(self, target: Target, num_samples: int) -> int:
+    def num_denoiser_calls(self, target: Target, num_samples: int) -> int | Int[Array, ""]:
         """Evaluations of the network in one chain; those for derivatives are not counted again."""
 
     @abc.abstractmethod

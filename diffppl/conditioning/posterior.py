@@ -90,7 +90,7 @@ class Posterior:
         check_key(key)
         args, kwargs = as_dynamic((args, kwargs))
         sites = inspect_program(self.program, args, kwargs)
-        method, explanation, num_ticks, num_calls = self._look(args, kwargs)
+        method, explanation, num_ticks = self._look(args, kwargs)
         with bar(self.num_chains * num_ticks, type(method).__name__, show=self.progress_bar):
             draws, samples, ends = run_chains(
                 key,
@@ -104,7 +104,7 @@ class Posterior:
             )
             jax.block_until_ready(draws)
         self.method, self.explanation = method, explanation
-        self.num_denoiser_calls = self.num_chains * num_calls
+        self.num_denoiser_calls = self.num_chains * round(float(ends.calls))
         self._args, self._kwargs, self._key = args, kwargs, key
         self._sites, self._draws, self._samples = sites, draws, samples
         warn_of_collapse(self.step_stats, self.log_evidence)
@@ -112,8 +112,8 @@ class Posterior:
             warn_of_lost_draws(ends.lost[name], name)
             warn_of_short_chain(ends.left[name], f"site {name!r}")
 
-    def _look(self, args: Any, kwargs: Any) -> tuple[AbstractMethod, str, int, int]:
-        """Choose the method, let it refuse the program, and count its ticks and network calls.
+    def _look(self, args: Any, kwargs: Any) -> tuple[AbstractMethod, str, int]:
+        """Choose the method, let it refuse the program, and count its ticks.
 
         On shapes alone, and once for each shape of the program's arguments.
         """
@@ -129,8 +129,7 @@ class Posterior:
                 method, explanation = choose(Target(program, args, kwargs), self.num_samples)
             target = Target(program, args, kwargs, method.num_steps)
             method.check(target, self.num_samples)
-            calls = method.num_denoiser_calls(target, self.num_samples)
-            holder.extend([method, explanation, method.num_ticks(target), calls])
+            holder.extend([method, explanation, method.num_ticks(target)])
 
         dynamic, static = eqx.partition((self.program, self.method, args, kwargs), eqx.is_array)
         jax.eval_shape(look, dynamic)
@@ -203,7 +202,7 @@ class Posterior:
 
     def posterior_predictive(self) -> Values:
         """One new draw of every observed site for each posterior draw."""
-        key = jax.random.fold_in(self._key, 1)
+        key = self._spare_key(0)
         return predict(
             key, self.program, self._args, self._kwargs, self._sites, self._latent_samples()
         )
@@ -221,8 +220,12 @@ class Posterior:
         """Draws of the latent sites from the prior, by site, in the user's units."""
         _ = self.draws
         names = (*self._sites.diffusion, *self._sites.latents)
-        key = jax.random.fold_in(self._key, 2)
+        key = self._spare_key(1)
         return draw_prior(key, self.program, self._args, self._kwargs, names, num_samples)
+
+    def _spare_key(self, number: int) -> Array:
+        """A key that no chain has used."""
+        return jax.random.split(self._key, self.num_chains + 2)[self.num_chains + number]
 
     def observed_data(self) -> Values:
         """The values of the observed sites."""

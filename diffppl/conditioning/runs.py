@@ -18,14 +18,15 @@ from .target import Target
 
 
 class Ends(NamedTuple):
-    """What to warn of, for each diffusion site.
+    """What to report of a run, and to warn of.
 
-    `left` is what the last level of its chain keeps of its draws, `lost` the share of its numbers
-    that are not finite.
+    `left` is what the last level of each site's chain keeps of its draws, `lost` the share of its
+    numbers that are not finite, `calls` the evaluations of the network in one chain.
     """
 
     left: dict[str, Array]
     lost: dict[str, Array]
+    calls: Array
 
 
 @eqx.filter_jit
@@ -50,7 +51,8 @@ def run_chains(
 
     draws, samples = jax.lax.map(chain, jax.random.split(key, num_chains))
     lost = {name: jnp.mean(~jnp.isfinite(x)) for name, x in draws.x_0.items()}
-    return draws, samples, Ends(target.map_sites(left_at_the_end, draws.x_0), lost)
+    calls = jnp.asarray(method.num_denoiser_calls(target, num_samples), float)
+    return draws, samples, Ends(target.map_sites(left_at_the_end, draws.x_0), lost, calls)
 
 
 def by_name(target: Target, x_0: Values, latents: Array) -> Values:

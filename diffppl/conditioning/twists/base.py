@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from ...networks import AbstractDenoiser
 from ..program import Values
 from ..target import Target
 
@@ -163,6 +164,24 @@ def tweedie_factor(target: Target, t: Array) -> Values:
         return jnp.where(signal > 0, noise / jnp.where(signal > 0, signal, 1.0), 0.0)
 
     return target.map_sites(factor)
+
+
+SLACK = 0.3
+"""Of a learned network's site: how much of `learned_noise` is added to the spread of x_0."""
+
+
+def learned_noise(target: Target, t: Array, like: Values) -> Float[Array, " d"]:
+    """1 - alpha_bar_t of each coordinate of a learned network's site; 0 where the answer is known.
+
+    What a known denoiser says of the spread of x_0 is true; a learned one's Jacobian is not fit.
+    """
+
+    def noise(model: Any) -> Array:
+        if isinstance(model.network, AbstractDenoiser):
+            return jnp.zeros(())
+        return model.process.schedule.noise()[t]
+
+    return flat_like(target.map_sites(noise), like)
 
 
 def shifted(estimates: Estimates, shifts: Values) -> Estimates:

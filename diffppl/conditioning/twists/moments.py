@@ -15,11 +15,13 @@ from ..observations import Observations
 from ..program import Values
 from ..target import Target
 from .base import (
+    SLACK,
     Estimates,
     Linearised,
     Twisted,
     denoise,
     flat_like,
+    learned_noise,
     require_kind,
     shifted,
     tweedie_factor,
@@ -40,6 +42,8 @@ class AbstractCovariance(eqx.Module):
 
     is_jacobian: eqx.AbstractClassVar[bool]
     """Whether it is `factor` times the denoiser's Jacobian."""
+    slack: eqx.AbstractVar[Float[Array, ""]]
+    """A variance to add where a network was learned, as a share of the noise's."""
 
     @abc.abstractmethod
     def times(
@@ -65,10 +69,19 @@ class Tweedie(AbstractCovariance):
 
     Exact for an exact denoiser, at one vector-Jacobian product per observed number, or per
     iteration of conjugate gradients where many are observed. A learned denoiser's Jacobian is
-    neither symmetric nor positive, so the nearest such matrix is taken.
+    neither symmetric nor positive, so the nearest such matrix is taken; and since it may say that
+    x_0 is certain where it is not, which would turn sharp observations into a search for the few
+    particles that meet them too soon, the noise's own variance is added in part.
+
+    Args:
+        slack: what is added, as a share of 1 - alpha_bar_t; known answers are taken at their word.
     """
 
+    slack: Float[Array, ""]
     is_jacobian: ClassVar[bool] = True
+
+    def __init__(self, slack: ArrayLike = SLACK) -> None:
+        self.slack = jnp.asarray(slack, dtype=float)
 
     def times(
         self,
@@ -98,6 +111,11 @@ class Isotropic(AbstractCovariance):
 
     def __init__(self, variance: ArrayLike = 1.0) -> None:
         self.variance = jnp.asarray(variance, dtype=float)
+
+    @property
+    def slack(self) -> Float[Array, ""]:
+        """None: no Jacobian is asked."""
+        return jnp.zeros(())
 
     def times(
         self,
@@ -167,7 +185,11 @@ class MomentMatching(AbstractGaussianTwist):
         factor = flat_like(tweedie_factor(target, t), x_t)
         noise = flat_like(target.map_sites(lambda m: m.process.schedule.noise()[t]), x_t)
         covariance = self.covariance_for(residual.size)
-        spread = lambda vector: covariance.times(vector, pull_back, factor, noise)  # noqa: E731
+        slack = covariance.slack * learned_noise(target, t, x_t)
+
+        def spread(vector: Array) -> Array:
+            return covariance.times(vector, pull_back, factor, noise) + slack * vector
+
         empty = Linearised(jnp.zeros(0), jnp.zeros((0, 0)), jnp.zeros((0, mean.size)), rest)
         if residual.size == 0:
             value, pulled, linear = jnp.zeros(()), jnp.zeros_like(mean), empty
@@ -180,6 +202,7 @@ class MomentMatching(AbstractGaussianTwist):
             if covariance.is_jacobian:
                 rows = jax.vmap(pull_back)(jacobian)
                 observed = _nearest_covariance((rows * factor) @ jacobian.T)
+                observed += (jacobian * slack) @ jacobian.T
             else:
                 rows = None
                 observed = jax.vmap(spread)(jacobian) @ jacobian.T

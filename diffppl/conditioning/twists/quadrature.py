@@ -24,11 +24,13 @@ from jaxtyping import Array, Float
 from ..program import Values
 from ..target import Target
 from .base import (
+    SLACK,
     Estimates,
     Linearised,
     Twisted,
     denoise,
     flat_like,
+    learned_noise,
     require_kind,
     require_noise,
     shifted,
@@ -38,7 +40,6 @@ from .gaussian import AbstractGaussianTwist
 
 _NUM_STEPS = 4  # of Newton's method at each node
 _LONGEST_STEP = 2.0  # of v
-_LEAST_SHARE = 0.01  # of the noise's variance: a learned Jacobian may be wrong at high noise
 
 _MOST_NODES = 1_000
 
@@ -54,6 +55,7 @@ class Quadrature(AbstractGaussianTwist):
     Args:
         num_nodes: in each direction.
         kept: the share k of the covariance that each node keeps.
+        slack: as of `Tweedie`: a variance added where the network was learned.
 
     References:
         Julier and Uhlmann 2004, and Ito and Xiong 2000 (quadrature and Gaussian sums in filters).
@@ -61,6 +63,7 @@ class Quadrature(AbstractGaussianTwist):
 
     num_nodes: int = eqx.field(static=True, default=5)
     kept: float = eqx.field(static=True, default=0.25)
+    slack: float = eqx.field(static=True, default=SLACK)
 
     def __check_init__(self) -> None:
         if self.num_nodes < 2:
@@ -97,8 +100,8 @@ class Quadrature(AbstractGaussianTwist):
         factor = flat_like(tweedie_factor(target, t), x_t)
         covariance = factor[:, None] * jacobian
         values, vectors = jnp.linalg.eigh((covariance + covariance.T) / 2)
-        noise = flat_like(target.map_sites(lambda m: m.process.schedule.noise()[t]), x_t)
-        root = vectors * jnp.sqrt(jnp.maximum(values, _LEAST_SHARE * jnp.min(noise)))
+        slack = self.slack * jnp.min(learned_noise(target, t, x_t))
+        root = vectors * jnp.sqrt(jnp.maximum(values, 0.0) + slack)
 
         narrow = jnp.sqrt(self.kept) * root
 
