@@ -14,7 +14,7 @@ import diffppl as dp
 
 from .problem import Draws, Problem
 
-STATES = np.array([np.arange(20) % 5 == phase for phase in range(5)], dtype=int)
+STATES = dp.data.heartbeats()
 NUM_SEEN = 6
 FLIP = 0.2
 

@@ -1,5 +1,6 @@
 """One method on one problem, and a problem's truth against plain importance sampling."""
 
+import math
 import time
 import warnings
 from typing import Any
@@ -8,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
+from numpyro.infer import MCMC
 
 import diffppl as dp
 
-from .methods import METHODS, Setting
+from .methods import METHODS, Markov, Setting
 from .problem import Draws, Problem, effective_size
 
 MOST_NUMBERS = 30_000_000  # held at once by importance sampling
@@ -25,36 +27,56 @@ def measure(
     problem: Problem, run: int, method: str, num_steps: int, num_draws: int
 ) -> dict[str, Any]:
     """Run the method once; distances and their floor, evidence, cost."""
-    model = problem.model(num_steps)
-    posterior = dp.Posterior(
-        problem.program,
-        METHODS[method][0](Setting(problem, num_steps, num_draws)),
-        num_chains=1,
-        num_samples=num_draws,
-        progress_bar=False,
-    )
+    chosen = METHODS[method][0](Setting(problem, num_steps, num_draws))
+    draw = draw_markov if isinstance(chosen, Markov) else draw_posterior
+    key = jax.random.fold_in(jax.random.key(problem.seed), run)
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a collapse, which the smallest ess tells as well
-        posterior.run(
-            jax.random.fold_in(jax.random.key(problem.seed), run),
-            model,
-            *problem.arguments,
-            y=jnp.asarray(problem.y),
-        )
+        draws, found = draw(key, problem, chosen, num_steps, num_draws)
     seconds = time.perf_counter() - start
     rng = np.random.default_rng([problem.seed, run])
-    draws = as_numpy(posterior.get_samples())
-    evidence = posterior.log_evidence
     return {
         "distance": problem.distance(rng, draws),
         "floor": problem.floor(rng, num_draws),
+        **found,
+        "seconds": seconds,
+    }
+
+
+def draw_posterior(
+    key: jax.Array, problem: Problem, method: Any, num_steps: int, num_draws: int
+) -> tuple[Draws, dict[str, Any]]:
+    """By one of the library's methods."""
+    posterior = dp.Posterior(
+        problem.program, method, num_chains=1, num_samples=num_draws, progress_bar=False
+    )
+    posterior.run(key, problem.model(num_steps), *problem.arguments, y=jnp.asarray(problem.y))
+    evidence = posterior.log_evidence
+    return as_numpy(posterior.get_samples()), {
         "evidence_error": evidence.value - problem.log_evidence,
         "evidence_standard_error": evidence.standard_error,
         "smallest_ess": float(np.min(posterior.step_stats.get("ess", np.nan))),
-        "denoiser_calls": int(getattr(posterior, "num_denoiser_calls", num_steps * num_draws)),
-        "seconds": seconds,
+        "denoiser_calls": posterior.num_denoiser_calls,
     }
+
+
+def draw_markov(
+    key: jax.Array, problem: Problem, markov: Markov, num_steps: int, num_draws: int
+) -> tuple[Draws, dict[str, Any]]:
+    """By a kernel of NumPyro's MCMC, in one chain: no evidence."""
+    num_warmup = min(markov.num_warmup, num_draws)
+    mcmc = MCMC(
+        markov.kernel(problem.program),
+        num_warmup=num_warmup,
+        num_samples=num_draws,
+        progress_bar=False,
+    )
+    mcmc.run(key, problem.model(num_steps), *problem.arguments, y=jnp.asarray(problem.y))
+    draws = as_numpy({"x": mcmc.get_samples()["x"]})
+    calls = math.nan if markov.calls is None else markov.calls * (num_warmup + num_draws)
+    nothing = dict.fromkeys(("evidence_error", "evidence_standard_error", "smallest_ess"), math.nan)
+    return draws, {**nothing, "denoiser_calls": calls}
 
 
 def verify(problem: Problem, num_draws: int, most: int = 1_000_000) -> dict[str, float]:

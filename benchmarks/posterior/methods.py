@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpyro
+from numpyro.infer import NUTS
+
 import diffppl as dp
 
 from .problem import Problem
@@ -27,6 +30,37 @@ class Setting:
         return dp.TwistedSMC(particles * self.num_draws, self.num_steps, **options)
 
 
+@dataclasses.dataclass(frozen=True)
+class Markov:
+    """A kernel for NumPyro's own MCMC, and what one of its iterations calls the denoiser.
+
+    `num_warmup` iterations go before the draws; `calls` takes the last state's extra fields.
+    """
+
+    kernel: Callable[[Callable[..., None]], Any]
+    num_warmup: int
+    calls: int | None
+
+
+def particle_gibbs(setting: Setting, num_particles: int = 16) -> Markov:
+    return Markov(
+        lambda program: dp.ParticleGibbs(program, num_particles, num_steps=setting.num_steps),
+        num_warmup=100,
+        calls=num_particles * setting.num_steps,
+    )
+
+
+def nuts_on_the_flow(setting: Setting) -> Markov:
+    """One chain from where it happens to start: it does not leave its mode."""
+    del setting
+    config = {"x": dp.FlowReparam()}
+    return Markov(
+        lambda program: NUTS(numpyro.handlers.reparam(program, config=config)),
+        num_warmup=500,
+        calls=None,  # the integrator's steps are its own
+    )
+
+
 def any_problem(problem: Problem) -> bool:
     del problem
     return True
@@ -36,8 +70,18 @@ def small(problem: Problem) -> bool:
     return problem.group == "grid"
 
 
-def real(problem: Problem) -> bool:
-    return problem.group != "heartbeat"
+def masked(problem: Problem) -> bool:
+    return problem.group == "mask"
+
+
+def noisy(problem: Problem) -> bool:
+    """Real data, seen through noise."""
+    return problem.group not in ("heartbeat", "mask")
+
+
+def alone(problem: Problem) -> bool:
+    """No latent but x, and not too many numbers in it for a long chain."""
+    return problem.group in ("grid", "heartbeat", "mask") or problem.cell.startswith("mixture 8/")
 
 
 def known_noise(problem: Problem) -> bool:
@@ -50,8 +94,8 @@ Row = tuple[Callable[[Setting], Any], Callable[[Problem], bool]]
 METHODS: dict[str, Row] = {
     "TwistedSMC": (lambda s: s.smc(), any_problem),
     "TwistedSMC:model-chain": (lambda s: s.smc(chain=dp.chains.ModelChain()), real),
-    "TwistedSMC:isotropic": (lambda s: s.smc(twist=s.isotropic), real),
-    "TwistedSMC:point": (lambda s: s.smc(twist=dp.twists.PointEstimate()), real),
+    "TwistedSMC:isotropic": (lambda s: s.smc(twist=s.isotropic), noisy),
+    "TwistedSMC:point": (lambda s: s.smc(twist=dp.twists.PointEstimate()), noisy),
     "TwistedSMC:quadrature": (lambda s: s.smc(twist=dp.twists.Quadrature()), small),
     "TwistedSMC:quadrature x2": (
         lambda s: s.smc(2, twist=dp.twists.Quadrature()),
@@ -72,4 +116,8 @@ METHODS: dict[str, Row] = {
     ),
     "SplitGibbs": (lambda s: dp.SplitGibbs(num_steps=s.num_steps), known_noise),
     "TwistedSMC:resampled": (lambda s: s.smc(ess_threshold=1.0), any_problem),
+    "ParticleGibbs": (particle_gibbs, alone),
+    "NUTS, FlowReparam": (nuts_on_the_flow, small),
+    "Replacement": (lambda s: dp.Replacement(num_steps=s.num_steps), masked),
+    "RePaint": (lambda s: dp.Replacement(10, num_steps=s.num_steps), masked),
 }

@@ -39,6 +39,11 @@ def unknown_noise(model, matrix, y=None):
     numpyro.sample("y", dist.Normal(matrix @ x, sigma).to_event(1), obs=y)
 
 
+def first_known(model, y=None):
+    x = numpyro.sample("x", model())
+    numpyro.sample("y", dist.Delta(x[:1], event_dim=1), obs=y)
+
+
 class LinearMixture:
     """25 Gaussians, a linear map, and what follows from seeing y at any sigma."""
 
@@ -176,6 +181,42 @@ class UnknownNoise(Problem):
         log_joint = self.mixture.log_joint(self.y, sigma)
         component = np.argmax(log_joint + rng.gumbel(size=log_joint.shape), axis=1)
         return {"x": self.mixture.posterior(rng, self.y, sigma, component), "sigma": sigma}
+
+    def distance(self, rng: np.random.Generator, draws: Draws) -> dict[str, float]:
+        """See `Problem.distance`."""
+        return distance(self, rng, draws)
+
+
+class Mask(Problem):
+    """The first coordinate seen without noise: five of the 25 components are left."""
+
+    group, num_steps = "mask", 100
+    program, arguments = staticmethod(first_known), ()
+
+    def __init__(self, d_x: int, seed: int) -> None:
+        rng = np.random.default_rng([d_x, seed, 2])
+        self.cell, self.seed, self.mixture = f"mask {d_x}", seed, LinearMixture(rng, d_x, 1)
+        self.variance = self.mixture.variance
+        self.y = self.mixture.prior(rng, 1)[0, :1]
+        gap = self.y - self.mixture.means[:, 0]
+        log_joint = np.log(self.mixture.weights) - 0.5 * (gap**2 + np.log(2 * np.pi))
+        self.log_evidence = float(np.logaddexp.reduce(log_joint))
+        self.weights = np.exp(log_joint - self.log_evidence)
+
+    def model(self, num_steps: int) -> dp.DiffusionModel:
+        """See `Problem.model`."""
+        return self.mixture.model(num_steps)
+
+    def prior(self, rng: np.random.Generator, num: int) -> Draws:
+        """See `Problem.prior`."""
+        return {"x": self.mixture.prior(rng, num)}
+
+    def draw(self, rng: np.random.Generator, num: int) -> Draws:
+        """See `Problem.draw`."""
+        means = self.mixture.means[rng.choice(25, p=self.weights / self.weights.sum(), size=num)]
+        x = means + rng.normal(size=means.shape)
+        x[:, 0] = self.y
+        return {"x": x}
 
     def distance(self, rng: np.random.Generator, draws: Draws) -> dict[str, float]:
         """See `Problem.distance`."""

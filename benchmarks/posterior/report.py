@@ -112,7 +112,7 @@ def figure(rows: Rows) -> plt.Figure:
     kinds = list(dict.fromkeys(row["group"] for row in rows))
     costs = {"denoiser_calls": "denoiser calls", "seconds": "seconds (median)"}
     for axis, (cost, title) in zip(axes, costs.items(), strict=True):
-        least, most = np.min(of(rows, cost)), np.max(of(rows, cost))
+        least, most = np.nanmin(of(rows, cost)), np.nanmax(of(rows, cost))
         axis.set(xlim=(least / 2, most * 2), xlabel=title)
         axis.set(xscale="log", yscale="log")
         axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
