@@ -4,6 +4,9 @@ Warnings are errors, and every signature in diffppl is checked against its shape
 time (both set in pyproject.toml).
 """
 
+import itertools
+import os
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -13,6 +16,35 @@ import pytest
 from jaxtyping import Array
 
 mpl.use("Agg")
+
+
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests are mostly compilation, often of the same programs: the processes share what they have.
+
+    In a folder of this run, unless the variable names one that outlives it.
+    """
+    if CACHE not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="diffppl-tests-")
+        config.add_cleanup(folder.cleanup)
+        config.add_cleanup(lambda: os.environ.pop(CACHE))
+        os.environ[CACHE] = folder.name  # the workers' environment is this one
+    jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+_NUM_TESTS = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def few_compiled_programs() -> Iterator[None]:
+    """Thousands of compiled programs in one process reach the system's limit of memory maps."""
+    yield
+    if next(_NUM_TESTS) % 150 == 0:
+        jax.clear_caches()
 
 
 @pytest.fixture
