@@ -183,6 +183,7 @@ def test_the_prior_is_that_of_the_chain_that_the_method_chooses():
         assert _check(program_, method, args, {}, ("y",), 100) == (method, *expected)
 
 
+@pytest.mark.slow
 def test_without_a_method_one_is_chosen_as_for_a_posterior():
     for program_, args in ((program, (SCALE,)), (bits, ())):
         chosen, _, _ = _check(program_, None, args, {}, ("y",), 100)
@@ -272,6 +273,7 @@ def test_ties_of_a_discrete_site_are_broken_at_random():
 # A real method, and everything that a program may have -------------------------------------------
 
 
+@pytest.mark.slow
 def test_twisted_smc_with_other_latents(capsys: pytest.CaptureFixture[str]):
     def full(n, y=None):
         x = numpyro.sample("x", MODEL())

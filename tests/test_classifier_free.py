@@ -332,6 +332,7 @@ def test_context_dropout_weighs_both_parts_exactly():
     assert dropout.label == inner.label
 
 
+@pytest.mark.slow
 def test_what_is_fit_with_context_dropout_knows_both():
     rng = np.random.default_rng(0)
     labels = rng.choice(2, size=2_000, p=PROBS)

@@ -11,6 +11,7 @@ import scipy.stats
 import diffppl as dp
 
 from . import chain_oracles, oracles
+from .marks import slow
 from .statistics import assert_within_standard_errors
 
 MEAN, VARIANCE = np.array([0.5, -0.3, 0.1]), np.array([1.4, 0.3, 0.8])
@@ -45,7 +46,7 @@ MATCHED = chain_oracles.matched_chain_moments(MEAN, VARIANCE, np.geomspace(0.01,
 PRIORS = {"model": (USER_MEAN, USER_VARIANCE), "matched": (3 + 2 * MATCHED[0], 4 * MATCHED[1])}
 
 
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("chain", ["matched", *slow("model")])
 def test_a_known_entry_is_honoured_to_the_bit_and_counted(chain: str) -> None:
     method = dp.TwistedSMC(1_000, chain=CHAINS[chain])
     posterior = draw(known_entry, method, seen=jnp.array(SEEN), total=jnp.array(SUM))
@@ -113,6 +114,7 @@ def test_sites_keep_their_models_whatever_their_names() -> None:
         assert_within_standard_errors(means.mean(), mean + 0.5 * 1.5 / 1.25, error, num=4.5)
 
 
+@pytest.mark.slow
 def test_known_bits_are_honoured() -> None:
     states = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]])
     weights = np.array([0.4, 0.3, 0.2, 0.1])
@@ -199,9 +201,7 @@ OBSERVED = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["truncated", *(pytest.param(n, marks=pytest.mark.slow) for n in list(OBSERVED)[1:])]
-)
+@pytest.mark.parametrize("name", ["truncated", *slow(*list(OBSERVED)[1:])])
 def test_observed_distributions_of_other_kinds(name: str) -> None:
     make, y, log_likelihood = OBSERVED[name]
 

@@ -119,6 +119,7 @@ def test_fit_approaches_the_exact_model_and_does_not_pass_it():
     assert_within_standard_errors(loss.mean(), -reached.mean(), error)
 
 
+@pytest.mark.slow
 def test_bits_are_fit_beyond_their_independent_rates():
     states, probs = np.array([[0, 0], [1, 1], [0, 1]]), np.array([0.3, 0.6, 0.1])
     data = states[np.random.default_rng(0).choice(3, size=2000, p=probs)]

@@ -11,6 +11,7 @@ from diffppl.networks.bumps import BumpReadout
 from diffppl.networks.layout import ImageLayout
 from diffppl.networks.unet_blocks import GroupNorm, ResidualBlock
 
+from .marks import slow
 from .registry import IMAGE_NETWORKS
 from .test_networks import randomised
 
@@ -99,7 +100,7 @@ def test_a_batch_is_its_events_also_inside_a_loop(make):
     assert np.all(np.std(single, axis=0) > 0)
 
 
-@pytest.mark.parametrize("make_one", [paper, unet])
+@pytest.mark.parametrize("make_one", [paper, *slow(unet)])
 def test_both_modes_of_derivatives_agree_with_differences(make_one, x64):
     # JAX's own attention computes in single precision, which has no small differences.
     options = {"attention_levels": 0} if make_one is unet else {}
@@ -158,7 +159,7 @@ def test_saved_and_loaded_it_is_the_same(make, tmp_path):
 # Layouts -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make_one", [paper, unet])
+@pytest.mark.parametrize("make_one", [paper, *slow(unet)])
 def test_where_the_channels_are_does_not_matter(make_one):
     x = jax.random.normal(KEY, (6, 4, 2))
     last = randomised(make_one((6, 4, 2), channel_axis=-1, output_shape=(2, 6, 4, 2)))
@@ -204,7 +205,7 @@ def test_bits_are_centered_and_categories_one_hot():
     np.testing.assert_array_equal(np.argmax(image.reshape(3, 2, 5), -1), [[0, 4], [1, 3], [2, 0]])
 
 
-@pytest.mark.parametrize("make_one", [paper, unet])
+@pytest.mark.parametrize("make_one", [paper, *slow(unet)])
 def test_categories_with_a_mask(make_one):
     process = dp.CategoricalDiffusion(
         dp.schedules.Reciprocal(T), num_categories=3, base=dp.Absorbing()
@@ -335,6 +336,7 @@ def test_context_reaches_the_output():
         unet((6, 4))(x, 1, one)
 
 
+@pytest.mark.slow
 def test_labels_are_names():
     network = randomised(unet((6, 4), num_classes=3))
     x = KINDS["real"]

@@ -194,6 +194,7 @@ def test_the_flow_density_is_that_of_the_flows_own_draws(x64):
     np.testing.assert_allclose(density, exact, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_flow_density_of_a_mixture():
     schedule, key = dp.schedules.Cosine(100), jax.random.key(0)
     model = registry.KNOWN["mixture"].model(schedule)

@@ -1,7 +1,7 @@
 """Methods without weights: each against its own recursion or enumeration, with the truth beside."""
 
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,8 @@ from diffppl.conditioning.target import Target
 from diffppl.conditioning.twists.gaussian import conjugate_gradients
 
 from . import oracles
+from .marks import slow
 from .statistics import assert_moments
-
-
-def slow(*names: Any) -> list:
-    """Parameters that wait for `-m slow`: the same law again, at a compilation each."""
-    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def run(program, method=None, num_samples=4_000, num_chains=1, seed=0, **data) -> dp.Posterior:

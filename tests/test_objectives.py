@@ -13,7 +13,8 @@ from diffppl.checks import check_key
 from diffppl.objectives import stratified_indices
 
 from . import oracles
-from .registry import DISCRETE, EVENT_SHAPE, KNOWN, PROCESSES
+from .marks import slow
+from .registry import EVENT_SHAPE, KNOWN, PROCESSES
 from .statistics import assert_mean, assert_within_standard_errors
 
 MEAN, VARIANCE = np.array([0.5, -0.3]), np.array([1.6, 0.4])
@@ -127,7 +128,9 @@ def test_a_chain_of_one_step_has_an_edge_and_an_end(steps):
 # Bits and categories ----------------------------------------
 
 
-@pytest.mark.parametrize("name", DISCRETE)
+@pytest.mark.parametrize(
+    "name", ["bernoulli", "categorical-absorbing", *slow("categorical-uniform")]
+)
 def test_the_bound_of_states_is_that_of_the_enumeration(name):
     schedule = dp.schedules.Reciprocal(5)
     process = PROCESSES[name](schedule)

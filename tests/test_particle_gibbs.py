@@ -15,6 +15,7 @@ from numpyro.infer import MCMC, NUTS, Gibbs
 import diffppl as dp
 
 from . import oracles
+from .marks import slow
 from .statistics import assert_within_standard_errors
 
 MEAN, VARIANCE = np.array([0.5, -0.3]), np.array([1.4, 0.3])
@@ -84,6 +85,7 @@ def test_deterministic_sites_and_arviz(mcmc: MCMC) -> None:
     assert dict(idata["posterior"]["x"].sizes) == {"chain": 2, "draw": 10_000, "x_dim_0": 2}
 
 
+@pytest.mark.slow
 def test_two_particles_are_exact() -> None:
     """Ancestor sampling alone must mix: the only other particle hardly ever wins every step."""
     kernel = dp.ParticleGibbs(program, num_particles=2)
@@ -118,7 +120,7 @@ def joint_moments() -> tuple[float, float]:
     return float(weights.sum(1) @ x), float(weights.sum(0) @ np.log(sigma))
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("shared", [True, *slow(False)])
 def test_a_block_of_gibbs_beside_nuts(shared: bool) -> None:
     kernel = dp.ParticleGibbs(unknown_noise, num_particles=8)
     others = NUTS(kernel.model if shared else unknown_noise)
@@ -138,6 +140,7 @@ def test_a_block_of_gibbs_beside_nuts(shared: bool) -> None:
         assert_mcmc_mean(jnp.log(draws["sigma"]), log_sigma)
 
 
+@pytest.mark.slow
 def test_bits_and_exact_entries() -> None:
     """Three bits, of which one is seen as it is and one through flips, by enumeration."""
     states = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]])

@@ -13,8 +13,9 @@ import scipy.stats
 import diffppl as dp
 
 from . import oracles
+from .marks import slow
 from .statistics import assert_counts, assert_mean, assert_moments, assert_within_standard_errors
-from .test_methods import levels, run, seen_once, slow
+from .test_methods import levels, run, seen_once
 
 # Real data --------------------------------------------------------------------------------
 

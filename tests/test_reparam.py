@@ -19,6 +19,7 @@ from numpyro.infer.autoguide import AutoNormal
 import diffppl as dp
 
 from . import chain_oracles, oracles, statistics
+from .marks import slow
 
 SCHEDULE = dp.schedules.LogSNRLinear(10, noise_to_signal=(0.3, 20.0))
 MEAN, VARIANCE = np.array([1.0, -2.0]), np.array([1.0, 0.3])
@@ -107,7 +108,7 @@ def test_the_prior_is_unchanged(case: Case):
     statistics.assert_moments(draws["x"], *case.user_prior())
 
 
-@pytest.mark.parametrize("name", ["flow", "chain"])
+@pytest.mark.parametrize("name", ["chain", *slow("flow")])
 def test_nuts_finds_the_linear_gaussian_posterior(name: str):
     case = CASES[name]
     moved, counts = with_noise(case.reparam), {"num_warmup": 300, "num_samples": 800}

@@ -10,8 +10,9 @@ import pytest
 import diffppl as dp
 
 from . import oracles
+from .marks import slow
 from .statistics import assert_counts, assert_moments
-from .test_methods import levels, log_linear, normal_model, pair, run, slow
+from .test_methods import levels, log_linear, normal_model, pair, run
 from .test_perturbation import PROCESSES, counted, enumerated, listed_model, noisy_bits
 
 # Real data ------------------------------------------------------------------------------------

@@ -108,6 +108,7 @@ def level_1(sampler, model, x_T):
     return np.asarray(draw(sampler.prepare(model), x_T)[1][-2])
 
 
+@pytest.mark.slow
 def test_fast_samplers_converge_to_the_flow_at_their_own_order(x64):
     model = registry.KNOWN["mixture"].model(schedule_to(241, (0.05, 20.0)))
     x_T = jax.random.normal(jax.random.key(2), (20, 2))

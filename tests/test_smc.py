@@ -15,6 +15,7 @@ import diffppl as dp
 from diffppl.conditioning.resampling import AbstractResampling
 
 from . import chain_oracles, oracles
+from .marks import slow
 from .statistics import assert_within_standard_errors
 
 CHAINS = 8
@@ -79,11 +80,6 @@ TWISTS = {
     "tweedie": dp.twists.MomentMatching(dp.twists.Tweedie()),
     "isotropic": dp.twists.MomentMatching(dp.twists.Isotropic()),
 }
-
-
-def slow(*names: str) -> list:
-    """Names as parameters that wait for `-m slow`: the same law again, at a compilation each."""
-    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 CHAINS_OF_REAL_DATA = {
@@ -210,7 +206,7 @@ NON_LINEAR = {
 }
 
 
-@pytest.mark.parametrize("name", ["square", "count", *slow("label", "outlier", "factor")])
+@pytest.mark.parametrize("name", ["square", *slow("count", "label", "outlier", "factor")])
 def test_non_linear(name: str) -> None:
     program, y, log_likelihood = NON_LINEAR[name]
     posterior = run(program, dp.TwistedSMC(1_000), y=y)

@@ -8,6 +8,7 @@ import pytest
 
 import diffppl as dp
 
+from .marks import slow
 from .registry import NETWORKS
 from .test_networks import randomised
 
@@ -119,6 +120,7 @@ def test_a_chain_keeps_states_alone():
     assert kept(network) > 2 * kept(Rematerialised(network))
 
 
+@pytest.mark.slow
 def test_blocks_of_a_unet_are_computed_again():
     sizes = {"num_heads": 1, "key": KEY}
     plain = randomised(dp.networks.UNet((4,), (4,), **sizes))
@@ -138,7 +140,7 @@ def test_blocks_of_a_unet_are_computed_again():
 # Any network -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrapper", [MixedPrecision, Rematerialised])
+@pytest.mark.parametrize("wrapper", [Rematerialised, *slow(MixedPrecision)])
 def test_a_wrapped_network_is_fit_saved_and_loaded(wrapper, tmp_path):
     network = wrapper(dp.networks.MLP((3,), width=8, depth=1, key=KEY))
     model = dp.DiffusionModel(dp.GaussianDiffusion(dp.schedules.Cosine(5)), network, (3,))

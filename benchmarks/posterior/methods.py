@@ -93,7 +93,7 @@ Row = tuple[Callable[[Setting], Any], Callable[[Problem], bool]]
 
 METHODS: dict[str, Row] = {
     "TwistedSMC": (lambda s: s.smc(), any_problem),
-    "TwistedSMC:model-chain": (lambda s: s.smc(chain=dp.chains.ModelChain()), real),
+    "TwistedSMC:model-chain": (lambda s: s.smc(chain=dp.chains.ModelChain()), noisy),
     "TwistedSMC:isotropic": (lambda s: s.smc(twist=s.isotropic), noisy),
     "TwistedSMC:point": (lambda s: s.smc(twist=dp.twists.PointEstimate()), noisy),
     "TwistedSMC:quadrature": (lambda s: s.smc(twist=dp.twists.Quadrature()), small),

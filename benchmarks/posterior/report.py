@@ -69,8 +69,9 @@ def table(rows: Rows) -> list[list[str]]:
             line.append(mean_and_interval(of(some, "distance", name)))
             line += [f"{of(some, 'floor', name).mean():.3f}", f"{ratios(some, name).mean():.2f}"]
             if place == 0:
-                line += [f"{error.mean():+.3f}", f"{np.abs(error).mean():.3f}"]
-                line.append(f"{np.mean(of(some, 'denoiser_calls')):.2g}")
+                numbers = [(error.mean(), "+.3f"), (np.abs(error).mean(), ".3f")]
+                numbers.append((of(some, "denoiser_calls").mean(), ".2g"))
+                line += ["" if np.isnan(x) else format(x, form) for x, form in numbers]
                 line.append(f"{np.median(of(some, 'seconds')):.1f}")
                 line += PUBLISHED.get(cell, ()) if cell not in shown else ()
                 shown.add(cell)
