@@ -392,6 +392,7 @@ def fit_on_a_small_disk(folder: str) -> None:
     print("returned")
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_written_by_the_threads_that_write_them(folder: Path):
     code = "import sys, tests.test_checkpoints as test; test.fit_on_a_small_disk(sys.argv[1])"
     command = [sys.executable, "-c", code, str(folder)]

@@ -84,6 +84,7 @@ def test_new_observations_compile_nothing() -> None:
     assert len(sizes) == 1
 
 
+@pytest.mark.slow
 def test_a_bar_is_shown_and_filled(capsys: pytest.CaptureFixture[str]) -> None:
     shown = make(program, progress_bar=True)
     shown.run(jax.random.key(0), y=Y)

@@ -126,6 +126,7 @@ def test_nuts_finds_the_linear_gaussian_posterior(name: str):
     assert {"x[0]", "x[1]", "shift"} <= set(az.summary(idata).index)
 
 
+@pytest.mark.slow
 def test_svi_finds_the_mean():
     """The best normal guide with independent coordinates has the right mean, whatever its width."""
     case, y = CASES["chain"], jnp.asarray(Y[0], float)

@@ -302,6 +302,7 @@ def test_discrete(name: str) -> None:
     assert_evidence(posterior, np.log(joint.sum()))
 
 
+@pytest.mark.slow
 def test_quadrature_keeps_both_roots_of_a_sharp_square() -> None:
     """Where the slope is 0 a linearisation sees one flat value; the posterior has two hills."""
 

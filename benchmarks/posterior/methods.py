@@ -42,7 +42,7 @@ class Markov:
     calls: int | None
 
 
-def particle_gibbs(setting: Setting, num_particles: int = 16) -> Markov:
+def particle_gibbs(setting: Setting, num_particles: int = 64) -> Markov:
     return Markov(
         lambda program: dp.ParticleGibbs(program, num_particles, num_steps=setting.num_steps),
         num_warmup=100,
