@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("output"))
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    each, particles = (4, 20) if args.tiny else (100, 300)
+    each, particles = (6, 20) if args.tiny else (100, 300)
     images, labels, test, test_labels = load()
     model = fit(images, labels, tiny=args.tiny)
 
@@ -96,7 +96,7 @@ def main() -> None:
     drawn = {}
     for weight in WEIGHTS:
         guided = model.guided(weight)
-        x = dp.sample(jax.random.key(2), guided, asked.shape, context=one_hot(asked))
+        x = dp.sample(jax.random.key(2), guided, (), context=one_hot(asked))
         x = drawn[weight] = np.floor(np.asarray(x))
         right = classifier.score(np.clip(x, 0, 16).reshape(-1, 64), asked)
         print(f"{f'guided by {weight:g}':24}{right:11.1%}    {spread(x, asked):8.2f} grey levels")
