@@ -94,7 +94,28 @@ class LinearMixture:
         return means + noise + (moved - shrunk) @ self.v
 
 
-class KnownNoise(Problem):
+class OfMixture(Problem):
+    """A problem whose prior is a `LinearMixture`."""
+
+    mixture: LinearMixture
+
+    def model(self, num_steps: int) -> dp.DiffusionModel:
+        """See `Problem.model`."""
+        return self.mixture.model(num_steps)
+
+    def distance(self, rng: np.random.Generator, draws: Draws) -> dict[str, float]:
+        """Sliced Wasserstein distance of x, and W1 of the logarithm of any scale."""
+        found = []
+        for _ in range(COMPARISONS):
+            exact = self.draw(rng, len(draws["x"]))
+            each = {"x": sliced_wasserstein(rng, draws["x"], exact["x"])}
+            if "sigma" in exact:
+                each["log sigma"] = wasserstein(np.log(draws["sigma"]), np.log(exact["sigma"]))
+            found.append(each)
+        return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
+
+
+class KnownNoise(OfMixture):
     """A cell of the published table."""
 
     group, num_steps = "mixtures", 100
@@ -117,10 +138,6 @@ class KnownNoise(Problem):
         self.log_evidence = float(np.logaddexp.reduce(log_joint))
         self.weights = np.exp(log_joint - self.log_evidence)
 
-    def model(self, num_steps: int) -> dp.DiffusionModel:
-        """See `Problem.model`."""
-        return self.mixture.model(num_steps)
-
     def prior(self, rng: np.random.Generator, num: int) -> Draws:
         """See `Problem.prior`."""
         return {"x": self.mixture.prior(rng, num)}
@@ -131,12 +148,8 @@ class KnownNoise(Problem):
         sigma = np.full(num, self.sigma)
         return {"x": self.mixture.posterior(rng, self.y, sigma, component)}
 
-    def distance(self, rng: np.random.Generator, draws: Draws) -> dict[str, float]:
-        """See `Problem.distance`."""
-        return distance(self, rng, draws)
 
-
-class UnknownNoise(Problem):
+class UnknownNoise(OfMixture):
     """The same with sigma ~ HalfNormal: the joint posterior of x and log sigma."""
 
     group, num_steps = "noise", 100
@@ -164,10 +177,6 @@ class UnknownNoise(Problem):
         self.log_evidence = float(np.logaddexp.reduce(log_joint))
         self.log_sigma, self.weights = log_sigma, np.exp(log_joint - self.log_evidence)
 
-    def model(self, num_steps: int) -> dp.DiffusionModel:
-        """See `Problem.model`."""
-        return self.mixture.model(num_steps)
-
     def prior(self, rng: np.random.Generator, num: int) -> Draws:
         """See `Problem.prior`."""
         sigma = NOISE_SCALE * np.abs(rng.normal(size=num))
@@ -182,12 +191,8 @@ class UnknownNoise(Problem):
         component = np.argmax(log_joint + rng.gumbel(size=log_joint.shape), axis=1)
         return {"x": self.mixture.posterior(rng, self.y, sigma, component), "sigma": sigma}
 
-    def distance(self, rng: np.random.Generator, draws: Draws) -> dict[str, float]:
-        """See `Problem.distance`."""
-        return distance(self, rng, draws)
 
-
-class Mask(Problem):
+class Mask(OfMixture):
     """The first coordinate seen without noise: five of the 25 components are left."""
 
     group, num_steps = "mask", 100
@@ -203,10 +208,6 @@ class Mask(Problem):
         self.log_evidence = float(np.logaddexp.reduce(log_joint))
         self.weights = np.exp(log_joint - self.log_evidence)
 
-    def model(self, num_steps: int) -> dp.DiffusionModel:
-        """See `Problem.model`."""
-        return self.mixture.model(num_steps)
-
     def prior(self, rng: np.random.Generator, num: int) -> Draws:
         """See `Problem.prior`."""
         return {"x": self.mixture.prior(rng, num)}
@@ -217,19 +218,3 @@ class Mask(Problem):
         x = means + rng.normal(size=means.shape)
         x[:, 0] = self.y
         return {"x": x}
-
-    def distance(self, rng: np.random.Generator, draws: Draws) -> dict[str, float]:
-        """See `Problem.distance`."""
-        return distance(self, rng, draws)
-
-
-def distance(problem: Problem, rng: np.random.Generator, draws: Draws) -> dict[str, float]:
-    """Sliced Wasserstein distance of x, and W1 of the logarithm of any scale."""
-    found = []
-    for _ in range(COMPARISONS):
-        exact = problem.draw(rng, len(draws["x"]))
-        each = {"x": sliced_wasserstein(rng, draws["x"], exact["x"])}
-        if "sigma" in exact:
-            each["log sigma"] = wasserstein(np.log(draws["sigma"]), np.log(exact["sigma"]))
-        found.append(each)
-    return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
