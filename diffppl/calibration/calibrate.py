@@ -51,6 +51,7 @@ from ..conditioning.program import (
     run_program,
 )
 from ..conditioning.target import Target
+from ..networks.inputs import check_size
 from ..progress import bar, tick
 from ..samplers import AbstractSampler
 from .ranks import quantities_at, rank_of_first
@@ -123,8 +124,7 @@ def calibrate(
     if sampler is not None and not isinstance(sampler, AbstractSampler):
         raise TypeError(f"sampler={sampler!r} must be a sampler, such as samplers.Ancestral().")
     for name, value in (("num_simulations", num_simulations), ("num_samples", num_samples)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
+        check_size(name, value)
     if quantities is not None and not callable(quantities):
         raise TypeError(f"quantities is {type(quantities).__name__}; it must be a function.")
     names = (observed,) if isinstance(observed, str) else tuple(observed)

@@ -9,6 +9,7 @@ from jaxtyping import Array
 from numpyro.diagnostics import print_summary
 
 from ..checks import check_key, warn_of_short_chain
+from ..networks.inputs import check_size
 from ..progress import bar
 from .choose import choose
 from .credentials import LogEvidence, pooled_evidence, warn_of_collapse, warn_of_lost_draws
@@ -65,8 +66,7 @@ class Posterior:
         if draws is None:
             draws = getattr(method, "num_particles", _NUM_SAMPLES)
         for name, value in (("num_chains", num_chains), ("num_samples", draws)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
+            check_size(name, value)
         self.program: Program = program
         self.method: AbstractMethod | None = method
         self.explanation = "the method was given"

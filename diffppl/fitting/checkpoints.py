@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from ..model import DiffusionModel
+from ..networks.inputs import check_size
 from ..serialisation import load
-from .checks import check_count
 from .record import FILE, Record, begun, is_kept, name_of
 from .result import History
 from .training import FitState
@@ -66,8 +66,8 @@ class Checkpoints(eqx.Module):
 
     def __init__(self, folder: str | os.PathLike, *, every: int = 1_000, keep: int = 2) -> None:
         _orbax()
-        check_count("every", every)
-        check_count("keep", keep)
+        check_size("every", every)
+        check_size("keep", keep)
         self.folder = Path(folder).expanduser().absolute()
         self.every = every
         self.keep = keep

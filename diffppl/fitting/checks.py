@@ -24,12 +24,6 @@ from .training import FitState
 MOST_NATS_LEFT = 0.05
 
 
-def check_count(name: str, value: Any) -> None:
-    """Refuse what is not a positive whole number."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
-
-
 def check_options(
     model: Any, loss: Any, optimizer: Any, ema_decay: Any, scaling: Any, resume: Any
 ) -> None:

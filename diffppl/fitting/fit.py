@@ -21,11 +21,12 @@ from tqdm.auto import tqdm
 
 from ..checks import check_context, check_data, check_key
 from ..model import DiffusionModel
+from ..networks.inputs import check_size
 from ..objectives import AllSteps, SampledSteps
 from ..processes import GaussianDiffusion
 from ..scaling import Scaling
 from .checkpoints import Checkpoints, open_run
-from .checks import check_count, check_options, resumed, warn_if_misfit
+from .checks import check_options, resumed, warn_if_misfit
 from .losses import AbstractLoss, ELBOLoss
 from .reading import as_source, typical
 from .record import record
@@ -111,16 +112,16 @@ def fit(
     """
     check_key(key)
     check_options(model, loss, optimizer, ema_decay, scaling, resume)
-    check_count("num_iterations", num_iterations)
-    check_count("batch_size", batch_size)
-    check_count("chunk", chunk)
+    check_size("num_iterations", num_iterations)
+    check_size("batch_size", batch_size)
+    check_size("chunk", chunk)
     every = max(num_iterations // 20, 1) if validation_every is None else validation_every
-    check_count("validation_every", every)
+    check_size("validation_every", every)
     source = as_source(data, context, model)
     loss.check(model)
     mask = _mask(model, trainable)
-    key_train, key_validation = jax.random.split(key)
-    examples = typical(jax.random.fold_in(key, 2), source, model)
+    key_train, key_validation, key_examples = jax.random.split(key, 3)
+    examples = typical(key_examples, source, model)
     if resume is not None:
         model = resume.last_model
     elif isinstance(model.process, GaussianDiffusion):
