@@ -8,16 +8,6 @@ import jax
 import jax.numpy as jnp
 
 
-def check_batch_size(batch_size: Any) -> None:
-    """Refuse what is not a positive whole number.
-
-    Raises:
-        ValueError: anything else.
-    """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r} must be a whole number, 1 or more.")
-
-
 def map_in_blocks(function: Callable[..., Any], inputs: tuple[Any, ...], batch_size: int) -> Any:
     """`jax.vmap(function)(*inputs)` over the leading axis, at most `batch_size` at a time.
 

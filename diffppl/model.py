@@ -22,8 +22,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from . import programs
+from .arguments import check_shape
 from .guided import guided
-from .networks.inputs import check_shape
 from .prediction import AbstractPrediction, KernelMoments, default_prediction
 from .processes import AbstractProcess, GaussianDiffusion
 from .processes.base import Time

@@ -32,6 +32,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
+from .arguments import check_size
+
 
 class AbstractSchedule(eqx.Module):
     """The noise levels of a chain. Subclasses give `num_steps` and `log_snr`."""
@@ -93,11 +95,6 @@ def _from_beta(beta: np.ndarray) -> Array:
     return _table(log_alpha_bar - np.log(-np.expm1(log_alpha_bar)))
 
 
-def _check_steps(num_steps: int) -> None:
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"num_steps={num_steps!r} must be a whole number, 1 or more.")
-
-
 @final
 class Linear(AbstractSchedule):
     """beta_t rises linearly in t (Ho et al. 2020, section 4, there with T = 1000).
@@ -112,7 +109,7 @@ class Linear(AbstractSchedule):
     def __init__(
         self, num_steps: int, beta_start: float | None = None, beta_end: float | None = None
     ) -> None:
-        _check_steps(num_steps)
+        check_size("num_steps", num_steps)
         beta_start = min(0.1 / num_steps, 0.5) if beta_start is None else beta_start
         beta_end = min(20.0 / num_steps, 0.999) if beta_end is None else beta_end
         if not 0 < beta_start <= beta_end < 1:
@@ -136,7 +133,7 @@ class Cosine(AbstractSchedule):
     _log_snr: Array
 
     def __init__(self, num_steps: int, offset: float = 0.008, beta_max: float = 0.999) -> None:
-        _check_steps(num_steps)
+        check_size("num_steps", num_steps)
         if not (offset >= 0 and 0 < beta_max < 1):
             raise ValueError(f"offset={offset} must be >= 0 and beta_max={beta_max} in (0, 1).")
         angle = (np.arange(num_steps + 1) / num_steps + offset) / (1 + offset) * np.pi / 2
@@ -169,7 +166,7 @@ class LogSNRLinear(AbstractSchedule):
     def __init__(
         self, num_steps: int, noise_to_signal: tuple[float, float] = (0.01, 100.0)
     ) -> None:
-        _check_steps(num_steps)
+        check_size("num_steps", num_steps)
         low, high = noise_to_signal
         if not 0 < low < high:
             raise ValueError(f"noise_to_signal={noise_to_signal} must be 0 < low < high.")
@@ -193,7 +190,7 @@ class Reciprocal(AbstractSchedule):
     _log_snr: Array
 
     def __init__(self, num_steps: int) -> None:
-        _check_steps(num_steps)
+        check_size("num_steps", num_steps)
         steps = np.arange(1, num_steps + 1)
         with np.errstate(divide="ignore"):
             log_snr = np.log((num_steps - steps) / steps)
@@ -217,7 +214,7 @@ class SohlDickstein(AbstractSchedule):
     _log_snr: Array
 
     def __init__(self, num_steps: int, beta_1: float = 1e-3) -> None:
-        _check_steps(num_steps)
+        check_size("num_steps", num_steps)
         if not 0 <= beta_1 < 0.5:
             raise ValueError(f"beta_1={beta_1} must be small, and not negative.")
         floor = np.full(num_steps, 1e-6)
@@ -270,7 +267,7 @@ class Learned(AbstractSchedule):
 
     def __init__(self, num_steps: int, beta_1: float, noise_to_signal: float = 30.0) -> None:
         """Start linear in log-SNR, from `beta_1` to `noise_to_signal` at t = T."""
-        _check_steps(num_steps)
+        check_size("num_steps", num_steps)
         if num_steps < 2:
             raise ValueError("num_steps=1 leaves nothing to learn; ask for 2 or more.")
         if not (0 < beta_1 < 1 and noise_to_signal > 0):

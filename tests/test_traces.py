@@ -114,3 +114,31 @@ def test_a_posterior_traces_once_for_new_keys_and_observations():
     traced = counter.calls
     posterior.run(jax.random.key(1), y=-0.8)
     assert counter.calls == traced
+
+
+@pytest.mark.filterwarnings("ignore:the particles collapsed")
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda setting: dp.TwistedSMC(8, ess_threshold=setting),
+        lambda setting: dp.TwistedSMC(8, twist=dp.twists.Quadrature(2, setting)),
+        lambda setting: dp.SplitGibbs(2, setting),
+    ],
+    ids=["TwistedSMC", "Quadrature", "SplitGibbs"],
+)
+def test_a_posterior_traces_once_for_a_new_float(method):
+    counter = Counter()
+    prior = model(counter, 0.1, 1.0)
+
+    def program(y=None):
+        x = numpyro.sample("x", prior())
+        numpyro.sample("y", dist.Normal(x[0], 0.5), obs=y)
+
+    def run(setting: float) -> None:
+        settings = {"num_chains": 1, "num_samples": 8, "progress_bar": False}
+        dp.Posterior(program, method(setting), **settings).run(jax.random.key(0), y=0.3)
+
+    run(0.25)
+    traced = counter.calls
+    run(0.75)
+    assert counter.calls == traced

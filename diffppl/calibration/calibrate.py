@@ -37,7 +37,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..blocks import check_batch_size, map_in_blocks
+from ..arguments import check_size
+from ..blocks import map_in_blocks
 from ..checks import check_key
 from ..conditioning import AbstractMethod
 from ..conditioning.choose import choose
@@ -51,7 +52,6 @@ from ..conditioning.program import (
     run_program,
 )
 from ..conditioning.target import Target
-from ..networks.inputs import check_size
 from ..progress import bar, tick
 from ..samplers import AbstractSampler
 from .ranks import quantities_at, rank_of_first
@@ -113,7 +113,7 @@ def calibrate(
         >>> dp.plots.calibration(result)
     """
     check_key(key)
-    check_batch_size(batch_size)
+    check_size("batch_size", batch_size)
     if not callable(program):
         raise TypeError(f"program is {type(program).__name__}; it must be a NumPyro program.")
     if not isinstance(method, AbstractMethod | None):

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.diagnostics import print_summary
 
+from ..arguments import check_size
 from ..checks import check_key, warn_of_short_chain
-from ..networks.inputs import check_size
 from ..progress import bar
 from .choose import choose
 from .credentials import LogEvidence, pooled_evidence, warn_of_collapse, warn_of_lost_draws

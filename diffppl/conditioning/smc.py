@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ..arguments import as_float
 from ..samplers import AbstractSampler
 from .chains import AbstractChain, CovarianceMatched, ModelChain, Particle
 from .method import AbstractMethod, Draws, Exactness, draw_base
@@ -91,7 +92,7 @@ class TwistedSMC(AbstractMethod):
     twist: AbstractTwist | None = None
     chain: AbstractChain | None = None
     resampling: AbstractResampling = Systematic()
-    ess_threshold: float = eqx.field(static=True, default=0.5)
+    ess_threshold: Float[Array, ""] = eqx.field(converter=as_float, default=0.5)
     num_moves: int = eqx.field(static=True, default=1)
 
     def __check_init__(self) -> None:

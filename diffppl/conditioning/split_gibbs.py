@@ -18,6 +18,7 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
+from ..arguments import as_float
 from ..processes import GaussianDiffusion
 from ..samplers import Ancestral
 from .method import AbstractMethod, Draws, Exactness, only_diffusion_sites, reverse_step, unweighted
@@ -63,7 +64,7 @@ class SplitGibbs(AbstractMethod):
 
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
     num_sweeps: int = eqx.field(static=True, default=50)
-    noise_share: float = eqx.field(static=True, default=0.25)
+    noise_share: Float[Array, ""] = eqx.field(converter=as_float, default=0.25)
     num_steps: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:

@@ -19,8 +19,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..arguments import check_size
 from ..model import DiffusionModel
-from ..networks.inputs import check_size
 from ..serialisation import load
 from .record import FILE, Record, begun, is_kept, name_of
 from .result import History

@@ -19,9 +19,9 @@ import optax
 from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
 
+from ..arguments import check_size
 from ..checks import check_context, check_data, check_key
 from ..model import DiffusionModel
-from ..networks.inputs import check_size
 from ..objectives import AllSteps, SampledSteps
 from ..processes import GaussianDiffusion
 from ..scaling import Scaling

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..blocks import check_batch_size, map_in_blocks
+from ..arguments import check_size
+from ..blocks import map_in_blocks
 from .estimate import LogEstimate
 
 BANDWIDTHS = tuple(np.logspace(-1, 0, 10).tolist())
@@ -88,7 +89,7 @@ def parzen(
         >>> dp.likelihood.parzen(samples, held_out / 256, test / 256)
         ParzenEstimate(220.100 ± 1.900 nats, bandwidth=0.215)
     """
-    check_batch_size(batch_size)
+    check_size("batch_size", batch_size)
     names = {"samples": samples, "validation": validation, "x_test": x_test}
     arrays = {name: _as_events(name, x) for name, x in names.items()}
     shape = arrays["samples"].shape[1:]

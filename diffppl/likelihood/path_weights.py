@@ -29,7 +29,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpyro.distributions import Distribution
 
-from ..blocks import check_batch_size, map_in_blocks
+from ..arguments import check_size
+from ..blocks import map_in_blocks
 from ..checks import check_context, check_data, check_key
 from ..model import DiffusionModel
 from .estimate import LogEstimate
@@ -144,7 +145,7 @@ def jarzynski(
     check_key(key)
     if not isinstance(num_trajectories, int) or num_trajectories < 1:
         raise ValueError(f"num_trajectories={num_trajectories!r} must be a whole number >= 1.")
-    check_batch_size(batch_size)
+    check_size("batch_size", batch_size)
     x_0 = check_data("x_0", x_0, model)
     context = check_context(context, model, x_0.shape[0])
     return PathWork(_work(key, model, x_0, context, num_trajectories, batch_size))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .inputs import check_shape, check_size
+from ..arguments import check_shape, check_size
 from .time import sinusoidal
 
 NUM_FEATURES = 64

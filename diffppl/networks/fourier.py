@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .inputs import check_size
+from ..arguments import check_size
 
 
 @final

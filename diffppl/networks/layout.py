@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .inputs import check_shape, check_size
+from ..arguments import check_shape, check_size
 
 
 @final

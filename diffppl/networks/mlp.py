@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ..arguments import check_shape, check_size
 from .fourier import FourierFeatures
-from .inputs import check_shape, check_size, flatten, input_size
+from .inputs import flatten, input_size
 from .time import sinusoidal
 
 NUM_FEATURES = 64

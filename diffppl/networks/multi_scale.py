@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ..arguments import check_size
 from .bumps import BumpReadout
 from .convolution import Convolution, num_sizes, pool, upsample, zeroed
-from .inputs import check_size
 from .layout import ImageLayout
 from .padding import AbstractPadding, Edge
 

@@ -18,7 +18,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .inputs import check_shape
+from ..arguments import check_shape
 
 
 @final

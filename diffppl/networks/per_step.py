@@ -16,7 +16,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .inputs import check_shape, check_size
+from ..arguments import check_shape, check_size
 
 
 @final

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .inputs import check_shape, check_size, flatten, input_size
+from ..arguments import check_shape, check_size
+from .inputs import flatten, input_size
 from .per_step import PerStepReadout
 
 

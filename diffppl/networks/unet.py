@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ..arguments import check_size
 from .convolution import Convolution, num_sizes, pool, upsample, zeroed
 from .embedding import Embedding
-from .inputs import check_size
 from .layout import ImageLayout
 from .padding import AbstractPadding, Zeros
 from .unet_blocks import GroupNorm, ResidualBlock

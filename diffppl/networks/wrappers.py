@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .inputs import check_callable
+from ..arguments import check_callable
 
 
 @final

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array
 
-from ..blocks import check_batch_size, map_in_blocks
+from ..arguments import check_size
+from ..blocks import map_in_blocks
 from ..checks import check_key, left_at_the_end, wanted_context, warn_of_short_chain
 from ..model import DiffusionModel
 from .ancestral import Ancestral
@@ -86,7 +87,7 @@ def _check(
         raise ValueError(f"shape={shape!r} must be a tuple of whole numbers, such as (1_000,).")
     if not isinstance(sampler, AbstractSampler):
         raise TypeError(f"sampler={sampler!r} must be a sampler, such as samplers.Ancestral().")
-    check_batch_size(batch_size)
+    check_size("batch_size", batch_size)
     return key, sampler.prepare(model), shape, _as_context(context, model), sampler, batch_size
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from ...arguments import as_float
 from ..program import Values
 from ..target import Target
 from .base import (
@@ -62,8 +63,8 @@ class Quadrature(AbstractGaussianTwist):
     """
 
     num_nodes: int = eqx.field(static=True, default=5)
-    kept: float = eqx.field(static=True, default=0.25)
-    slack: float = eqx.field(static=True, default=SLACK)
+    kept: Float[Array, ""] = eqx.field(converter=as_float, default=0.25)
+    slack: Float[Array, ""] = eqx.field(converter=as_float, default=SLACK)
 
     def __check_init__(self) -> None:
         if self.num_nodes < 2:

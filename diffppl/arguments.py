@@ -1,0 +1,34 @@
+"""Single arguments: their checks, in the words of the caller. Everything may import this."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+
+def check_shape(name: str, shape: Any) -> tuple[int, ...]:
+    """A shape, or an error that names it."""
+    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ValueError(
+            f"{name}={shape!r} must be a tuple of positive integers, such as (28, 28)."
+        )
+    return shape
+
+
+def check_size(name: str, size: Any, least: int = 1) -> int:
+    """A whole number of at least `least`, or an error that names it."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < least:
+        raise ValueError(f"{name}={size!r} must be a whole number, {least} or more.")
+    return size
+
+
+def check_callable(name: str, network: Any) -> Any:
+    """Something that can be called, or an error that names it."""
+    if not callable(network):
+        raise TypeError(f"{name}={network!r} must be callable as (x_t, t, context).")
+    return network
+
+
+def as_float(value: ArrayLike) -> Float[Array, "..."]:
+    """A setting as an array of the default precision: a new value of it compiles nothing anew."""
+    return jnp.asarray(value, dtype=float)
