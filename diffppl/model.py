@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from . import programs
 from .arguments import check_shape
-from .guided import guided
+from .guided import EVERYWHERE, guided
 from .prediction import AbstractPrediction, KernelMoments, default_prediction
 from .processes import AbstractProcess, GaussianDiffusion
 from .processes.base import Time
@@ -264,9 +264,11 @@ class DiffusionModel(eqx.Module):
             ),
         )
 
-    def guided(self, weight: Any) -> "DiffusionModel":
+    def guided(
+        self, weight: Any, noise_to_signal: tuple[float, float] = EVERYWHERE
+    ) -> "DiffusionModel":
         """This model, leaning towards its context by `weight`: see `guided.guided`."""
-        return guided(self, weight)
+        return guided(self, weight, noise_to_signal)
 
     def __call__(self, context: Array | None = None) -> "DiffusionDistribution":
         """The model as a NumPyro distribution over x_0, in the user's units.

@@ -93,6 +93,20 @@ def test_the_guided_mean_is_the_combination_whatever_the_output(
     np.testing.assert_array_equal(kernel.variance, conditional.variance)
 
 
+@pytest.mark.parametrize("shorter", [False, True])
+def test_guidance_may_be_kept_to_an_interval_of_levels(shorter: bool):
+    w, (low, high) = 1.5, (0.1, 2.0)
+    models = [MODEL.guided(w, noise_to_signal=(low, high)), MODEL.guided(w), MODEL]
+    if shorter:  # guidance knows levels, not steps
+        models = [m.respace(12) for m in models]
+    x_t, ratio = jnp.array([0.7]), np.exp(-0.5 * models[0].process.schedule.log_snr())
+    inside = (low <= ratio) & (ratio <= high)
+    assert 2 < inside[1:].sum() < len(ratio) - 3
+    for t in range(1, len(ratio)):
+        partly, guided, plain = (m.denoise(x_t, t, CONTEXT) for m in models)
+        np.testing.assert_array_equal(partly, guided if inside[t] else plain)
+
+
 @pytest.mark.usefixtures("x64")
 def test_weights_of_0_and_minus_1_are_the_conditional_and_the_unconditional():
     shape, key = (50,), jax.random.key(1)
@@ -411,3 +425,9 @@ def test_context_dropout_refuses_what_it_cannot_drop():
     for bad in ({"batch_size": 1, "context": contexts}, {"batch_size": 2}):
         with pytest.raises(ValueError, match="needs contexts, and batch_size=2 or more"):
             dp.fit(KEY, model, data, loss=dropout(), **options, **bad)
+
+
+@pytest.mark.parametrize("interval", [(2.0, 1.0), (-1.0, 1.0), (0.5, float("nan"))])
+def test_an_interval_of_levels_that_is_none_is_refused(interval: tuple[float, float]):
+    with pytest.raises(ValueError, match="must be two ratios, the smaller one first"):
+        MODEL.guided(1.0, noise_to_signal=interval)

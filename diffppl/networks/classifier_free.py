@@ -17,8 +17,13 @@ which is larger: with v / V = 1/2, 0.50 v against 0.67 v at w = 1, and 0.125 v a
 w = 3. So `log_prob`, `elbo` and a posterior are those of the chain that is run, not of the tilted
 distribution.
 
+At high noise guidance pushes every draw the same way, and with a large w a network is soon asked
+about states that it never saw: draws lose their variety, or run off. At low noise it changes
+little. So it may be kept to the levels between, where shapes are decided.
+
 References:
-    Ho and Salimans 2022, section 3.2, equation 6; Bradley and Nakkiran 2024 (what it samples).
+    Ho and Salimans 2022, section 3.2, equation 6; Bradley and Nakkiran 2024 (what it samples);
+    Kynkäänniemi et al. 2024 (guidance between two levels).
 """
 
 from collections.abc import Callable
@@ -31,6 +36,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from ..arguments import as_float
+
 
 @final
 class ClassifierFree(eqx.Module):
@@ -41,6 +48,7 @@ class ClassifierFree(eqx.Module):
     Args:
         network: one that may be asked with a context or with None.
         weight: w; 0 is no guidance. Not trained.
+        times: the first and the last t that are guided; elsewhere w = 0.
         has_variance: whether the raw output has two channels, of which the second is a variance.
 
     Raises:
@@ -49,15 +57,23 @@ class ClassifierFree(eqx.Module):
 
     network: Callable[..., Array]
     weight: Float[Array, ""]
+    first: Int[Array, ""]
+    last: Int[Array, ""]
     has_variance: bool = eqx.field(static=True)
 
     def __init__(
-        self, network: Callable[..., Array], weight: Any, *, has_variance: bool = False
+        self,
+        network: Callable[..., Array],
+        weight: Any,
+        times: tuple[Any, Any] = (0, np.iinfo(np.int32).max),
+        *,
+        has_variance: bool = False,
     ) -> None:
         if np.shape(weight) != () or not (isinstance(weight, Tracer) or np.isfinite(weight)):
             raise ValueError(f"weight={weight} must be one finite number; 0 is no guidance.")
         self.network = network
-        self.weight = jnp.asarray(weight, dtype=float)
+        self.weight = as_float(weight)
+        self.first, self.last = (jnp.asarray(t, dtype=jnp.int32) for t in times)
         self.has_variance = has_variance
 
     def __call__(
@@ -70,5 +86,6 @@ class ClassifierFree(eqx.Module):
         given = self.network(x_t, t, context)
         # What the context rules out (a log-probability of minus infinity) stays out.
         change = jnp.where(jnp.isneginf(given), 0.0, given - without)
-        guided = given + jax.lax.stop_gradient(self.weight) * change
+        weight = jnp.where((t >= self.first) & (t <= self.last), self.weight, 0.0)
+        guided = given + jax.lax.stop_gradient(weight) * change
         return guided.at[1].set(given[1]) if self.has_variance else guided
