@@ -19,11 +19,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from . import programs
 from .arguments import check_shape
+from .clipped import clipped
 from .guided import EVERYWHERE, guided
+from .networks.wrappers import Respaced
 from .prediction import AbstractPrediction, KernelMoments, default_prediction
 from .processes import AbstractProcess, GaussianDiffusion
 from .processes.base import Time
@@ -270,6 +272,10 @@ class DiffusionModel(eqx.Module):
         """This model, leaning towards its context by `weight`: see `guided.guided`."""
         return guided(self, weight, noise_to_signal)
 
+    def clipped(self, low: ArrayLike, high: ArrayLike) -> "DiffusionModel":
+        """This model, with E[x_0 given x_t] kept between two bounds: see `clipped.clipped`."""
+        return clipped(self, low, high)
+
     def __call__(self, context: Array | None = None) -> "DiffusionDistribution":
         """The model as a NumPyro distribution over x_0, in the user's units.
 
@@ -286,15 +292,3 @@ class DiffusionModel(eqx.Module):
             f"DiffusionModel({type(self.process).__name__}, num_steps={self.num_steps}, "
             f"event_shape={self.event_shape}, parameters={sum(leaf.size for leaf in leaves):,})"
         )
-
-
-@final
-class Respaced(eqx.Module):
-    """A network asked at some of its own times."""
-
-    network: Network
-    levels: Array
-
-    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Array:
-        """The raw output for one event."""
-        return self.network(x_t, self.levels[t], context)

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 
 import diffppl as dp
+from diffppl.clipped import Clipped
 from diffppl.conditioning import AbstractMethod
 from diffppl.processes import AbstractProcess
 from diffppl.schedules import AbstractSchedule
@@ -71,6 +73,9 @@ PREDICTIONS: dict[str, Callable[[], dp.predictions.AbstractPrediction]] = {
     "velocity": dp.predictions.Velocity,
     "velocity-upper": lambda: dp.predictions.Velocity(dp.predictions.UpperVariance()),
     "velocity-learned": lambda: dp.predictions.Velocity(dp.predictions.LearnedVariance()),
+    "velocity-clipped": lambda: Clipped(
+        dp.predictions.Velocity(), jnp.asarray(-9.0), jnp.asarray(9.0)
+    ),
     "kernel-moments": dp.predictions.KernelMoments,
     "kernel-moments-printed": lambda: dp.predictions.KernelMoments(dp.predictions.PrintedHead()),
     "kernel-moments-code": lambda: dp.predictions.KernelMoments(dp.predictions.CodeHead()),

@@ -35,6 +35,7 @@ ROOMS = [
 
 # Every file and room, lowest first: imports go to what stands before, or stay in the room.
 HOUSE = [
+    "arguments",
     "schedules",
     "processes",
     "scaling",
@@ -42,6 +43,7 @@ HOUSE = [
     "prediction",
     "programs",
     "guided",
+    "clipped",
     "model",
     "checks",
     "objectives",

@@ -1,7 +1,8 @@
 """Around any network: the same function, had in another way.
 
 `MixedPrecision` computes in a shorter number format; `Rematerialised` forgets what it computed and
-does it again for the gradient. Both may be stacked, trained and saved like the network inside.
+does it again for the gradient; `Respaced` is asked at some of its own times (`model.respace`). All
+may be stacked, trained and saved like the network inside.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from ..arguments import check_callable
 
@@ -78,3 +79,20 @@ class Rematerialised(eqx.Module):
     def __call__(self, *args: Any) -> Array:
         """What the network says."""
         return eqx.filter_checkpoint(self.network)(*args)
+
+
+@final
+class Respaced(eqx.Module):
+    """A network asked at some of its own times.
+
+    Args:
+        network: any network.
+        levels: its own time for each t, shape `(num_steps + 1,)`.
+    """
+
+    network: Callable[..., Array]
+    levels: Int[Array, " levels"]
+
+    def __call__(self, x_t: Array, t: int | Int[Array, ""], context: Array | None) -> Array:
+        """The raw output for one event."""
+        return self.network(x_t, self.levels[t], context)
