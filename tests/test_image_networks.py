@@ -233,6 +233,24 @@ def test_signals_volumes_and_odd_sizes(make_one, event_shape, channel_axis):
     assert np.all(call(network, x + 1) != y)
 
 
+@pytest.mark.parametrize(("shape", "larger", "axis"), [((8,), (19,), None), ((2, 8), (2, 19), 0)])
+def test_a_unet_may_be_asked_about_larger_events(shape, larger, axis):
+    """Away from the edges a constant signal looks the same at any size."""
+    network = randomised(unet(shape, channel_axis=axis, attention_levels=0))
+    wide = network.resized(larger)
+    short, long = (
+        np.asarray(call(n, jnp.full(s, 0.7))) for n, s in ((network, shape), (wide, larger))
+    )
+    assert long.shape == larger
+    np.testing.assert_allclose(call(wide.resized(shape), jnp.full(shape, 0.7)), short)
+    x = jax.random.normal(KEY, larger)
+    assert np.all(call(wide, x + 1) != call(wide, x))
+    with pytest.raises(ValueError, match="must have the axes and the channels"):
+        network.resized((*larger, 3))
+    with pytest.raises(ValueError, match="can be halved"):
+        network.resized((*larger[:-1], 1))
+
+
 # The paper's -------------------------------------------------------------------------------------
 
 

@@ -131,7 +131,7 @@ def dead_leaves(run: Run) -> Row:
         draw(dp.data.Dequantised(leaves), jax.random.key(3), run.choose(20, 1_000, 4_000)),
         (draw(windows, jax.random.key(4), num), draw(windows, jax.random.key(5), num)),
         num_steps=run.choose(20, 1_000, 1_000),
-        iterations=run.choose(4, 6_000, 100_000),
+        iterations=run.choose(4, 4_000, 100_000),
         batch_size=run.choose(4, 64, 128),
         data=f"fresh images, {side} x {side}, radii {radii[0]:g} to {radii[1]:g}, 256 greys",
     )
@@ -156,7 +156,7 @@ def bark(run: Run) -> Row:
             draw(noisy(split.test, WINDOW), jax.random.key(5), num),
         ),
         num_steps=run.choose(20, 500, 500),
-        iterations=run.choose(4, 3_000, 60_000),
+        iterations=run.choose(4, 2_000, 60_000),
         batch_size=run.choose(4, 32, 64),
         data=f"{split.name}; windows of {side} x {side}",
     )
@@ -182,7 +182,7 @@ def cifar10(run: Run) -> Row:
         test,
         (windows(split.train, jax.random.key(4)), windows(split.test, jax.random.key(5))),
         num_steps=run.choose(20, 1_000, 1_000),
-        iterations=run.choose(4, 3_000, 100_000),
+        iterations=run.choose(4, 2_000, 100_000),
         batch_size=run.choose(2, 32, 128),
         data=split.name,
         channel_axis=-1,
@@ -244,7 +244,7 @@ def binarized(run: Run, name: str, process: Any, categories: int | None) -> Row:
     shape = split.train.shape[1:]
     states = {"num_categories": categories} if categories else {}
     output = {"output_shape": (*shape, 2)} if categories else {}
-    iterations = run.choose(10, 6_000, 100_000)
+    iterations = run.choose(10, 2_500, 100_000)
     model, seconds = timed_fit(
         run,
         name,

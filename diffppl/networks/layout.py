@@ -57,6 +57,20 @@ class ImageLayout(eqx.Module):
                 f"before it, as {(2, *event_shape)}, or after it, as {(*event_shape, 5)}."
             )
 
+    def resized(self, event_shape: tuple[int, ...]) -> "ImageLayout":
+        """The same for events of another size, with as many axes and channels."""
+        length, before = len(self.event_shape), self._axes_before() or 0
+        shape = check_shape("event_shape", event_shape)
+        after = self.output_shape[before + length :]
+        output = (*self.output_shape[:before], *shape, *after)
+        if len(shape) == length:
+            found = ImageLayout(shape, self.channel_axis, output, self.num_categories)
+            if found._channels() == self._channels():
+                return found
+        raise ValueError(
+            f"event_shape={shape} must have the axes and the channels of {self.event_shape}."
+        )
+
     @property
     def space(self) -> tuple[int, ...]:
         """Pixels along each spatial axis."""

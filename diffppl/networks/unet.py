@@ -166,6 +166,23 @@ class UNet(eqx.Module):
                 h = block(jnp.concatenate([h, seen.pop()], axis=-1), condition)
         return self.layout.from_image(self.last(jax.nn.silu(self.norm(h))))
 
+    def resized(self, event_shape: tuple[int, ...]) -> "UNet":
+        """The same weights for events of another size, such as a texture larger than its windows.
+
+        Convolutions see as far as they did, and no further; attention and the means of group norms
+        reach over the whole event, so leave the attention out (`attention_levels=0`) where sizes
+        are to change.
+
+        Args:
+            event_shape: with as many axes as before, and as many channels.
+
+        Raises:
+            ValueError: anything else, or fewer pixels than there are levels for.
+        """
+        layout = self.layout.resized(event_shape)
+        _check_levels("the network", len(self.up), layout.space)
+        return eqx.tree_at(lambda network: network.layout, self, layout)
+
 
 def _check_channels(channels: Any, space: tuple[int, ...]) -> None:
     """Refuse what are no channels, and more levels than there are halves."""
@@ -177,9 +194,13 @@ def _check_channels(channels: Any, space: tuple[int, ...]) -> None:
             f"channels={channels!r} must be a tuple of positive integers, one for each level, such "
             "as (32, 64)."
         )
+    _check_levels(f"channels={channels}", len(channels), space)
+
+
+def _check_levels(what: str, num: int, space: tuple[int, ...]) -> None:
     most = num_sizes(space)
-    if len(channels) > most:
+    if num > most:
         raise ValueError(
-            f"channels={channels} has {len(channels)} levels, but {max(space)} pixels can be "
-            f"halved {most - 1} times only: give at most {most}."
+            f"{what} has {num} levels, but {max(space)} pixels can be halved {most - 1} times only: "
+            f"give at most {most}."
         )
