@@ -201,6 +201,6 @@ def _check_levels(what: str, num: int, space: tuple[int, ...]) -> None:
     most = num_sizes(space)
     if num > most:
         raise ValueError(
-            f"{what} has {num} levels, but {max(space)} pixels can be halved {most - 1} times only: "
-            f"give at most {most}."
+            f"{what} has {num} levels, but {max(space)} pixels can be halved {most - 1} times "
+            f"only: give at most {most}."
         )

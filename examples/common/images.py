@@ -1,0 +1,66 @@
+"""Images of the examples that redraw the paper's figures, and the U-Net that is fitted to them."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from scipy.ndimage import gaussian_filter
+from sklearn.datasets import load_sample_images
+
+import diffppl as dp
+
+
+def unet(event_shape: tuple[int, ...], *, tiny: bool, **settings: Any) -> dp.networks.UNet:
+    """A U-Net of a size that two cores can train in minutes."""
+    channels = (4, 4) if tiny else (16, 32, 32)
+    return dp.networks.UNet(event_shape, channels, key=jax.random.key(0), **settings)
+
+
+def fit(
+    network: eqx.Module,
+    source: dp.data.AbstractSource,
+    *,
+    num_steps: int,
+    iterations: int,
+    highest: float,
+    batch_size: int = 32,
+) -> dp.DiffusionModel:
+    """Eight-bit images with uniform noise; levels to `highest`, well beyond an image's length."""
+    model = dp.DiffusionModel(
+        process=dp.GaussianDiffusion(
+            dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.01, highest))
+        ),
+        network=network,
+        event_shape=source.event_shape,
+    )
+    return dp.fit(
+        jax.random.key(1),
+        model,
+        dp.data.Dequantised(source),
+        num_iterations=iterations,
+        batch_size=batch_size,
+        loss=dp.losses.SimpleLoss(),
+        optimizer=dp.default_optimizer(iterations, learning_rate=2e-3),
+    ).model
+
+
+def photographs() -> tuple[np.ndarray, np.ndarray]:
+    """Two photographs in colour from scikit-learn: to fit, and their right fifths to hold out."""
+    images = np.stack(load_sample_images().images)
+    cut = images.shape[2] * 4 // 5
+    return images[:, :, :cut], images[:, :, cut:]
+
+
+def ridges(seed: int, height: int, width: int) -> np.ndarray:
+    """A texture like bark: ridges that wander, with cracks between them, and grain."""
+    rng = np.random.default_rng(seed)
+
+    def smooth(*scale: float) -> np.ndarray:
+        noise = gaussian_filter(rng.normal(size=(height, width)), scale, mode="wrap")
+        return noise / noise.std()
+
+    across = np.arange(width) + 5 * smooth(25, 6) + 2 * smooth(6, 3)
+    ridge = np.abs(np.sin(np.pi * across / 16)) ** 0.6
+    grey = 50 + 120 * ridge + 15 * smooth(8, 2) + 8 * smooth(1, 1)
+    return np.clip(grey, 0, 255).astype(np.uint8)
