@@ -8,6 +8,7 @@ import pytest
 
 import diffppl as dp
 from diffppl.networks.bumps import BumpReadout
+from diffppl.networks.convolution import from_patches, to_patches
 from diffppl.networks.layout import ImageLayout
 from diffppl.networks.unet_blocks import GroupNorm, ResidualBlock
 
@@ -249,6 +250,31 @@ def test_a_unet_may_be_asked_about_larger_events(shape, larger, axis):
         network.resized((*larger, 3))
     with pytest.raises(ValueError, match="can be halved"):
         network.resized((*larger[:-1], 1))
+
+
+@pytest.mark.parametrize("space", [(6,), (4, 6), (2, 4, 2)])
+def test_patches_are_squares_of_pixels_and_back(space):
+    x = np.arange(3.0 * np.prod(space)).reshape(*space, 3)
+    patches = to_patches(jnp.asarray(x), 2)
+    assert patches.shape == (*(n // 2 for n in space), 3 * 2 ** len(space))
+    first = x[(slice(2),) * len(space)]
+    np.testing.assert_array_equal(patches[(0,) * len(space)], first.reshape(-1))
+    np.testing.assert_array_equal(from_patches(patches, 2), x)
+
+
+def test_a_unet_may_work_on_patches():
+    network = randomised(unet((4, 8), patch=2, output_shape=(2, 4, 8)))
+    x = jax.random.normal(KEY, (4, 8))
+    y = call(network, x)
+    assert y.shape == (2, 4, 8)
+    # Every pixel of a patch is seen, and has an answer of its own.
+    slopes = jax.jacfwd(lambda x: call(network, x)[0, 0, 0])(x)
+    assert np.all(slopes != 0)
+    assert len(np.unique(y)) == y.size
+    with pytest.raises(ValueError, match=r"patch=3 must divide .* \(4, 8\)"):
+        unet((4, 8), patch=3)
+    with pytest.raises(ValueError, match="patch=2 must divide"):
+        network.resized((4, 7))
 
 
 # The paper's -------------------------------------------------------------------------------------

@@ -94,6 +94,32 @@ def upsample(
     return x[tuple(slice(size) for size in space)]
 
 
+def to_patches(
+    x: Float[Array, "*space channels"], patch: int
+) -> Float[Array, "*less_space more_channels"]:
+    """Squares of `patch` pixels a side as one pixel each, of all their channels."""
+    if patch == 1:
+        return x
+    *space, channels = x.shape
+    num = len(space)
+    blocks = [n for size in space for n in (size // patch, patch)]
+    x = jnp.moveaxis(x.reshape(*blocks, channels), range(0, 2 * num, 2), range(num))
+    return x.reshape(*(size // patch for size in space), -1)
+
+
+def from_patches(
+    x: Float[Array, "*less_space more_channels"], patch: int
+) -> Float[Array, "*space channels"]:
+    """The inverse of `to_patches`."""
+    if patch == 1:
+        return x
+    *space, _ = x.shape
+    num = len(space)
+    x = x.reshape(*space, *[patch] * num, -1)
+    x = jnp.moveaxis(x, range(num), range(0, 2 * num, 2))
+    return x.reshape(*(size * patch for size in space), -1)
+
+
 def zeroed(layer: Convolution) -> Convolution:
     """The layer, with weights and biases of zero."""
     zeros = (jnp.zeros_like(layer.weight), jnp.zeros_like(layer.bias))

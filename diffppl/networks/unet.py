@@ -18,7 +18,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..arguments import check_size
-from .convolution import Convolution, num_sizes, pool, upsample, zeroed
+from .convolution import (
+    Convolution,
+    from_patches,
+    num_sizes,
+    pool,
+    to_patches,
+    upsample,
+    zeroed,
+)
 from .embedding import Embedding
 from .layout import ImageLayout
 from .padding import AbstractPadding, Zeros
@@ -54,6 +62,8 @@ class UNet(eqx.Module):
             grows with the square of their number.
         num_heads: of the attention.
         padding: what lies beyond the edges; `padding.Periodic()` for a lattice that is a torus.
+        patch: side of the squares of pixels that count as one pixel of as many channels. With 2 the
+            first level works at half the size, at a quarter of the cost; it divides every size.
         rematerialise: whether blocks are computed again for the gradient instead of kept: less
             memory, and about a third more time.
 
@@ -74,6 +84,7 @@ class UNet(eqx.Module):
     up: tuple[tuple[Block, ...], ...]
     norm: GroupNorm
     last: Convolution
+    patch: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -90,11 +101,13 @@ class UNet(eqx.Module):
         attention_levels: int = 1,
         num_heads: int = 4,
         padding: AbstractPadding = Zeros(),  # noqa: B008 (immutable)
+        patch: int = 1,
         rematerialise: bool = False,
     ) -> None:
         self.layout = ImageLayout(event_shape, channel_axis, output_shape, num_categories)
-        space, num_axes = self.layout.space, len(self.layout.space)
-        _check_channels(channels, space)
+        self.patch = check_size("patch", patch)
+        num_axes = len(self.layout.space)
+        _check_channels(channels, _patched(self.layout.space, patch))
         check_size("num_blocks", num_blocks)
         check_size("attention_levels", attention_levels, least=0)
         attends = [level >= len(channels) - attention_levels for level in range(len(channels))]
@@ -130,9 +143,8 @@ class UNet(eqx.Module):
         self.embedding = Embedding(
             width, key=next(keys), context_shape=context_shape, num_classes=num_classes
         )
-        self.first = Convolution(
-            self.layout.inputs, channels[0], num_axes, key=next(keys), padding=padding
-        )
+        inputs, outputs = (n * patch**num_axes for n in (self.layout.inputs, self.layout.outputs))
+        self.first = Convolution(inputs, channels[0], num_axes, key=next(keys), padding=padding)
         lowest = len(channels) - 1
         self.down = tuple(level_down(level) for level in range(len(channels)))
         self.middle = tuple(
@@ -140,9 +152,7 @@ class UNet(eqx.Module):
         )
         self.up = tuple(level_up(level) for level in range(len(channels)))
         self.norm = GroupNorm(channels[0])
-        last = Convolution(
-            channels[0], self.layout.outputs, num_axes, key=next(keys), padding=padding
-        )
+        last = Convolution(channels[0], outputs, num_axes, key=next(keys), padding=padding)
         self.last = zeroed(last)
 
     def __call__(
@@ -150,7 +160,8 @@ class UNet(eqx.Module):
     ) -> Float[Array, "..."]:
         """The raw output for one event."""
         condition = self.embedding(t, context)
-        h = self.first(self.layout.to_image(x_t, self.first.weight.dtype))
+        image = self.layout.to_image(x_t, self.first.weight.dtype)
+        h = self.first(to_patches(image, self.patch))
         seen = []
         for level, blocks in enumerate(self.down):
             h = h if level == 0 else pool(h, 2)
@@ -164,7 +175,8 @@ class UNet(eqx.Module):
             h = h if h.shape[:-1] == space else upsample(h, 2, space)
             for block in blocks:
                 h = block(jnp.concatenate([h, seen.pop()], axis=-1), condition)
-        return self.layout.from_image(self.last(jax.nn.silu(self.norm(h))))
+        y = self.last(jax.nn.silu(self.norm(h)))
+        return self.layout.from_image(from_patches(y, self.patch))
 
     def resized(self, event_shape: tuple[int, ...]) -> "UNet":
         """The same weights for events of another size, such as a texture larger than its windows.
@@ -180,8 +192,15 @@ class UNet(eqx.Module):
             ValueError: anything else, or fewer pixels than there are levels for.
         """
         layout = self.layout.resized(event_shape)
-        _check_levels("the network", len(self.up), layout.space)
+        _check_levels("the network", len(self.up), _patched(layout.space, self.patch))
         return eqx.tree_at(lambda network: network.layout, self, layout)
+
+
+def _patched(space: tuple[int, ...], patch: int) -> tuple[int, ...]:
+    """Patches along each axis."""
+    if any(n % patch for n in space):
+        raise ValueError(f"patch={patch} must divide the pixels of every axis, which are {space}.")
+    return tuple(n // patch for n in space)
 
 
 def _check_channels(channels: Any, space: tuple[int, ...]) -> None:
