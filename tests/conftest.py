@@ -10,6 +10,10 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 
+# Most of the tests' time goes into compilation, so XLA is told to hurry; the slow ones, which run
+# for long, are quicker with XLA_FLAGS="" in the environment. It is read when JAX starts.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax
 import matplotlib as mpl
 import pytest

@@ -36,6 +36,7 @@ ROOMS = [
 # Every file and room, lowest first: imports go to what stands before, or stay in the room.
 HOUSE = [
     "arguments",
+    "blocks",
     "schedules",
     "processes",
     "scaling",
@@ -47,7 +48,6 @@ HOUSE = [
     "model",
     "checks",
     "objectives",
-    "blocks",
     "structure",
     "serialisation",
     "data",

@@ -182,7 +182,7 @@ def cifar10(run: Run) -> Row:
         test,
         (windows(split.train, jax.random.key(4)), windows(split.test, jax.random.key(5))),
         num_steps=run.choose(20, 1_000, 1_000),
-        iterations=run.choose(4, 2_000, 100_000),
+        iterations=run.choose(4, 1_500, 100_000),
         batch_size=run.choose(2, 32, 128),
         data=split.name,
         channel_axis=-1,
@@ -244,7 +244,7 @@ def binarized(run: Run, name: str, process: Any, categories: int | None) -> Row:
     shape = split.train.shape[1:]
     states = {"num_categories": categories} if categories else {}
     output = {"output_shape": (*shape, 2)} if categories else {}
-    iterations = run.choose(10, 2_500, 100_000)
+    iterations = run.choose(10, 1_500, 100_000)
     model, seconds = timed_fit(
         run,
         name,
