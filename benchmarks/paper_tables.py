@@ -15,7 +15,7 @@ import json
 import pathlib
 
 import jax
-from paper import images, tables, toys
+from paper import binary, images, tables, toys
 from paper.row import Run, Size
 
 ROWS = {
@@ -25,8 +25,8 @@ ROWS = {
     "dead_leaves": images.dead_leaves,
     "cifar10": images.cifar10,
     "mnist": images.mnist,
-    "binarized_mnist": images.bernoulli,
-    "binarized_mnist_absorbing": images.absorbing,
+    "binarized_mnist": binary.bernoulli,
+    "binarized_mnist_absorbing": binary.absorbing,
 }
 
 

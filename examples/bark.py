@@ -52,7 +52,7 @@ def main() -> None:
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     window, side, hole = (16, 24, 10) if args.tiny else (32, 160, 100)
-    num_steps, iterations, repeats = (10, 4, 1) if args.tiny else (200, 2_500, 5)
+    num_steps, iterations, repeats = (10, 4, 1) if args.tiny else (200, 2_000, 5)
 
     train, picture = load(args.data)
     network = images.unet((window, window), tiny=args.tiny, attention_levels=0)

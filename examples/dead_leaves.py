@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("output"))
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    side, num_steps, iterations = (8, 10, 4) if args.tiny else (32, 200, 3_000)
+    side, num_steps, iterations = (8, 10, 4) if args.tiny else (32, 200, 2_000)
     num_test, num_windows = (8, 500) if args.tiny else (200, 20_000)
 
     source = leaves(side)

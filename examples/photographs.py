@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--data", type=pathlib.Path, metavar="FOLDER", help="CIFAR-10")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    side, num_steps, iterations = (8, 10, 4) if args.tiny else (32, 100, 3_000)
+    side, num_steps, iterations = (8, 10, 4) if args.tiny else (32, 100, 2_000)
     sweeps, num_draws = (2, 2) if args.tiny else (30, 16)
 
     source, truths = load(args.data, side)
