@@ -24,6 +24,7 @@ import argparse
 import json
 import pathlib
 
+import jax
 import numpy as np
 from posterior import grids, heartbeat, measure, mixtures, report
 from posterior.methods import METHODS
@@ -40,6 +41,9 @@ GROUPS = {
     "heartbeat": [heartbeat.Heartbeat],
 }
 KEY = ("cell", "seed", "run", "method", "steps", "draws")  # by which a kept result is known again
+MOST_PROGRAMS = (
+    40  # methods compiled in one process; several hundred reach its limit of memory maps
+)
 
 
 def problems(args: argparse.Namespace) -> list[Problem]:
@@ -120,7 +124,7 @@ def main() -> None:
     kept = args.output / "posterior_accuracy.jsonl"
     done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     known = {tuple(row[name] for name in KEY): row for row in done}
-    rows = []
+    rows, num_measured = [], 0
     with tqdm(find_tasks(args), dynamic_ncols=True) as bar:
         for run, problem, method in bar:
             bar.set_description(f"{problem.cell}, {problem.seed}: {method}")
@@ -132,6 +136,9 @@ def main() -> None:
                 with kept.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 known[key] = row
+                num_measured += 1
+                if num_measured % MOST_PROGRAMS == 0:
+                    jax.clear_caches()
             rows.append(known[key])
     print(write(rows, args.output))
     report.figure(rows).savefig(args.output / "posterior_accuracy.png", dpi=120)
