@@ -41,9 +41,8 @@ GROUPS = {
     "heartbeat": [heartbeat.Heartbeat],
 }
 KEY = ("cell", "seed", "run", "method", "steps", "draws")  # by which a kept result is known again
-MOST_PROGRAMS = (
-    40  # methods compiled in one process; several hundred reach its limit of memory maps
-)
+# Methods compiled in one process: several hundred would reach its limit of memory maps.
+MOST_PROGRAMS = 40
 
 
 def problems(args: argparse.Namespace) -> list[Problem]:
