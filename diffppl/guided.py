@@ -28,8 +28,8 @@ def guided(
     Args:
         model: whose network has a context and can do without, fit with `losses.ContextDropout`.
         weight: w of (1 + w) conditional - w unconditional; 0 is no guidance.
-        noise_to_signal: guide between these two ratios of noise to signal amplitude only. With
-            weights of 2 and more, levels far above the data's own size do harm.
+        noise_to_signal: guide between these two ratios of noise to signal amplitude only: far above
+            the data's own size guidance costs variety. Where draws run off, see `model.clipped`.
 
     Raises:
         ValueError: the network cannot do without its context, or the prediction is a

@@ -17,9 +17,10 @@ which is larger: with v / V = 1/2, 0.50 v against 0.67 v at w = 1, and 0.125 v a
 w = 3. So `log_prob`, `elbo` and a posterior are those of the chain that is run, not of the tilted
 distribution.
 
-At high noise guidance pushes every draw the same way, and with a large w a network is soon asked
-about states that it never saw: draws lose their variety, or run off. At low noise it changes
-little. So it may be kept to the levels between, where shapes are decided.
+At high noise guidance pushes every draw the same way, which costs variety, and at low noise it
+changes little: it may be kept to the levels between, where shapes are decided. With a large w a
+network is also asked about states that it never saw, and draws run off (a dense network on small
+digits, w = 4: three in ten pixels out of range); `model.clipped` stops that.
 
 References:
     Ho and Salimans 2022, section 3.2, equation 6; Bradley and Nakkiran 2024 (what it samples);
