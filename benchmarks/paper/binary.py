@@ -9,7 +9,7 @@ import diffppl as dp
 
 from . import files
 from .images import unet
-from .row import Row, Run, num_parameters, timed_fit
+from .row import Row, Run, Size, num_parameters, timed_fit
 
 
 def binarized(run: Run, name: str, process: Any, categories: int | None) -> Row:
@@ -18,11 +18,12 @@ def binarized(run: Run, name: str, process: Any, categories: int | None) -> Row:
     shape = split.train.shape[1:]
     states = {"num_categories": categories} if categories else {}
     output = {"output_shape": (*shape, 2)} if categories else {}
+    patch = {"patch": 2} if run.size is Size.SMALL else {}
     iterations = run.choose(10, 1_500, 100_000)
     model, seconds = timed_fit(
         run,
         name,
-        dp.DiffusionModel(process, unet(run, shape, **states, **output), shape),
+        dp.DiffusionModel(process, unet(run, shape, **states, **output, **patch), shape),
         split.train.astype(np.int32),
         num_iterations=iterations,
         batch_size=run.choose(8, 64, 128),
