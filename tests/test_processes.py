@@ -82,7 +82,8 @@ class Discrete:
         self.probs = np.random.default_rng(1).dirichlet([1.0] * self.num_data, size=WIDTH)
         if certain:
             self.probs = np.broadcast_to(np.eye(self.num_data)[1], self.probs.shape)
-        logits = jnp.log(jnp.maximum(self.probs, 1e-300))
+        least = 1e-300 if process.num_categories is None else 0.0  # the odds of bits are a quotient
+        logits = jnp.log(jnp.maximum(self.probs, least))
         logits = jnp.broadcast_to(logits, (self.num_states, *logits.shape))
         if process.num_categories is None:
             logits = logits[..., 1] - logits[..., 0]
@@ -523,3 +524,23 @@ def test_one_category_is_refused():
 def test_absorbing_chains_must_end_masked():
     with pytest.raises(ValueError, match="schedule ends with alpha_bar_T = .*Reciprocal"):
         dp.CategoricalDiffusion(dp.schedules.Cosine(5), num_categories=3, base=dp.Absorbing())
+
+
+@pytest.mark.parametrize("num_steps", [20, 2_000])
+@pytest.mark.parametrize("gap", [25.0, 60.0, 1e4])
+def test_a_network_that_is_surely_wrong_still_has_a_gradient(gap: float, num_steps: int):
+    """An absorbing chain pays the whole log-probability of what the network ruled out."""
+    process = dp.CategoricalDiffusion(dp.schedules.Reciprocal(num_steps), 2, dp.Absorbing())
+    x_0, masked, t = jnp.array([0]), jnp.array([2]), num_steps // 2
+
+    def loss(logits: jax.Array) -> jax.Array:
+        p = process.reverse(masked, process.estimate_from_logits(logits), t)
+        return jnp.sum(process.kl(process.posterior(masked, x_0, t), p))
+
+    value, slope = jax.value_and_grad(loss)(jnp.array([[0.0, gap]]))
+    share = 1 / t  # of the masked that are revealed in this step
+    np.testing.assert_allclose(value, share * min(gap, 30.0), rtol=1e-3)
+    np.testing.assert_allclose(slope, [[-share, share]], rtol=1e-3)
+    # What is ruled out for good stays so.
+    ruled_out = process.estimate_from_logits(jnp.array([[0.0, -jnp.inf]]))
+    np.testing.assert_array_equal(process.mean(ruled_out), [[1.0, 0.0]])

@@ -61,6 +61,11 @@ class CategoricalEstimate(eqx.Module):
     logits: Float[Array, "... categories"]
 
 
+# A network in training may say that what happens is all but impossible. In an absorbing chain it
+# pays the whole log-probability, whose gradient squares it: both must be numbers in float32.
+WIDEST = 30.0
+
+
 @final
 class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
     """Diffusion of categories 0..`num_categories` - 1.
@@ -193,8 +198,13 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
         return jax.nn.softmax(estimate.logits, axis=-1)
 
     def estimate_from_logits(self, logits: Array) -> CategoricalEstimate:
-        """The logits themselves."""
-        return CategoricalEstimate(logits)
+        """The logits, none of which is further below the largest than `WIDEST`.
+
+        What is ruled out (minus infinity) stays so. Gradients pass as if nothing had been done.
+        """
+        least = jnp.max(logits, axis=-1, keepdims=True) - WIDEST
+        change = jnp.where(jnp.isneginf(logits), 0.0, jnp.maximum(least - logits, 0.0))
+        return CategoricalEstimate(logits + jax.lax.stop_gradient(change))
 
     def kl(self, q: dist.CategoricalProbs, p: dist.CategoricalProbs) -> Float[Array, "..."]:
         """KL between categorical kernels, in nats."""
