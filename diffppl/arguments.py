@@ -1,8 +1,10 @@
 """Single arguments: their checks, in the words of the caller. Everything may import this."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 
@@ -32,3 +34,12 @@ def check_callable(name: str, network: Any) -> Any:
 def as_float(value: ArrayLike) -> Float[Array, "..."]:
     """A setting as an array of the default precision: a new value of it compiles nothing anew."""
     return jnp.asarray(value, dtype=float)
+
+
+def check_float(name: str, value: Array, low: float, high: float) -> None:
+    """A number between two others, both excluded, or an error that names it. Passes in a trace."""
+    if not isinstance(value, Tracer) and not low < value < high:
+        lie = (
+            f"lie between {low:g} and {high:g}" if math.isfinite(high) else f"be more than {low:g}"
+        )
+        raise ValueError(f"{name}={value} must {lie}.")

@@ -21,6 +21,7 @@ from diffppl.processes.divergence import categorical_kl
 
 from . import oracles
 from .registry import DISCRETE, EVENT_SHAPE, PROCESSES, SCHEDULES, chains
+from .statistics import assert_counts
 
 T = 5
 (WIDTH,) = EVENT_SHAPE
@@ -544,3 +545,13 @@ def test_a_network_that_is_surely_wrong_still_has_a_gradient(gap: float, num_ste
     # What is ruled out for good stays so.
     ruled_out = process.estimate_from_logits(jnp.array([[0.0, -jnp.inf]]))
     np.testing.assert_array_equal(process.mean(ruled_out), [[1.0, 0.0]])
+
+
+def test_states_of_no_probability_are_never_drawn():
+    """A uniform number in float32 is exactly 0 once in 2^23 draws: here about four times."""
+    probs = jnp.broadcast_to(jnp.array([0.0, 0.75, 0.0, 0.25]), (2**25, 4))
+    certain = dp.CategoricalDiffusion(dp.schedules.Reciprocal(4), 4).marginal(jnp.array(2), 0)
+    draw = jax.jit(lambda key, probs: type(certain)(probs).sample(key))
+    counts = np.bincount(np.asarray(draw(jax.random.key(0), probs)), minlength=4)
+    assert counts[0] == counts[2] == 0
+    assert_counts(counts[[1, 3]], [0.75, 0.25])

@@ -167,7 +167,7 @@ def test_bad_settings() -> None:
     for make, message in (
         (lambda: dp.Replacement(0), "num_repeats=0 must be 1"),
         (lambda: dp.SplitGibbs(1), "num_sweeps=1 must be 2"),
-        (lambda: dp.SplitGibbs(noise_share=0.0), "noise_share=0.0 must be positive"),
+        (lambda: dp.SplitGibbs(noise_share=0.0), "noise_share=0.0 must be more than 0"),
     ):
         with pytest.raises(ValueError, match=message):
             make()

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, NamedTuple, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from ..arguments import as_float
@@ -98,7 +99,8 @@ class TwistedSMC(AbstractMethod):
     def __check_init__(self) -> None:
         if self.num_particles < 2:
             raise ValueError(f"num_particles={self.num_particles} must be 2 or more.")
-        if not 0 <= self.ess_threshold <= 1:
+        known = not isinstance(self.ess_threshold, Tracer)
+        if known and not 0 <= self.ess_threshold <= 1:
             raise ValueError(f"ess_threshold={self.ess_threshold} must lie between 0 and 1.")
         if self.num_moves < 1:
             raise ValueError(f"num_moves={self.num_moves} must be 1 or more.")

@@ -9,6 +9,7 @@ the reverse chain makes of z as a state at noise-to-signal tau. tau falls from t
 to a share of the observations' own noise, where z and x_0 count as one.
 """
 
+import math
 from typing import Any, ClassVar, final
 
 import equinox as eqx
@@ -18,7 +19,7 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from ..arguments import as_float
+from ..arguments import as_float, check_float
 from ..processes import GaussianDiffusion
 from ..samplers import Ancestral
 from .method import AbstractMethod, Draws, Exactness, only_diffusion_sites, reverse_step, unweighted
@@ -70,8 +71,7 @@ class SplitGibbs(AbstractMethod):
     def __check_init__(self) -> None:
         if self.num_sweeps < 2:
             raise ValueError(f"num_sweeps={self.num_sweeps} must be 2 or more.")
-        if not self.noise_share > 0:
-            raise ValueError(f"noise_share={self.noise_share} must be positive.")
+        check_float("noise_share", self.noise_share, 0.0, math.inf)
 
     def check(self, target: Target, num_samples: int) -> None:
         """See `AbstractMethod.check`."""

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from numpyro.distributions import constraints
 
 from ..schedules import AbstractSchedule
@@ -59,6 +59,18 @@ class CategoricalEstimate(eqx.Module):
     """Unnormalised log-probabilities of x_0 given x_t, on a trailing axis of categories."""
 
     logits: Float[Array, "... categories"]
+
+
+@final
+class States(dist.CategoricalProbs):
+    """`CategoricalProbs` whose draws are possible: NumPyro's takes state 0 once in 2^23 draws."""
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Int[Array, "..."]:
+        """By the inverse of the distribution function, at a number in (0, 1]."""
+        up_to = jnp.cumsum(jnp.asarray(self.probs), axis=-1)
+        up_to = up_to[..., :-1] / up_to[..., -1:]
+        shape = (*sample_shape, *self.batch_shape, 1)
+        return jnp.sum(up_to < 1 - jax.random.uniform(key, shape, up_to.dtype), axis=-1)
 
 
 # A network in training may say that what happens is all but impossible. In an absorbing chain it
@@ -130,30 +142,30 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
     def _pi(self) -> Float[Array, " states"]:
         return self.base_kind.probs(self.categories)
 
-    def base(self, shape: tuple[int, ...]) -> dist.CategoricalProbs:
+    def base(self, shape: tuple[int, ...]) -> States:
         """Independent draws from pi."""
-        return dist.CategoricalProbs(jnp.broadcast_to(self._pi, (*shape, self.num_states)))
+        return States(jnp.broadcast_to(self._pi, (*shape, self.num_states)))
 
     def _mix(self, x: Array, kept: Array) -> Float[Array, "... states"]:
         return kept * jax.nn.one_hot(x, self.num_states) + (1 - kept) * self._pi
 
-    def transition(self, x: Array, t: Time) -> dist.CategoricalProbs:
+    def transition(self, x: Array, t: Time) -> States:
         """q(x_t given x_{t-1} = x)."""
-        return dist.CategoricalProbs(self._mix(x, 1 - self.schedule.beta()[t]))
+        return States(self._mix(x, 1 - self.schedule.beta()[t]))
 
-    def marginal(self, x_0: Array, t: Time) -> dist.CategoricalProbs:
+    def marginal(self, x_0: Array, t: Time) -> States:
         """q(x_t given x_0)."""
-        return dist.CategoricalProbs(self._mix(x_0, self.schedule.alpha_bar()[t]))
+        return States(self._mix(x_0, self.schedule.alpha_bar()[t]))
 
     def _likelihood(self, x_t: Array, t: Time) -> Float[Array, "... states"]:
         """q(x_t given x_{t-1} = j) for every j."""
         beta = self.schedule.beta()[t]
         return (1 - beta) * jax.nn.one_hot(x_t, self.num_states) + beta * self._pi[x_t][..., None]
 
-    def posterior(self, x_t: Array, x_0: Array, t: Time) -> dist.CategoricalProbs:
+    def posterior(self, x_t: Array, x_0: Array, t: Time) -> States:
         """q(x_{t-1} given x_t, x_0)."""
         joint = self._likelihood(x_t, t) * self._mix(x_0, self.schedule.alpha_bar()[t - 1])
-        return dist.CategoricalProbs(_normalised(joint))
+        return States(_normalised(joint))
 
     def _explained(self, x_t: Array, estimate: CategoricalEstimate, t: Time) -> Array:
         """P(x_0 = k) / q(x_t given x_0 = k), and 0 where x_t rules k out."""
@@ -164,7 +176,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
         probs = jax.nn.softmax(estimate.logits, axis=-1, where=possible)
         return jnp.where(possible, probs / jnp.where(possible, reach, 1.0), 0.0)
 
-    def reverse(self, x_t: Array, estimate: CategoricalEstimate, t: Time) -> dist.CategoricalProbs:
+    def reverse(self, x_t: Array, estimate: CategoricalEstimate, t: Time) -> States:
         """p(x_{t-1} given x_t): the K posteriors, weighted by the estimate."""
         weights = self._explained(x_t, estimate, t)
         alpha_bar, noise = self.schedule.alpha_bar()[t - 1], self.schedule.noise()[t - 1]
@@ -172,9 +184,9 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
         padded = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, masked)])
         prior = alpha_bar * padded + noise * self._pi * weights.sum(-1, keepdims=True)
         joint = self._likelihood(x_t, t) * prior
-        return dist.CategoricalProbs(_normalised(joint))
+        return States(_normalised(joint))
 
-    def edge(self, x_1: Array, estimate: CategoricalEstimate) -> dist.CategoricalProbs:
+    def edge(self, x_1: Array, estimate: CategoricalEstimate) -> States:
         """p(x_0 given x_1): the fixed T_pi(x_0 given x_1; beta_1) for a uniform base.
 
         An absorbing chain has no reverse of that form (nothing leaves the mask), so its last
@@ -183,7 +195,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
         if isinstance(self.base_kind, Absorbing):
             weights = self._explained(x_1, estimate, 1)
             joint = self._likelihood(x_1, 1)[..., : self.categories] * weights
-            return dist.CategoricalProbs(_normalised(joint))
+            return States(_normalised(joint))
         return self.transition(x_1, 1)
 
     def expected_edge(self, x_0: Array) -> Float[Array, "..."] | None:
@@ -206,7 +218,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
         change = jnp.where(jnp.isneginf(logits), 0.0, jnp.maximum(least - logits, 0.0))
         return CategoricalEstimate(logits + jax.lax.stop_gradient(change))
 
-    def kl(self, q: dist.CategoricalProbs, p: dist.CategoricalProbs) -> Float[Array, "..."]:
+    def kl(self, q: States, p: States) -> Float[Array, "..."]:
         """KL between categorical kernels, in nats."""
         return categorical_kl(jnp.asarray(q.probs), jnp.asarray(p.probs))
 

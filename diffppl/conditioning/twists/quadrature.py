@@ -21,7 +21,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ...arguments import as_float
+from ...arguments import as_float, check_float
 from ..program import Values
 from ..target import Target
 from .base import (
@@ -69,8 +69,7 @@ class Quadrature(AbstractGaussianTwist):
     def __check_init__(self) -> None:
         if self.num_nodes < 2:
             raise ValueError(f"num_nodes={self.num_nodes} must be 2 or more.")
-        if not 0 < self.kept < 1:
-            raise ValueError(f"kept={self.kept} must lie between 0 and 1.")
+        check_float("kept", self.kept, 0.0, 1.0)
 
     def check(self, target: Target) -> None:
         """Real data in few coordinates, seen through noise."""
