@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import matplotlib.pyplot as plt
-import matplotlib.ticker
 import numpy as np
 
 Rows = list[dict[str, Any]]
@@ -25,6 +24,7 @@ PUBLISHED = {
 }
 HEAD = ["problem", "method", "of", "n", "distance", "floor", "ratio", "evidence: mean", "size"]
 HEAD += ["calls", "seconds"]
+WORST = 300.0  # ratio to the floor that the figure shows
 HEAD_PUBLISHED = ["MCGdiff, 20 steps", "MCGdiff, 100 steps", "DPS, 100 steps"]
 
 
@@ -107,30 +107,42 @@ def as_markdown(lines: list[list[str]]) -> str:
 
 
 def figure(rows: Rows) -> plt.Figure:
-    """Accuracy against cost: a small point for each cell, a large one for each group."""
-    drawn, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    """Accuracy against denoiser calls, a panel for each group of problems.
+
+    A small point for each cell, a large one for their geometric mean. Methods whose calls are not
+    counted are in the table alone; draws that are not finite count as the worst that is shown.
+    """
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    kinds = list(dict.fromkeys(row["group"] for row in rows))
-    costs = {"denoiser_calls": "denoiser calls", "seconds": "seconds (median)"}
-    for axis, (cost, title) in zip(axes, costs.items(), strict=True):
-        least, most = np.nanmin(of(rows, cost)), np.nanmax(of(rows, cost))
-        axis.set(xlim=(least / 2, most * 2), xlabel=title)
-        axis.set(xscale="log", yscale="log")
-        axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-        for (group, method), cells in by_group(rows).items():
+    styles = {
+        method: {"color": plt.get_cmap("tab20")(i % 20), "marker": "osD^vP"[i % 6]}
+        for i, method in enumerate(methods)
+    }
+    found = by_group(rows)
+    kinds = list(dict.fromkeys(group for group, _ in found))
+    drawn, axes = plt.subplots(
+        1, len(kinds), figsize=(3 + 2.3 * len(kinds), 5), sharey=True, squeeze=False
+    )
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        axis.set(title=kind, xlabel="denoiser calls", xscale="log", yscale="log")
+        axis.axhline(1, color="0.5", linewidth=1)
+        for method, style in styles.items():
             points = [
-                (np.median(of(some, cost)), ratios(some, name).mean())
-                for some in cells
+                (of(some, "denoiser_calls").mean(), ratios(some, name).mean())
+                for some in found.get((kind, method), ())
                 for name in some[0]["distance"]
             ]
-            color, marker = f"C{methods.index(method) % 10}", "osD^"[kinds.index(group) % 4]
-            axis.scatter(*zip(*points, strict=True), s=12, alpha=0.4, color=color, marker=marker)
-            center = np.exp(np.mean(np.log(points), axis=0))
-            label = f"{method}: {group}"
-            axis.scatter(*center, s=90, color=color, marker=marker, edgecolor="k", label=label)
-        axis.axhline(1, color="0.5", linewidth=1)
-    axes[0].set_ylabel("distance over that of exact draws")
-    axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+            points = np.array([point for point in points if np.isfinite(point[0])])
+            if points.size:
+                shown = np.clip(np.nan_to_num(points, nan=WORST), None, [np.inf, WORST])
+                axis.scatter(*shown.T, s=10, alpha=0.5, **style)
+                axis.scatter(*np.exp(np.log(shown).mean(axis=0)), s=70, edgecolor="k", **style)
+    axes[0, 0].set(ylabel="distance over that of exact draws", ylim=(0.3, 1.5 * WORST))
+    handles = [
+        plt.Line2D([], [], linestyle="", markeredgecolor="k", label=method, **style)
+        for method, style in styles.items()
+    ]
+    drawn.tight_layout(rect=(0, 0, 1 - 2.2 / drawn.get_figwidth(), 1))
+    drawn.legend(handles=handles, loc="center right", fontsize=8)
     return drawn
 
 
