@@ -19,7 +19,7 @@ def binarized(run: Run, name: str, process: Any, categories: int | None) -> Row:
     states = {"num_categories": categories} if categories else {}
     output = {"output_shape": (*shape, 2)} if categories else {}
     patch = {"patch": 2} if run.size is Size.SMALL else {}
-    iterations = run.choose(10, 1_500, 100_000)
+    iterations = run.choose(10, 6_000, 100_000)
     model, seconds = timed_fit(
         run,
         name,
