@@ -18,7 +18,7 @@ from diffppl.conditioning.twists.gaussian import conjugate_gradients
 
 from . import oracles
 from .marks import slow
-from .statistics import assert_moments
+from .statistics import assert_mean, assert_moments
 
 
 def run(program, method=None, num_samples=4_000, num_chains=1, seed=0, **data) -> dp.Posterior:
@@ -240,6 +240,22 @@ def test_split_gibbs_beyond_linear_observations() -> None:
     apart = 0.155  # noise to signal at the lowest level
     assert abs(float(x[:, 1].mean()) - 0.5) < 0.5 * apart
     assert float(x[:, 1].std()) < 2.5 * apart
+
+
+def distance_from_the_center(y=None):
+    x = numpyro.sample("x", normal_model(log_linear(60), np.zeros(2), np.ones(2))())
+    numpyro.sample("y", dist.Normal(jnp.sqrt(jnp.sum(x**2)), 0.2), obs=y)
+
+
+def test_split_gibbs_where_the_center_has_no_slope() -> None:
+    x = run(distance_from_the_center, dp.SplitGibbs(100), y=1.5).get_samples()["x"]
+    grid = np.linspace(0, 5, 2_001)
+    density = grid * np.exp(-0.5 * grid**2) * scipy.stats.norm.pdf(1.5, grid, 0.2)
+    mean = np.sum(grid * density) / np.sum(density)
+    found = np.linalg.norm(np.asarray(x), axis=-1)
+    assert np.all(np.isfinite(found))
+    assert abs(found.mean() - mean) < 0.1
+    assert_mean(x, [0.0, 0.0])
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4])

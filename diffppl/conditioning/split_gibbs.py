@@ -30,6 +30,7 @@ from .twists.gaussian import draw_given_observations
 
 _LEAST_SIGNAL = 1e-6  # of alpha_bar: a chain may end in pure noise
 _NUM_PROBES = 32
+_OFF_CENTER = 1e-3  # standard deviations of the data
 
 
 @final
@@ -145,13 +146,20 @@ class SplitGibbs(AbstractMethod):
             key_z, key_x = jax.random.split(key)
             return prior_step(key_x, likelihood_step(key_z, x_0, t), t), None
 
-        x_0 = {
-            name: jnp.zeros((num_samples, *site.shape))
-            for name, site in target.sites.diffusion.items()
-        }
+        key, key_start = jax.random.split(key)
+        x_0 = _near_center(key_start, target, (num_samples,))
         levels = self._levels(target)
         x_0, _ = jax.lax.scan(sweep, x_0, (jax.random.split(key, len(levels)), levels))
         return unweighted(target, target.pinned(x_0), num_samples)
+
+
+def _near_center(key: Array, target: Target, shape: tuple[int, ...] = ()) -> Values:
+    """Not the center of the data itself, where a radius, say, has no slope."""
+    keys = jax.random.split(key, len(target.sites.diffusion))
+    return {
+        name: _OFF_CENTER * jax.random.normal(key, (*shape, *site.shape))
+        for key, (name, site) in zip(keys, target.sites.diffusion.items(), strict=True)
+    }
 
 
 def _variances(target: Target, t: Int[Array, "..."]) -> Values:
@@ -166,9 +174,7 @@ def _variances(target: Target, t: Int[Array, "..."]) -> Values:
 
 def _noise_to_reach(target: Target) -> Float[Array, ""]:
     """The least R_ii / (H H')_ii of the observations at the center of the data; 1 without any."""
-    center, unravel = ravel_pytree(
-        target.pinned({n: jnp.zeros(site.shape) for n, site in target.sites.diffusion.items()})
-    )
+    center, unravel = ravel_pytree(target.pinned(_near_center(jax.random.key(1), target)))
     seen = target.observations(unravel(center), jnp.zeros(0))
     if not seen.value.size:
         return jnp.ones(())
