@@ -1,8 +1,10 @@
 """Single arguments: their checks, in the words of the caller. Everything may import this."""
 
+import dataclasses
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
@@ -43,3 +45,18 @@ def check_float(name: str, value: Array, low: float, high: float) -> None:
             f"lie between {low:g} and {high:g}" if math.isfinite(high) else f"be more than {low:g}"
         )
         raise ValueError(f"{name}={value} must {lie}.")
+
+
+def short_repr(module: Any) -> str:
+    """The class of a module and what is not as by default; single numbers as numbers."""
+    shown = []
+    for field in dataclasses.fields(module):
+        value = getattr(module, field.name)
+        if isinstance(value, jax.Array) and value.ndim == 0 and not isinstance(value, Tracer):
+            value = float(f"{float(value):.6g}")
+        is_default = value is field.default or (
+            isinstance(value, float | int) and value == field.default
+        )
+        if not is_default:
+            shown.append(f"{field.name}={value!r}")
+    return f"{type(module).__name__}({', '.join(shown)})"

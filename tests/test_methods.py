@@ -321,3 +321,11 @@ def test_no_evidence_is_not_an_error(capsys: pytest.CaptureFixture[str]) -> None
     idata = posterior.to_arviz()
     assert dict(idata["sample_stats"].sizes) == {"chain": 2, "draw": 50}
     assert np.isnan(idata["posterior"].attrs["log_evidence"])
+
+
+def test_settings_are_shown_as_they_were_given() -> None:
+    assert repr(dp.TwistedSMC(100)) == "TwistedSMC(num_particles=100)"
+    assert repr(dp.SplitGibbs(noise_share=0.1)) == "SplitGibbs(noise_share=0.1)"
+    method = dp.TwistedSMC(twist=dp.twists.Quadrature(kept=0.5), ess_threshold=0.3)
+    assert repr(method) == "TwistedSMC(twist=Quadrature(kept=0.5), ess_threshold=0.3)"
+    jax.eval_shape(lambda key: (repr(dp.TwistedSMC(9)), key)[1], jax.random.key(0))  # in a trace

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ..arguments import short_repr
 from ..samplers import AbstractSampler
 from .program import Values
 from .target import Target
@@ -60,6 +61,9 @@ class AbstractMethod(eqx.Module):
 
     exactness: eqx.AbstractClassVar[Exactness]
     num_steps: eqx.AbstractVar[int | None]
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     @abc.abstractmethod
     def check(self, target: Target, num_samples: int) -> None:

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from ...arguments import short_repr
 from ...networks import AbstractDenoiser
 from ..program import Values
 from ..target import Target
@@ -64,6 +65,9 @@ class Twisted(eqx.Module):
 
 class AbstractTwist(eqx.Module):
     """An approximation to E[r(x_0, u) given x_t]."""
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     @abc.abstractmethod
     def check(self, target: Target) -> None:
