@@ -38,9 +38,11 @@ def as_float(value: ArrayLike) -> Float[Array, "..."]:
     return jnp.asarray(value, dtype=float)
 
 
-def check_float(name: str, value: Array, low: float, high: float) -> None:
-    """A number between two others, both excluded, or an error that names it. Passes in a trace."""
-    if not isinstance(value, Tracer) and not low < value < high:
+def check_float(name: str, value: Array, low: float, high: float, *, closed: bool = False) -> None:
+    """A number between two others, or one of them if `closed`. Passes in a trace."""
+    if isinstance(value, Tracer):
+        return
+    if not (low <= value <= high if closed else low < value < high):
         lie = (
             f"lie between {low:g} and {high:g}" if math.isfinite(high) else f"be more than {low:g}"
         )

@@ -276,19 +276,11 @@ def _elbo(
         lambda x: x[: num_blocks * length].reshape(num_blocks, length, *x.shape[1:]), data
     )
     found = jax.lax.map(of, (keys[:-1], blocks))
-    whole = Bound(
-        per_example=found.per_example.reshape(-1),
-        prior=jnp.mean(found.prior),
-        terms=jnp.mean(found.terms, axis=0),
-        num_dimensions=found.num_dimensions,
-    )
-    if not left:
-        return whole
-    rest = of((keys[-1], jax.tree.map(lambda x: x[num_blocks * length :], data)))
-    share = left / n
-    return Bound(
-        per_example=jnp.concatenate([whole.per_example, rest.per_example]),
-        prior=(1 - share) * whole.prior + share * rest.prior,
-        terms=(1 - share) * whole.terms + share * rest.terms,
-        num_dimensions=whole.num_dimensions,
-    )
+    per_example, priors, terms = found.per_example.reshape(-1), found.prior, found.terms
+    shares = jnp.full(num_blocks, length / n)
+    if left:
+        rest = of((keys[-1], jax.tree.map(lambda x: x[num_blocks * length :], data)))
+        per_example = jnp.append(per_example, rest.per_example)
+        priors, terms = jnp.append(priors, rest.prior), jnp.vstack([terms, rest.terms])
+        shares = jnp.append(shares, left / n)
+    return Bound(per_example, shares @ priors, shares @ terms, found.num_dimensions)

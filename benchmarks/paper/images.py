@@ -207,11 +207,13 @@ def unet_digits(run: Run, train: np.ndarray) -> tuple[np.ndarray, dp.DiffusionMo
     return np.clip(np.floor(drawn), 0, 255) / 255, model, seconds, iterations
 
 
-def dense_digits(run: Run, train: np.ndarray) -> tuple[np.ndarray, dp.DiffusionModel, float, int]:
+def dense_digits(
+    run: Run, directions: PCA, train: np.ndarray
+) -> tuple[np.ndarray, dp.DiffusionModel, float, int]:
     """The same of a dense network that sees principal components; pixels are made of them."""
-    components, width, num_steps = run.choose((20, 16, 20), (200, 512, 1_000), None)
+    components = directions.n_components
+    width, num_steps = run.choose((16, 20), (512, 1_000), None)
     iterations, num, kept = run.choose((10, 100, 20), (4_000, 10_000, 200), None)
-    directions = PCA(components).fit(train.reshape(len(train), -1) / 255)
     model, seconds = timed_fit(
         run,
         "mnist",
@@ -239,14 +241,17 @@ def mnist(run: Run) -> Row:
         fitted, held_out = split.train[:-10_000], split.train[-10_000:][:1_000]
     else:
         fitted, held_out = split.train, split.test[:100]
-    make = unet_digits if run.size is Size.FULL else dense_digits
-    samples, model, seconds, iterations = make(run, fitted)
+    directions = None
+    if run.size is Size.FULL:
+        samples, model, seconds, iterations = unet_digits(run, fitted)
+    else:
+        directions = PCA(run.choose(20, 200, None)).fit(fitted.reshape(len(fitted), -1) / 255)
+        samples, model, seconds, iterations = dense_digits(run, directions, fitted)
     others = np.random.default_rng(0).permutation(len(split.train))[: len(samples)]
     perfect = split.train[others] / 255
     compared = {"training images as samples": perfect}
-    if run.size is not Size.FULL:  # smooth images score higher than images do
+    if directions is not None:  # smooth images score higher than images do
         flat = perfect.reshape(len(perfect), -1)
-        directions = PCA(model.event_shape[0]).fit(fitted.reshape(len(fitted), -1) / 255)
         smooth = np.clip(directions.inverse_transform(directions.transform(flat)), 0, 1)
         compared["their principal components"] = smooth.reshape(perfect.shape)
 
@@ -267,5 +272,5 @@ def mnist(run: Run) -> Row:
         parameters=num_parameters(model),
         iterations=iterations,
         seconds=seconds,
-        data=f"{split.name}; {'principal components' if make is dense_digits else 'pixels'}",
+        data=f"{split.name}; {'principal components' if directions else 'pixels'}",
     )

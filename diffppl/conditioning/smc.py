@@ -22,10 +22,9 @@ from typing import Any, ClassVar, NamedTuple, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from ..arguments import as_float
+from ..arguments import as_float, check_float
 from ..samplers import AbstractSampler
 from .chains import AbstractChain, CovarianceMatched, ModelChain, Particle
 from .method import AbstractMethod, Draws, Exactness, draw_base
@@ -99,9 +98,7 @@ class TwistedSMC(AbstractMethod):
     def __check_init__(self) -> None:
         if self.num_particles < 2:
             raise ValueError(f"num_particles={self.num_particles} must be 2 or more.")
-        known = not isinstance(self.ess_threshold, Tracer)
-        if known and not 0 <= self.ess_threshold <= 1:
-            raise ValueError(f"ess_threshold={self.ess_threshold} must lie between 0 and 1.")
+        check_float("ess_threshold", self.ess_threshold, 0.0, 1.0, closed=True)
         if self.num_moves < 1:
             raise ValueError(f"num_moves={self.num_moves} must be 1 or more.")
 

@@ -22,7 +22,15 @@ from jaxtyping import Array, Float, Int
 from ..arguments import as_float, check_float
 from ..processes import GaussianDiffusion
 from ..samplers import Ancestral
-from .method import AbstractMethod, Draws, Exactness, only_diffusion_sites, reverse_step, unweighted
+from .method import (
+    AbstractMethod,
+    Draws,
+    Exactness,
+    draw_base,
+    only_diffusion_sites,
+    reverse_step,
+    unweighted,
+)
 from .program import Values
 from .target import Target
 from .twists.base import flat_like
@@ -147,19 +155,15 @@ class SplitGibbs(AbstractMethod):
             return prior_step(key_x, likelihood_step(key_z, x_0, t), t), None
 
         key, key_start = jax.random.split(key)
-        x_0 = _near_center(key_start, target, (num_samples,))
+        x_0 = _near_center(key_start, target, num_samples)
         levels = self._levels(target)
         x_0, _ = jax.lax.scan(sweep, x_0, (jax.random.split(key, len(levels)), levels))
         return unweighted(target, target.pinned(x_0), num_samples)
 
 
-def _near_center(key: Array, target: Target, shape: tuple[int, ...] = ()) -> Values:
-    """Not the center of the data itself, where a radius, say, has no slope."""
-    keys = jax.random.split(key, len(target.sites.diffusion))
-    return {
-        name: _OFF_CENTER * jax.random.normal(key, (*shape, *site.shape))
-        for key, (name, site) in zip(keys, target.sites.diffusion.items(), strict=True)
-    }
+def _near_center(key: Array, target: Target, num: int) -> Values:
+    """`num` events beside the center of the data, where a radius, say, has no slope."""
+    return jax.tree.map(lambda x: _OFF_CENTER * x, draw_base(key, target, num))
 
 
 def _variances(target: Target, t: Int[Array, "..."]) -> Values:
@@ -174,7 +178,8 @@ def _variances(target: Target, t: Int[Array, "..."]) -> Values:
 
 def _noise_to_reach(target: Target) -> Float[Array, ""]:
     """The least R_ii / (H H')_ii of the observations at the center of the data; 1 without any."""
-    center, unravel = ravel_pytree(target.pinned(_near_center(jax.random.key(1), target)))
+    near = jax.tree.map(lambda x: x[0], _near_center(jax.random.key(1), target, 1))
+    center, unravel = ravel_pytree(target.pinned(near))
     seen = target.observations(unravel(center), jnp.zeros(0))
     if not seen.value.size:
         return jnp.ones(())

@@ -24,7 +24,6 @@ def fit(
     num_steps: int,
     iterations: int,
     highest: float,
-    batch_size: int = 32,
 ) -> dp.DiffusionModel:
     """Eight-bit images with uniform noise; levels to `highest`, well beyond an image's length."""
     model = dp.DiffusionModel(
@@ -39,7 +38,7 @@ def fit(
         model,
         dp.data.Dequantised(source),
         num_iterations=iterations,
-        batch_size=batch_size,
+        batch_size=32,
         loss=dp.losses.SimpleLoss(),
         optimizer=dp.default_optimizer(iterations, learning_rate=2e-3),
     ).model

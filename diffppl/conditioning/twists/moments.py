@@ -11,6 +11,7 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float
 
+from ...arguments import as_float, short_repr
 from ..observations import Observations
 from ..program import Values
 from ..target import Target
@@ -44,6 +45,9 @@ class AbstractCovariance(eqx.Module):
     """Whether it is `factor` times the denoiser's Jacobian."""
     slack: eqx.AbstractVar[Float[Array, ""]]
     """A variance to add where a network was learned, as a share of the noise's."""
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     @abc.abstractmethod
     def times(
@@ -81,7 +85,7 @@ class Tweedie(AbstractCovariance):
     is_jacobian: ClassVar[bool] = True
 
     def __init__(self, slack: ArrayLike = SLACK) -> None:
-        self.slack = jnp.asarray(slack, dtype=float)
+        self.slack = as_float(slack)
 
     def times(
         self,
@@ -110,7 +114,7 @@ class Isotropic(AbstractCovariance):
     is_jacobian: ClassVar[bool] = False
 
     def __init__(self, variance: ArrayLike = 1.0) -> None:
-        self.variance = jnp.asarray(variance, dtype=float)
+        self.variance = as_float(variance)
 
     @property
     def slack(self) -> Float[Array, ""]:
