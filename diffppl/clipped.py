@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any, final
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
+from .checks import check_broadcast, described
 from .prediction import AbstractPrediction, KernelMoments
 from .processes import AbstractProcess, GaussianDiffusion, GaussianEstimate
 from .processes.base import Time
+from .values import as_array, as_numbers
 
 if TYPE_CHECKING:
     from .model import DiffusionModel
@@ -81,9 +85,13 @@ def clipped(model: "DiffusionModel", low: ArrayLike, high: ArrayLike) -> "Diffus
             "clipped needs to know the scale of the data: fit the model first, or make it with "
             "scaling=dp.Scaling(loc, scale)."
         )
-    bounds: list[Any] = [jnp.asarray(bound, dtype=float) for bound in (low, high)]
-    if not bool(jnp.all(bounds[0] < bounds[1])):
-        raise ValueError(f"low={low} must be less than high={high}.")
+    bounds: list[Any] = []
+    for name, bound in (("low", low), ("high", high)):
+        bounds.append(as_array(name, as_numbers(name, bound), float))
+        check_broadcast(name, bounds[-1].shape, model.event_shape)
+    below = bounds[0] < bounds[1]
+    if not isinstance(below, Tracer) and not np.all(below):
+        raise ValueError(f"low={described(low)} must be less than high={described(high)}.")
     ends = [model.scaling.to_model(bound) for bound in bounds]
     prediction = Clipped(model.prediction, jnp.minimum(*ends), jnp.maximum(*ends))
     return eqx.tree_at(lambda model: model.prediction, model, prediction)

@@ -8,11 +8,11 @@ and `scan` like any other distribution.
 from typing import Any, final
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpyro.distributions import Distribution, constraints
 
-from .checks import wanted_context
+from .checks import check_instance
+from .entry import as_context
 from .likelihood.flow import flow_log_density
 from .model import DiffusionModel
 from .processes import GaussianDiffusion
@@ -44,22 +44,11 @@ class DiffusionDistribution(Distribution):
         *,
         validate_args: bool | None = None,
     ) -> None:
+        check_instance("model", model, DiffusionModel)
+        context = as_context("context", context, model)
         batch_shape: tuple[int, ...] = ()
-        wanted = wanted_context(context, model)
-        if wanted is not None:
-            if context is None:
-                raise ValueError(
-                    f"model() needs a context: the model has context_shape={wanted}. "
-                    "Call model(context)."
-                )
-            context = jnp.asarray(context, dtype=float)
-            split = context.ndim - len(wanted)
-            if split < 0 or context.shape[split:] != wanted:
-                raise ValueError(
-                    f"context has shape {context.shape}, which does not end in the model's "
-                    f"context_shape={wanted}."
-                )
-            batch_shape = context.shape[:split]
+        if context is not None:
+            batch_shape = context.shape[: context.ndim - len(model.context_shape or ())]
         self._arrays, self._static = eqx.partition(model, eqx.is_array)
         self.context = context
         super().__init__(batch_shape, model.event_shape, validate_args=validate_args)

@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from .checks import check_float, check_instance, check_size
 from .model import DiffusionModel
 from .schedules import AbstractSchedule
 
@@ -66,10 +67,13 @@ class Integrator(eqx.Module):
     ) -> None:
         # Arrays, so that another tolerance compiles nothing; NumPy's, so that importing this
         # module, where one is a default, starts no JAX backend.
-        self.rtol = np.asarray(rtol, dtype=np.float64)
-        self.atol = np.asarray(atol, dtype=np.float64)
-        self.solver = solver
-        self.max_steps = max_steps
+        self.rtol = np.asarray(check_float("rtol", rtol, 0.0), dtype=np.float64)
+        self.atol = np.asarray(check_float("atol", atol, 0.0), dtype=np.float64)
+        remedy = " of diffrax that estimates its error, such as diffrax.Tsit5()"
+        self.solver = check_instance(
+            "solver", solver, diffrax.AbstractAdaptiveSolver, remedy=remedy
+        )
+        self.max_steps = check_size("max_steps", max_steps)
 
     def solve(
         self,
@@ -104,6 +108,7 @@ def check_real(model: DiffusionModel) -> None:
     Raises:
         ValueError: there is no flow to bits and categories.
     """
+    check_instance("model", model, DiffusionModel)
     if model.process.support.is_discrete:
         raise ValueError(
             f"model has {type(model.process).__name__}: its data are discrete and no flow leads "

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import equinox as eqx
 import jax.numpy as jnp
 
+from .checks import check_pair
 from .networks.classifier_free import ClassifierFree
 from .prediction import KernelMoments
 from .processes import GaussianDiffusion
@@ -49,11 +50,7 @@ def guided(
         raise ValueError(  # noqa: TRY004 (two parts that do not suit each other)
             "guided cannot combine the channels of KernelMoments: use another prediction."
         )
-    low, high = noise_to_signal
-    if not 0 <= low < high:
-        raise ValueError(
-            f"noise_to_signal={noise_to_signal} must be two ratios, the smaller one first."
-        )
+    low, high = check_pair("noise_to_signal", noise_to_signal, closed=True)
     wanted = model.prediction.output_shape(model.process, model.event_shape)
     is_real = isinstance(model.process, GaussianDiffusion)
     has_variance = is_real and wanted != model.event_shape

@@ -22,12 +22,14 @@ import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Float
 
 from . import programs
-from .arguments import check_shape
+from .checks import check_instance, check_shape, check_size, check_time
 from .clipped import clipped
 from .guided import EVERYWHERE, guided
+from .networks.made_for import label_count
 from .networks.wrappers import Respaced
+from .parts import check_parts, check_process, raw_output
 from .prediction import AbstractPrediction, KernelMoments, default_prediction
-from .processes import AbstractProcess, GaussianDiffusion
+from .processes import AbstractProcess
 from .processes.base import Time
 from .scaling import Scaling
 
@@ -87,47 +89,17 @@ class DiffusionModel(eqx.Module):
         scaling: Scaling | None = None,
         context_shape: tuple[int, ...] | None = None,
     ) -> None:
-        self.process = process
-        self.network = network
+        check_process(process, network)
         if prediction is None:
             prediction = default_prediction(process, network)
-        self.prediction = prediction
+        self.process, self.network = process, network
+        self.prediction = check_instance("prediction", prediction, AbstractPrediction)
         self.event_shape = check_shape("event_shape", event_shape)
         self.context_shape = (
             None if context_shape is None else check_shape("context_shape", context_shape)
         )
-        if scaling is not None and not isinstance(process, GaussianDiffusion):
-            raise ValueError(
-                f"scaling={scaling} was given, but the data of {type(process).__name__} are "
-                "states, not numbers: leave it out."
-            )
         self.scaling = scaling
-        self._check_network()
-
-    def _check_network(self) -> None:
-        wanted = self.prediction.output_shape(self.process, self.event_shape)
-        try:
-            output = self._output(self.context_shape)
-        except Exception as error:
-            raise ValueError(
-                "network could not be called as network(x_t, t, context) with x_t of shape "
-                f"{self.event_shape} (event_shape), an integer t and context of shape "
-                f"{self.context_shape} (context_shape): {type(error).__name__}: {error}"
-            ) from error
-        if getattr(output, "shape", None) != wanted:
-            raise ValueError(
-                f"network returns shape {getattr(output, 'shape', output)}, but "
-                f"prediction={type(self.prediction).__name__} with event_shape="
-                f"{self.event_shape} needs shape {wanted}. Give the network output_shape={wanted} "
-                "or choose another prediction."
-            )
-
-    def _output(self, context_shape: tuple[int, ...] | None) -> Any:
-        """Shape and dtype of the raw output for one event, found without running the network."""
-        spec, dtype = jax.ShapeDtypeStruct, jnp.result_type(float)
-        context = None if context_shape is None else spec(context_shape, dtype)
-        x_t, t = spec(self.event_shape, self.process.dtype), spec((), jnp.int32)
-        return eqx.filter_eval_shape(self.network, x_t, t, context)
+        check_parts(process, network, prediction, scaling, self.event_shape, self.context_shape)
 
     @property
     def num_steps(self) -> int:
@@ -140,10 +112,15 @@ class DiffusionModel(eqx.Module):
         if self.context_shape is None:
             return False
         try:
-            shape = self._output(None).shape
+            shape = raw_output(self.process, self.network, self.event_shape, None).shape
         except Exception:
             return True
         return shape != self.prediction.output_shape(self.process, self.event_shape)
+
+    @property
+    def num_labels(self) -> int | None:
+        """How many classes the labels are of, if the context is one (see `num_classes`)."""
+        return label_count(self.network)
 
     # What the network says ------------------------------------------------------------------
 
@@ -155,13 +132,15 @@ class DiffusionModel(eqx.Module):
             t: integer in 1..T.
             context: shape `(*context_batch, *context_shape)`, broadcast against the batch.
         """
-        t = jnp.asarray(t, jnp.int32)
+        t = jnp.asarray(check_time(t, self.num_steps), jnp.int32)
 
         def single(x: Array, context: Array | None) -> Any:
             raw = self.network(x, t, context)
             return self.prediction.estimate(self.process, raw, x, t)
 
         batch_shape = x_t.shape[: x_t.ndim - len(self.event_shape)]
+        if (*batch_shape, *self.event_shape) != x_t.shape:
+            raise ValueError(f"x_t has shape {x_t.shape}; it must end in {self.event_shape}.")
         if context is not None:
             if self.context_shape is None:
                 raise ValueError("context was given, but the model has no context_shape.")
@@ -180,10 +159,11 @@ class DiffusionModel(eqx.Module):
     def reverse_kernel(
         self, x_t: Array, t: Time, context: Array | None = None
     ) -> dist.Distribution:
-        """p(x_{t-1} given x_t) in model units, for a traced t >= 2 or any `int`.
+        """p(x_{t-1} given x_t) in model units, for a traced t >= 2 or any known integer.
 
-        The step `t=1` is the edge step, which only a Python integer can ask for.
+        The step `t=1` is the edge step, which a traced t cannot ask for.
         """
+        t = check_time(t, self.num_steps)
         estimate = self.estimate(x_t, t, context)
         if isinstance(t, int) and t == 1:
             return self.as_event(self.process.edge(x_t, estimate))
@@ -248,6 +228,7 @@ class DiffusionModel(eqx.Module):
             ValueError: more steps than the chain has, or a `KernelMoments` prediction, whose
                 moments belong to the chain's own steps.
         """
+        num_steps = check_size("num_steps", num_steps, least=None)
         if num_steps == self.num_steps:
             return self
         if isinstance(self.prediction, KernelMoments):

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .arguments import check_size
 from .blocks import map_in_blocks
-from .checks import check_context, check_data, check_key
+from .checks import check_instance, check_key, check_size, size_field
+from .entry import check_context, check_data
 from .model import DiffusionModel
 
 NUMBERS_AT_ONCE = 2**14  # coordinates of all events that AllSteps visits together
@@ -156,11 +156,7 @@ class SampledSteps(AbstractSteps):
     Unbiased: each visited divergence counts (T - 1) / `num` times.
     """
 
-    num: int = eqx.field(static=True, default=1)
-
-    def __check_init__(self) -> None:
-        if self.num < 1:
-            raise ValueError(f"num={self.num} must be 1 or more.")
+    num: int = eqx.field(static=True, default=1, converter=size_field("num"))
 
     def sum_terms(
         self, key: Array, model: DiffusionModel, x_0: Array, context: Array | None
@@ -243,8 +239,10 @@ def elbo(
         >>> dp.elbo(jax.random.key(0), model, x_test)
         Bound(-47.120 ± 0.310 nats, 1.062 bits/dim, n=360)
     """
-    check_key(key)
-    check_size("batch_size", batch_size)
+    key = check_key(key)
+    check_instance("model", model, DiffusionModel)
+    check_instance("steps", steps, AbstractSteps)
+    batch_size = check_size("batch_size", batch_size)
     x_0 = check_data("x_0", x_0, model)
     context = check_context(context, model, x_0.shape[0])
     return _elbo(key, model, model.to_model(x_0), context, steps, batch_size)

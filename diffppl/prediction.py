@@ -34,6 +34,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from .checks import check_fields
 from .networks.known import AbstractDenoiser
 from .processes import AbstractProcess, GaussianDiffusion, GaussianEstimate
 from .processes.base import Time
@@ -102,6 +103,9 @@ class LearnedVariance(AbstractVariance):
 
 class AbstractPrediction(eqx.Module):
     """The meaning of a network's raw output. Subclasses give its shape and its estimate."""
+
+    def __check_init__(self) -> None:
+        check_fields(self)
 
     @abc.abstractmethod
     def output_shape(

@@ -8,6 +8,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
+from .values import as_array, as_finite, at_fault
+
 
 @final
 class Scaling(eqx.Module):
@@ -27,14 +29,12 @@ class Scaling(eqx.Module):
     scale: Float[Array, "..."]
 
     def __init__(self, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> None:
-        self.loc = jnp.asarray(loc, dtype=float)
-        self.scale = jnp.asarray(scale, dtype=float)
-        if isinstance(self.loc, Tracer) or isinstance(self.scale, Tracer):
-            return
-        if not bool(jnp.all(jnp.isfinite(self.loc))):
-            raise ValueError(f"loc={loc} must be finite.")
-        if not bool(jnp.all(jnp.isfinite(self.scale) & (self.scale != 0))):
-            raise ValueError(f"scale={scale} must be finite and not zero.")
+        locs, scales = as_finite("loc", loc), as_finite("scale", scale)
+        self.loc, self.scale = as_array("loc", locs, float), as_array("scale", scales, float)
+        if not isinstance(scales, Tracer):
+            bad = np.asarray(scales, self.scale.dtype) == 0
+            if bad.any():
+                raise ValueError(f"scale must not be zero: {at_fault(bad, scales)}.")
 
     @classmethod
     def from_data(cls, data: ArrayLike, *, per_coordinate: bool = False) -> "Scaling":
@@ -43,7 +43,7 @@ class Scaling(eqx.Module):
         One number each for the whole data set, as in the paper (section 3), or one per
         coordinate. A coordinate that never varies keeps scale 1.
         """
-        values = np.asarray(data, dtype=np.float64)
+        values = np.asarray(as_finite("data", data), dtype=np.float64)
         axis = 0 if per_coordinate else None
         scale = values.std(axis=axis)
         return cls(values.mean(axis=axis), np.where(scale > 0, scale, 1.0))

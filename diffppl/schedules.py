@@ -23,6 +23,7 @@ References:
 """
 
 import abc
+import math
 from typing import final
 
 import equinox as eqx
@@ -32,7 +33,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
-from .arguments import check_size
+from .checks import check_float, check_pair, check_size
+from .values import as_numbers
 
 
 class AbstractSchedule(eqx.Module):
@@ -67,6 +69,7 @@ class AbstractSchedule(eqx.Module):
         They rise from 0 to T, evenly in t, and always contain t = 1, so that the fixed last
         step p(x_0 given x_1) keeps its meaning.
         """
+        num_steps = check_size("num_steps", num_steps, least=None)
         if not 1 <= num_steps <= self.num_steps:
             raise ValueError(
                 f"num_steps={num_steps} is not between 1 and the chain's own "
@@ -86,8 +89,26 @@ class AbstractSchedule(eqx.Module):
 
 
 def _table(log_snr: np.ndarray) -> Array:
-    """Levels t = 1..T with the level t = 0 put before them."""
+    """Levels t = 1..T, checked, with the level t = 0 put before them."""
+    check_levels(log_snr)
     return jnp.asarray(np.concatenate([[np.inf], log_snr]), dtype=float)
+
+
+def check_levels(log_snr: np.ndarray) -> None:
+    """ValueError for levels t = 1..T that do not fall, or that floats cannot tell apart."""
+    info = jnp.finfo(jnp.result_type(float))
+    most, least = -2 * math.log(info.eps), math.log(info.tiny)
+    levels = np.asarray(log_snr, info.dtype).astype(np.float64)
+    inside = (levels <= most) & (levels >= least)
+    inside[-1] |= levels[-1] < least  # the last step may leave no signal at all
+    with np.errstate(invalid="ignore"):
+        falls = -np.diff(levels) > 8 * info.eps * np.maximum(np.abs(levels[:-1]), 1.0)
+    limits = f"lie between {least:.3g} and {most:.3g} for {info.dtype}, or below at t = T alone"
+    for good, what in ((inside, limits), (falls, "fall at each step, by more than rounding")):
+        if not np.all(good):
+            t = int(np.argmin(good))
+            found = ", ".join(f"{level:.7g}" for level in levels[t : t + 2])
+            raise ValueError(f"log_snr must {what}. From t = {t + 1} on it is {found}.")
 
 
 def _from_beta(beta: np.ndarray) -> Array:
@@ -109,16 +130,14 @@ class Linear(AbstractSchedule):
     def __init__(
         self, num_steps: int, beta_start: float | None = None, beta_end: float | None = None
     ) -> None:
-        check_size("num_steps", num_steps)
-        beta_start = min(0.1 / num_steps, 0.5) if beta_start is None else beta_start
-        beta_end = min(20.0 / num_steps, 0.999) if beta_end is None else beta_end
-        if not 0 < beta_start <= beta_end < 1:
-            raise ValueError(
-                f"beta_start={beta_start} and beta_end={beta_end} must satisfy "
-                "0 < beta_start <= beta_end < 1."
-            )
-        self.num_steps = num_steps
-        self._log_snr = _from_beta(np.linspace(beta_start, beta_end, num_steps))
+        self.num_steps = num_steps = check_size("num_steps", num_steps)
+        start = min(0.1 / num_steps, 0.5) if beta_start is None else beta_start
+        end = min(20.0 / num_steps, 0.999) if beta_end is None else beta_end
+        start = check_float("beta_start", start, 0.0, 1.0)
+        end = check_float("beta_end", end, 0.0, 1.0)
+        if start > end:
+            raise ValueError(f"beta_start={start:g} must not be more than beta_end={end:g}.")
+        self._log_snr = _from_beta(np.linspace(start, end, num_steps))
 
     def log_snr(self) -> Array:
         """See `AbstractSchedule.log_snr`."""
@@ -133,12 +152,11 @@ class Cosine(AbstractSchedule):
     _log_snr: Array
 
     def __init__(self, num_steps: int, offset: float = 0.008, beta_max: float = 0.999) -> None:
-        check_size("num_steps", num_steps)
-        if not (offset >= 0 and 0 < beta_max < 1):
-            raise ValueError(f"offset={offset} must be >= 0 and beta_max={beta_max} in (0, 1).")
+        self.num_steps = num_steps = check_size("num_steps", num_steps)
+        offset = check_float("offset", offset, 0.0, closed=True)
+        beta_max = check_float("beta_max", beta_max, 0.0, 1.0)
         angle = (np.arange(num_steps + 1) / num_steps + offset) / (1 + offset) * np.pi / 2
         log_cosine = 2 * np.log(np.cos(angle))
-        self.num_steps = num_steps
         self._log_snr = _from_beta(np.minimum(-np.expm1(np.diff(log_cosine)), beta_max))
 
     def log_snr(self) -> Array:
@@ -166,11 +184,8 @@ class LogSNRLinear(AbstractSchedule):
     def __init__(
         self, num_steps: int, noise_to_signal: tuple[float, float] = (0.01, 100.0)
     ) -> None:
-        check_size("num_steps", num_steps)
-        low, high = noise_to_signal
-        if not 0 < low < high:
-            raise ValueError(f"noise_to_signal={noise_to_signal} must be 0 < low < high.")
-        self.num_steps = num_steps
+        self.num_steps = num_steps = check_size("num_steps", num_steps)
+        low, high = check_pair("noise_to_signal", noise_to_signal)
         self._log_snr = _table(-2 * np.linspace(np.log(low), np.log(high), num_steps))
 
     def log_snr(self) -> Array:
@@ -190,11 +205,10 @@ class Reciprocal(AbstractSchedule):
     _log_snr: Array
 
     def __init__(self, num_steps: int) -> None:
-        check_size("num_steps", num_steps)
+        self.num_steps = num_steps = check_size("num_steps", num_steps)
         steps = np.arange(1, num_steps + 1)
         with np.errstate(divide="ignore"):
             log_snr = np.log((num_steps - steps) / steps)
-        self.num_steps = num_steps
         self._log_snr = _table(log_snr)
 
     def log_snr(self) -> Array:
@@ -214,12 +228,10 @@ class SohlDickstein(AbstractSchedule):
     _log_snr: Array
 
     def __init__(self, num_steps: int, beta_1: float = 1e-3) -> None:
-        check_size("num_steps", num_steps)
-        if not 0 <= beta_1 < 0.5:
-            raise ValueError(f"beta_1={beta_1} must be small, and not negative.")
+        self.num_steps = num_steps = check_size("num_steps", num_steps)
+        beta_1 = check_float("beta_1", beta_1, 0.0, 0.5, closed=(True, False))
         floor = np.full(num_steps, 1e-6)
         floor[0] += beta_1
-        self.num_steps = num_steps
         baseline = 1 / np.linspace(num_steps, 2, num_steps)
         self._log_snr = _from_beta(floor + baseline * (1 - floor - 1e-5))
 
@@ -230,19 +242,19 @@ class SohlDickstein(AbstractSchedule):
 
 @final
 class FromLogSNR(AbstractSchedule):
-    """Levels of your own: log signal-to-noise at t = 1..T, decreasing."""
+    """Levels of your own: log signal-to-noise at t = 1..T, decreasing; -inf at t = T is allowed."""
 
     num_steps: int = eqx.field(static=True)
     _log_snr: Array
 
     def __init__(self, log_snr: ArrayLike) -> None:
-        levels = jnp.asarray(log_snr, dtype=float)
+        levels = as_numbers("log_snr", log_snr)
         if levels.ndim != 1 or levels.size == 0:
             raise ValueError(f"log_snr has shape {levels.shape}; it needs shape (num_steps,).")
-        if not isinstance(levels, Tracer) and not bool(jnp.all(levels[1:] <= levels[:-1])):
-            raise ValueError("log_snr must not rise, or be NaN: a chain only loses signal.")
+        if not isinstance(levels, Tracer):
+            check_levels(np.asarray(levels))
         self.num_steps = levels.size
-        self._log_snr = jnp.concatenate([jnp.full(1, jnp.inf), levels])
+        self._log_snr = jnp.concatenate([jnp.full(1, jnp.inf), jnp.asarray(levels, dtype=float)])
 
     def log_snr(self) -> Array:
         """See `AbstractSchedule.log_snr`."""
@@ -267,14 +279,9 @@ class Learned(AbstractSchedule):
 
     def __init__(self, num_steps: int, beta_1: float, noise_to_signal: float = 30.0) -> None:
         """Start linear in log-SNR, from `beta_1` to `noise_to_signal` at t = T."""
-        check_size("num_steps", num_steps)
-        if num_steps < 2:
-            raise ValueError("num_steps=1 leaves nothing to learn; ask for 2 or more.")
-        if not (0 < beta_1 < 1 and noise_to_signal > 0):
-            raise ValueError(
-                f"beta_1={beta_1} must lie between 0 and 1, and noise_to_signal={noise_to_signal} "
-                "be positive."
-            )
+        self.num_steps = num_steps = check_size("num_steps", num_steps, least=2)
+        beta_1 = check_float("beta_1", beta_1, 0.0, 1.0)
+        noise_to_signal = check_float("noise_to_signal", noise_to_signal, 0.0)
         first = np.log1p(-beta_1) - np.log(beta_1)
         drop = (first + 2 * np.log(noise_to_signal)) / (num_steps - 1)
         if drop <= 0:
@@ -282,7 +289,7 @@ class Learned(AbstractSchedule):
                 f"noise_to_signal={noise_to_signal} is less noise than beta_1={beta_1} "
                 "already makes; raise it."
             )
-        self.num_steps = num_steps
+        check_levels(first - drop * np.arange(num_steps))
         self.log_snr_1 = jnp.asarray(first, dtype=float)
         self.raw_drops = jnp.full(num_steps - 1, np.log(np.expm1(drop)), dtype=float)
 

@@ -240,7 +240,7 @@ SOURCES: dict[str, Callable[[], dp.data.AbstractSource]] = {
     "flipped": lambda: dp.data.Flipped(IMAGES[..., 0]),
     "crops": lambda: dp.data.Crops(IMAGES, (3, 4)),
     "flipped-crops-dequantised": lambda: dp.data.Dequantised(
-        dp.data.Flipped(dp.data.Crops(IMAGES, (3, 4)))
+        dp.data.Flipped(dp.data.Crops(IMAGES, (3, 4)), channel_axis=-1)
     ),
     "dead-leaves": lambda: dp.data.DeadLeaves((5, 6), (1.0, 4.0)),
     "swiss-roll": lambda: dp.data.SwissRoll(noise=0.05),

@@ -457,11 +457,15 @@ def test_the_folder_of_another_run_is_refused(case: str, other: Path):
 
 def test_the_default_optimiser_depends_on_the_number_of_iterations(folder: Path):
     first = fit(folder, 20, optimizer=None)
-    with pytest.raises(ValueError, match=r"num_iterations was 20.*=default_optimizer\(20\)"):
+    with pytest.raises(ValueError, match=r"num_iterations was 20.*=default_optimizer\(40\)"):
         fit(folder, 40, optimizer=None)
-    longer = fit(folder, 40, optimizer=dp.default_optimizer(20))
-    assert_same_result(longer, fit(None, 40, optimizer=dp.default_optimizer(20)))
+    with pytest.raises(ValueError, match="learning rate has decayed to zero.*default_optimizer.40"):
+        fit(folder, 40, optimizer=dp.default_optimizer(20))
+    longer = fit(folder, 40, optimizer=dp.default_optimizer(40))
     np.testing.assert_array_equal(longer.history.loss[:20], first.history.loss)
+    assert_same_result(longer, fit(None, 40, optimizer=None, resume=first))
+    moved = longer.last_model.network.last.weight - first.last_model.network.last.weight
+    assert np.abs(moved).max() > 1e-4
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path: Path):

@@ -394,20 +394,20 @@ def test_what_cannot_be_guided_is_refused():
     with pytest.raises(ValueError, match="channels of KernelMoments"):
         moments.guided(1.0)
     for weight in (np.nan, np.inf, [1.0, 2.0]):
-        with pytest.raises(ValueError, match="must be one finite number"):
+        with pytest.raises((TypeError, ValueError), match="weight=.* must be one (finite )?number"):
             MODEL.guided(weight)
 
 
 def test_a_context_that_is_needed_is_asked_for():
     plain = mlp_model(dp.networks.MLP((1,), width=8, depth=1, context_shape=(2,), key=KEY))
     assert plain.needs_context
-    with pytest.raises(ValueError, match="needs a context"):
+    with pytest.raises(ValueError, match="context is missing"):
         plain()
     with pytest.raises(ValueError, match="context is missing"):
         dp.sample(KEY, plain, (2,))
     with pytest.raises(ValueError, match="context_shape=.* must be a tuple"):
         dp.networks.OptionalContext(plain.network, (0,))
-    with pytest.raises(ValueError, match="has no axis to append to"):
+    with pytest.raises(ValueError, match="context_shape=.. is that of a label"):
         dp.networks.OptionalContext(plain.network, ())
 
 
@@ -419,7 +419,7 @@ def test_context_dropout_refuses_what_it_cannot_drop():
     with pytest.raises(ValueError, match=r"can do without.*networks.OptionalContext"):
         dp.fit(KEY, plain, data, context=contexts, loss=dropout(), **options)
     for rate in (0.0, 1.0, -0.1):
-        with pytest.raises(ValueError, match="must be between 0 and 1"):
+        with pytest.raises(ValueError, match="must lie between 0 and 1"):
             dropout(rate=rate)
     model = mlp_model(optional_mlp())
     for bad in ({"batch_size": 1, "context": contexts}, {"batch_size": 2}):
@@ -429,5 +429,5 @@ def test_context_dropout_refuses_what_it_cannot_drop():
 
 @pytest.mark.parametrize("interval", [(2.0, 1.0), (-1.0, 1.0), (0.5, float("nan"))])
 def test_an_interval_of_levels_that_is_none_is_refused(interval: tuple[float, float]):
-    with pytest.raises(ValueError, match="must be two ratios, the smaller one first"):
+    with pytest.raises(ValueError, match="must be two numbers, 0 <= low < high"):
         MODEL.guided(1.0, noise_to_signal=interval)

@@ -90,13 +90,17 @@ def test_rows_are_drawn_with_equal_chances_and_with_their_contexts():
         (lambda: Dequantised(IMAGES.astype(int) + 9), ValueError, "0..255"),
         (lambda: Dequantised(InMemory(IMAGES / 255)), TypeError, "must draw whole numbers"),
         (lambda: dequantise(KEY, IMAGES / 255), TypeError, "images has dtype float64"),
-        (lambda: dequantise(0, IMAGES), TypeError, "key is the int 0"),
+        (lambda: dequantise(0, IMAGES), TypeError, "key=0 must be a typed key"),
         (lambda: Flipped(np.zeros((3, 4))), ValueError, "height, width"),
-        (lambda: Crops(IMAGES[0], (2, 2)), ValueError, "images has shape"),
+        (lambda: Crops(IMAGES[0, :, 0], (2, 2)), ValueError, "images has events of shape"),
         (lambda: Crops(IMAGES, (5, 2)), ValueError, "larger than the images"),
         (lambda: Crops(IMAGES, 2), ValueError, "size=2 must be a height and a width"),
         (lambda: DeadLeaves((8, 8, 3), (1.0, 2.0)), ValueError, "height and a width"),
-        (lambda: DeadLeaves((8, 8), (2.0, 1.0)), ValueError, "the smaller one first"),
+        (
+            lambda: DeadLeaves((8, 8), (2.0, 1.0)),
+            ValueError,
+            "radii=.2.0, 1.0. must be two numbers, 0 < low < high",
+        ),
         (lambda: DeadLeaves((8, 8), (0.0, 1.0)), ValueError, "radii"),
         (
             lambda: DeadLeaves((8, 8), (1.0, 2.0), grey=dist.Normal(jnp.zeros(3), 1.0)),
@@ -186,7 +190,8 @@ def test_bits_of_a_bound_are_its_own():
 @pytest.mark.parametrize("channels", [(), (2,)])
 def test_half_of_the_images_are_mirrored_left_to_right(channels):
     image = RNG.integers(0, 256, (1, 3, 4, *channels)).astype(np.uint8)
-    source = Flipped(InMemory(image, context=np.ones((1, 1))))
+    axis = -1 if channels else None
+    source = Flipped(InMemory(image, context=np.ones((1, 1))), channel_axis=axis)
     x, context = draw(KEY, source, 1_000)
     kept = np.all(np.asarray(x) == image, axis=tuple(range(1, x.ndim)))
     mirrored = np.all(np.asarray(x) == image[:, :, ::-1], axis=tuple(range(1, x.ndim)))
@@ -526,7 +531,7 @@ def test_a_source_of_bits_needs_no_scaling():
             SwissRoll(),
             {},
             ValueError,
-            "data has values .* outside the support of BernoulliDiffusion",
+            "data has values outside the support of BernoulliDiffusion",
         ),
     ],
 )

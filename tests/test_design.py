@@ -35,7 +35,9 @@ ROOMS = [
 
 # Every file and room, lowest first: imports go to what stands before, or stay in the room.
 HOUSE = [
-    "arguments",
+    "checks",
+    "values",
+    "entry",
     "blocks",
     "schedules",
     "processes",
@@ -45,8 +47,8 @@ HOUSE = [
     "programs",
     "guided",
     "clipped",
+    "parts",
     "model",
-    "checks",
     "objectives",
     "structure",
     "serialisation",

@@ -179,7 +179,7 @@ def test_draws_have_the_chains_moments():
 
 
 def test_contexts_are_checked_by_name():
-    with pytest.raises(ValueError, match=r"needs a context.*Call model\(context\)"):
+    with pytest.raises(ValueError, match=r"context is missing.*context_shape=\(2,\)"):
         MODELS["context"]()
     with pytest.raises(ValueError, match=r"context has shape \(3,\), which does not end"):
         MODELS["context"](jnp.zeros(3))

@@ -510,16 +510,24 @@ def test_losses_refuse_what_they_cannot_weigh():
 # Bad input ----------------------------------------------------------------------------------------
 
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "key": ({"key": 0}, TypeError, "key is the int 0"),
-    "model": ({"model": MODEL.network}, TypeError, "model is a MLP"),
+    "key": ({"key": 0}, TypeError, "key=0 must be a typed key"),
+    "model": ({"model": MODEL.network}, TypeError, "model=<MLP> must be a DiffusionModel"),
     "num_iterations": ({"num_iterations": 0}, ValueError, "num_iterations=0 must be"),
     "num_iterations float": ({"num_iterations": 1e3}, ValueError, "num_iterations=1000.0"),
     "batch_size": ({"batch_size": True}, ValueError, "batch_size=True must be a whole"),
     "chunk": ({"chunk": -1}, ValueError, "chunk=-1"),
     "validation_every": ({"validation_every": 0}, ValueError, "validation_every=0"),
-    "loss": ({"loss": "elbo"}, TypeError, "loss='elbo' must be a loss object"),
-    "optimizer": ({"optimizer": 1e-3}, TypeError, "optimizer is a float.*optax.adam"),
-    "ema_decay": ({"ema_decay": 1.0}, ValueError, "ema_decay=1.0 must be at least 0"),
+    "loss": (
+        {"loss": "elbo"},
+        TypeError,
+        "loss='elbo' must be an AbstractLoss, such as .*ELBOLoss",
+    ),
+    "optimizer": (
+        {"optimizer": 1e-3},
+        TypeError,
+        "optimizer=0.001 must be a GradientTransformation of optax.*optax.adam",
+    ),
+    "ema_decay": ({"ema_decay": 1.0}, ValueError, "ema_decay=1.0 must lie between 0 and 1"),
     "context": ({"context": DATA}, ValueError, "context was given"),
     "validation_data": ({"validation_data": DATA[:, :1]}, ValueError, "validation_data has shape"),
     "validation_context": (
@@ -533,7 +541,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "validation_context was given without validation_data",
     ),
     "trainable": ({"trainable": False}, ValueError, "trainable names no array"),
-    "resume": ({"resume": MODEL}, TypeError, "resume is a DiffusionModel"),
+    "resume": ({"resume": MODEL}, TypeError, "resume=<DiffusionModel> must be a FitResult"),
 }
 
 

@@ -371,7 +371,7 @@ def test_bad_gaussians_are_named(schedule):
     make = dp.networks.GaussianDenoiser
     with pytest.raises(TypeError, match="schedule"):
         make(dp.GaussianDiffusion(schedule), np.zeros(2), 1.0)
-    with pytest.raises(ValueError, match=r"mean has NaN"):
+    with pytest.raises(ValueError, match=r"mean must be finite.*nan at .1."):
         make(schedule, [0.0, np.nan], 1.0)
     with pytest.raises(ValueError, match=r"covariance has shape \(3,\).*shape \(2, 2\)"):
         make(schedule, np.zeros(2), np.ones(3))
@@ -402,11 +402,13 @@ def test_bad_mixtures_are_named(schedule):
 def test_bad_enumerations_are_named(schedule):
     make = dp.networks.EnumeratedDenoiser
     process = listed("uniform")[0]
-    with pytest.raises(TypeError, match="process is a GaussianDiffusion.*GaussianMixtureDenoiser"):
+    with pytest.raises(TypeError, match="process=<GaussianDiffusion>.*GaussianMixtureDenoiser"):
         make(dp.GaussianDiffusion(schedule), BITS, PROBABILITIES)
-    with pytest.raises(ValueError, match="states has values from 0 to 3; CategoricalDiffusion"):
+    with pytest.raises(
+        ValueError, match="states has values outside the support of CategoricalDiffusion.*.3 at"
+    ):
         make(process, CATEGORIES + np.array([0, 0, 1]), PROBABILITIES)
-    with pytest.raises(ValueError, match="states has values from 0.0 to 2.5"):
+    with pytest.raises(ValueError, match="states has values outside the support.*.1.25 at"):
         make(process, CATEGORIES * 1.25, PROBABILITIES)
     with pytest.raises(ValueError, match=r"probabilities has shape \(3,\)"):
         make(process, CATEGORIES, PROBABILITIES[:3])

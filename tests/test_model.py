@@ -120,9 +120,9 @@ def test_scaling_from_data_centres_and_brings_to_unit_second_moment():
 @pytest.mark.parametrize(
     ("loc", "scale", "message"),
     [
-        (0.0, 0.0, "scale=0.0 must be finite and not zero"),
-        (0.0, np.array([1.0, np.nan]), "scale=.* must be finite and not zero"),
-        (np.inf, 1.0, "loc=inf must be finite"),
+        (0.0, 0.0, "scale must not be zero"),
+        (0.0, np.array([1.0, np.nan]), "scale must be finite.*nan at .1."),
+        (np.inf, 1.0, "loc must be finite.*inf"),
     ],
 )
 def test_bad_scalings_are_named(loc, scale, message):
@@ -154,7 +154,9 @@ def test_event_shapes_are_checked(shape):
 
 def test_states_have_no_scaling():
     bits = dp.BernoulliDiffusion(SCHEDULE)
-    with pytest.raises(ValueError, match="scaling=.* BernoulliDiffusion are states, not numbers"):
+    with pytest.raises(
+        ValueError, match="scaling was given.* BernoulliDiffusion are states, not numbers"
+    ):
         dp.DiffusionModel(bits, Echo(), (2,), scaling=dp.Scaling())
 
 

@@ -187,7 +187,12 @@ BITS = KNOWN["listed-bernoulli"].model(dp.schedules.Reciprocal(4))
         (GAUSSIAN, [[np.inf, np.nan]], ValueError, "x_0 has 2 NaN or infinite values"),
         (GAUSSIAN, [["a", "b"]], TypeError, "x_0 has dtype .*; it must hold real numbers"),
         (GAUSSIAN, 1j * np.ones((1, 2)), TypeError, "x_0 has dtype complex128"),
-        (BITS, [[0, 1, 2]], ValueError, "from 0 to 2, outside the support of BernoulliDiffusion"),
+        (
+            BITS,
+            [[0, 1, 2]],
+            ValueError,
+            "outside the support of BernoulliDiffusion.*1 of 3 values .2 at .0, 2.",
+        ),
         (BITS, [[0, 1, 0.5]], ValueError, "outside the support of BernoulliDiffusion"),
     ],
 )
@@ -199,16 +204,25 @@ def test_bad_data_are_named(model, x_0, error, message):
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        (7, "key is the int 7; it must be a typed key"),
-        (jax.random.PRNGKey(0), "key is an old-style key; it must be a typed key"),
-        (np.zeros(2, np.uint32), "key is an old-style key"),
-        (None, "key is NoneType"),
+        (7, "key=7 must be a typed key, such as jax.random.key"),
+        (np.int64(7), "key=np.int64.7. must be a typed key"),
+        (np.zeros(2), r"key=<array of shape \(2,\)> must be a typed key"),
+        (np.zeros(3, np.uint32), "key is no key"),
+        (jax.random.split(jax.random.PRNGKey(0)), r"key has shape \(2,\); it must be one key"),
+        (None, "key=None must be a typed key"),
         (jax.random.split(jax.random.key(0)), r"key has shape \(2,\); it must be one key"),
     ],
 )
 def test_bad_keys_are_named(key, message):
     with pytest.raises(TypeError, match=message):
         check_key(key)
+
+
+def test_old_keys_are_wrapped():
+    typed = check_key(jax.random.PRNGKey(3))
+    assert typed.shape == ()
+    np.testing.assert_array_equal(jax.random.key_data(typed), jax.random.PRNGKey(3))
+    assert check_key(np.asarray(jax.random.PRNGKey(3))) == typed == jax.random.key(3)
 
 
 def test_contexts_are_checked():
@@ -223,7 +237,7 @@ def test_contexts_are_checked():
     )
     x_0, key = np.zeros((3, 2)), jax.random.key(0)
     for context, message in (
-        (None, r"context is missing: .* context_shape=\(2,\), .* shape \(3, 2\)"),
+        (None, r"context is missing: .* context_shape=\(2,\), .* shape \(n, 2\)"),
         (np.zeros((2, 2)), r"context has shape \(2, 2\); it needs one context for each datum"),
         (np.full((3, 2), np.nan), "context has NaN or infinite values"),
     ):

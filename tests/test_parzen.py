@@ -78,7 +78,7 @@ def test_a_bandwidth_at_an_end_is_doubtful():
     [
         ({"samples": np.zeros((0, 3, 2))}, "samples is empty"),
         ({"validation": np.zeros((5, 6))}, r"validation has events of shape \(6,\)"),
-        ({"x_test": np.full((5, 3, 2), np.nan)}, "x_test has NaN or infinite"),
+        ({"x_test": np.full((5, 3, 2), np.nan)}, "x_test must be finite"),
         ({"bandwidths": [0.1, 0.0]}, "bandwidths="),
         ({"bandwidths": []}, "bandwidths="),
         ({"batch_size": 0}, "batch_size=0"),

@@ -192,8 +192,6 @@ def test_bad_settings() -> None:
         )
     with pytest.raises(TypeError, match="typed key"):
         make(program).run(0, y=Y)
-    with pytest.raises(TypeError, match="typed key"):
-        make(program).run(jax.random.PRNGKey(0), y=Y)
     with pytest.raises(RuntimeError, match="not been run"):
         make(program).get_samples()
     with pytest.raises(ValueError, match="num_particles=1"):

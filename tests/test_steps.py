@@ -98,5 +98,5 @@ def test_steps_are_visited_evenly():
 
 
 def test_at_least_one_step_is_visited():
-    with pytest.raises(ValueError, match="num=0 must be 1 or more"):
+    with pytest.raises(ValueError, match="num=0 must be a whole number, 1 or more"):
         dp.SampledSteps(0)

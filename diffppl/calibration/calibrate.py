@@ -37,9 +37,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..arguments import check_size
 from ..blocks import map_in_blocks
-from ..checks import check_key
+from ..checks import check_key, check_size
 from ..conditioning import AbstractMethod
 from ..conditioning.choose import choose
 from ..conditioning.credentials import FEWEST_EFFECTIVE
@@ -112,7 +111,7 @@ def calibrate(
         >>> result.print_summary()
         >>> dp.plots.calibration(result)
     """
-    check_key(key)
+    key = check_key(key)
     check_size("batch_size", batch_size)
     if not callable(program):
         raise TypeError(f"program is {type(program).__name__}; it must be a NumPyro program.")

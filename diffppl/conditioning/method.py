@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..arguments import short_repr
+from ..checks import short_repr
 from ..samplers import AbstractSampler
 from .program import Values
 from .target import Target

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.diagnostics import print_summary
 
-from ..arguments import check_size
-from ..checks import check_key, warn_of_short_chain
+from ..checks import check_key, check_size
+from ..entry import warn_of_short_chain
 from ..progress import bar
 from .choose import choose
 from .credentials import LogEvidence, pooled_evidence, warn_of_collapse, warn_of_lost_draws
@@ -87,7 +87,7 @@ class Posterior:
         Raises:
             ValueError: the program cannot be conditioned; the message names the site.
         """
-        check_key(key)
+        key = check_key(key)
         args, kwargs = as_dynamic((args, kwargs))
         sites = inspect_program(self.program, args, kwargs)
         method, explanation, num_ticks = self._look(args, kwargs)

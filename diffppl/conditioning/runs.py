@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro import handlers
 
-from ..checks import left_at_the_end
+from ..entry import left_at_the_end
 from ..progress import tick
 from .method import AbstractMethod, Draws
 from .program import Program, Sites, Values, predictive, run_program

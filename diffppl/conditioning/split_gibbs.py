@@ -19,7 +19,7 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from ..arguments import as_float, check_float
+from ..checks import as_float, check_float
 from ..processes import GaussianDiffusion
 from ..samplers import Ancestral
 from .method import (

@@ -5,16 +5,20 @@ it learns. So use what leaves the distribution as it is: a photograph may be mir
 not; a texture looks the same in every window, a face does not. A bound is then meant, as always, of
 the held-out data it is computed for.
 
-The axes of an image are rows, columns and, if it has them, channels.
+An image is rows and columns, `(height, width)`, and may have channels. They are last where the last
+axis has at most four entries and the first has more, as in (32, 32, 3); anything else must say,
+`channel_axis=0` for (3, 32, 32), since taking channels for rows would mirror images upside down.
 """
 
 from typing import Any, final
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-from .source import AbstractSource, InMemory, as_rows
+from ..checks import check_key, check_shape, check_size, described, whole_number
+from .source import AbstractSource, as_rows, as_source
 
 
 @final
@@ -22,24 +26,22 @@ class Flipped(AbstractSource):
     """Half of the images mirrored, left and right exchanged.
 
     Args:
-        images: shape `(n, height, width)` or `(n, height, width, channels)`, or a source of such.
+        images: shape `(n, height, width)`, or that with channels, or a source of such.
+        channel_axis: which axis of an image is the channels, 0 or -1, if it has any.
 
     Raises:
-        ValueError: other shapes.
+        ValueError: other shapes, or an image of three axes of which any may be the channels.
 
     Example:
         >>> source = dp.data.Dequantised(dp.data.Flipped(images))
     """
 
     source: AbstractSource
+    column_axis: int = eqx.field(static=True)
 
-    def __init__(self, images: Any) -> None:
-        self.source = images if isinstance(images, AbstractSource) else InMemory(images)
-        if len(self.source.event_shape) not in (2, 3):
-            raise ValueError(
-                f"images has events of shape {self.source.event_shape}; they need shape (height, "
-                "width) or (height, width, channels)."
-            )
+    def __init__(self, images: Any, *, channel_axis: int | None = None) -> None:
+        self.source = as_source("images", images)
+        self.column_axis = space_axes(self.source.event_shape, channel_axis)[1]
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -48,11 +50,11 @@ class Flipped(AbstractSource):
 
     def batch(self, key: Array, size: int) -> tuple[Shaped[Array, "..."], Array | None]:
         """See `AbstractSource.batch`."""
-        key_source, key_flip = jax.random.split(key)
+        key_source, key_flip = jax.random.split(check_key(key))
         images, context = self.source.batch(key_source, size)
         flip = jax.random.bernoulli(key_flip, shape=(size,))
         flip = flip.reshape(size, *[1] * len(self.event_shape))
-        return jnp.where(flip, jnp.flip(images, axis=2), images), context
+        return jnp.where(flip, jnp.flip(images, axis=1 + self.column_axis), images), context
 
 
 @final
@@ -63,12 +65,15 @@ class Crops(AbstractSource):
     same image overlap, so they are no test of one another.
 
     Args:
-        images: shape `(n, height, width)` or `(n, height, width, channels)`; their dtype is kept.
+        images: shape `(n, height, width)`, or that with channels; their dtype is kept, as by
+            `InMemory`.
         size: height and width of a window.
+        channel_axis: which axis of an image is the channels, 0 or -1, if it has any.
 
     Raises:
         TypeError: not numbers.
-        ValueError: other shapes, or windows larger than the images.
+        ValueError: other shapes, an image of three axes of which any may be the channels, or
+            windows larger than the images.
 
     Example:
         >>> source = dp.data.Dequantised(dp.data.Crops(textures[:-4], size=(64, 64)))
@@ -76,31 +81,33 @@ class Crops(AbstractSource):
         >>> held_out = dp.data.dequantise(jax.random.key(1), held_out)
     """
 
-    images: Shaped[Array, "n height width *channels"]
+    images: Shaped[Array, "n ..."]
     size: tuple[int, int]
+    axes: tuple[int, int] = eqx.field(static=True)  # of the rows and the columns of an image
 
-    def __init__(self, images: Any, size: tuple[int, int]) -> None:
+    def __init__(
+        self, images: Any, size: tuple[int, int], *, channel_axis: int | None = None
+    ) -> None:
         self.images = as_rows("images", images)
-        if self.images.ndim not in (3, 4):
-            raise ValueError(
-                f"images has shape {self.images.shape}; it needs shape (n, height, width) or "
-                "(n, height, width, channels)."
-            )
         self.size = check_image_size(size)
-        if any(a > b for a, b in zip(self.size, self.images.shape[1:3], strict=True)):
-            raise ValueError(
-                f"size={self.size} is larger than the images, which are {self.images.shape[1:3]}."
-            )
+        self.axes = space_axes(self.images.shape[1:], channel_axis)
+        whole = tuple(self.images.shape[1 + axis] for axis in self.axes)
+        if any(a > b for a, b in zip(self.size, whole, strict=True)):
+            raise ValueError(f"size={self.size} is larger than the images, which are {whole}.")
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one window."""
-        return (*self.size, *self.images.shape[3:])
+        shape = list(self.images.shape[1:])
+        for axis, length in zip(self.axes, self.size, strict=True):
+            shape[axis] = length
+        return tuple(shape)
 
     def batch(self, key: Array, size: int) -> tuple[Shaped[Array, "..."], None]:
         """See `AbstractSource.batch`."""
-        num, *shape = self.images.shape[:3]
-        places = [n - wanted + 1 for n, wanted in zip(shape, self.size, strict=True)]
+        key, size = check_key(key), check_size("size", size)
+        num, *shape = self.images.shape
+        places = [shape[a] - n + 1 for a, n in zip(self.axes, self.size, strict=True)]
         key_image, *keys = jax.random.split(key, 3)
         images = jax.random.randint(key_image, (size,), 0, num)
         rows, columns = (
@@ -108,10 +115,46 @@ class Crops(AbstractSource):
         )
 
         def window(image: Array, row: Array, column: Array) -> Array:
-            start = (image, row, column, *[0] * (self.images.ndim - 3))
-            return jax.lax.dynamic_slice(self.images, start, (1, *self.event_shape))[0]
+            start = [jnp.zeros_like(row)] * len(shape)
+            start[self.axes[0]], start[self.axes[1]] = row, column
+            return jax.lax.dynamic_slice(self.images, (image, *start), (1, *self.event_shape))[0]
 
         return jax.vmap(window)(images, rows, columns), None
+
+
+MOST_CHANNELS = 4  # that are taken for channels without being told
+
+
+def space_axes(event_shape: tuple[int, ...], channel_axis: Any) -> tuple[int, int]:
+    """Which axes of an image are its rows and its columns.
+
+    Raises:
+        ValueError: no image, or one of three axes of which any may be the channels.
+    """
+    ndim = len(event_shape)
+    if ndim not in (2, 3):
+        raise ValueError(
+            f"images has events of shape {event_shape}; they need shape (height, width), "
+            "(height, width, channels) or, with channel_axis=0, (channels, height, width)."
+        )
+    if channel_axis is None and ndim == 3:
+        if event_shape[-1] > MOST_CHANNELS or event_shape[0] <= MOST_CHANNELS:
+            raise ValueError(
+                f"images has events of shape {event_shape}, whose channels may be first or last: "
+                "say channel_axis=-1 for (height, width, channels), or channel_axis=0 for "
+                "(channels, height, width)."
+            )
+        channel_axis = -1
+    axes = list(range(ndim))
+    if channel_axis is not None:
+        axis = whole_number(channel_axis)
+        if ndim == 2 or axis not in (0, -1, 2, -3):
+            raise ValueError(
+                f"channel_axis={described(channel_axis)} must be the first or the last axis of an "
+                f"image of three, but images has events of shape {event_shape}."
+            )
+        del axes[axis]
+    return axes[0], axes[1]
 
 
 def check_image_size(size: Any) -> tuple[int, int]:
@@ -120,9 +163,7 @@ def check_image_size(size: Any) -> tuple[int, int]:
     Raises:
         ValueError: anything else.
     """
-    whole = isinstance(size, tuple) and all(
-        isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size
-    )
-    if not whole or len(size) != 2:
-        raise ValueError(f"size={size!r} must be a height and a width, such as (64, 64).")
-    return size
+    if not isinstance(size, tuple) or len(size) != 2:
+        raise ValueError(f"size={described(size)} must be a height and a width, such as (64, 64).")
+    height, width = check_shape("size", size)
+    return height, width

@@ -25,7 +25,6 @@ References:
     1999 (from below); Sohl-Dickstein et al. 2015, section 3.2 and figure 4.
 """
 
-import math
 from typing import final
 
 import jax
@@ -34,6 +33,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int, Shaped
 
 from ..blocks import map_in_blocks
+from ..checks import check_float, check_instance, check_key, check_pair, check_size
 from .augment import check_image_size
 from .source import AbstractSource
 
@@ -77,10 +77,10 @@ class DeadLeaves(AbstractSource):
         grey: dist.Distribution = dist.Uniform(0.0, 1.0),  # noqa: B008 (immutable)
     ) -> None:
         self.size = check_image_size(size)
-        if not 0 < radii[0] < radii[1] < math.inf:
-            raise ValueError(f"radii={radii} must be two lengths in pixels, the smaller one first.")
-        self.r_min, self.r_max = (jnp.asarray(r, dtype=float) for r in radii)
-        self.exponent = float(exponent)
+        limits = check_pair("radii", radii)
+        self.r_min, self.r_max = (jnp.asarray(r, dtype=float) for r in limits)
+        self.exponent = check_float("exponent", exponent)
+        check_instance("grey", grey, dist.Distribution, remedy=", such as dist.Uniform(0.0, 1.0)")
         if grey.batch_shape:
             raise ValueError(
                 f"grey has batch_shape {grey.batch_shape}; it must be one distribution, of all "
@@ -95,7 +95,8 @@ class DeadLeaves(AbstractSource):
 
     def batch(self, key: Array, size: int) -> tuple[Shaped[Array, "..."], None]:
         """See `AbstractSource.batch`."""
-        return map_in_blocks(self.image, (jax.random.split(key, size),), IMAGES_AT_ONCE), None
+        keys = jax.random.split(check_key(key), check_size("size", size))
+        return map_in_blocks(self.image, (keys,), IMAGES_AT_ONCE), None
 
     def image(self, key: Array) -> Shaped[Array, "height width *channels"]:
         """One image."""

@@ -25,10 +25,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Integer, UInt8
 
 from ..checks import check_key
-from .source import AbstractSource, InMemory
+from ..values import as_numbers, at_fault
+from .source import AbstractSource, InMemory, as_source
+
+MOST = 255  # the highest level
+FEW = 100  # draws of a source that are looked at
 
 
 def dequantise(key: Array, images: Any) -> Float[Array, "..."]:
@@ -54,11 +58,10 @@ def dequantise(key: Array, images: Any) -> Float[Array, "..."]:
         >>> dp.likelihood.bits_per_dim(bound, model.event_shape)
         BitsPerDim(4.21 ± 0.01)
     """
-    check_key(key)
-    return _with_noise(key, as_levels("images", images))
+    return _with_noise(check_key(key), as_levels("images", images))
 
 
-def _with_noise(key: Array, levels: UInt8[Array, "..."]) -> Float[Array, "..."]:
+def _with_noise(key: Array, levels: Integer[Array, "..."]) -> Float[Array, "..."]:
     # Noise of 16 bits: its sum with a level, which has 8, is exact in float32, and so never
     # rounded up into the next level. Two come from each number of 32 random bits.
     bits = jax.random.bits(key, (math.ceil(levels.size / 2),), jnp.uint32)
@@ -89,15 +92,21 @@ class Dequantised(AbstractSource):
     source: AbstractSource
 
     def __init__(self, images: Any) -> None:
-        if not isinstance(images, AbstractSource):
+        if not isinstance(images, AbstractSource | type):
             images = InMemory(as_levels("images", images))
-        drawn, _ = eqx.filter_eval_shape(images.batch, jax.random.key(0), 1)
+        source = as_source("images", images)
+        drawn, _ = eqx.filter_eval_shape(source.batch, jax.random.key(0), 1)
         if not jnp.issubdtype(drawn.dtype, jnp.integer):
             raise TypeError(
                 f"images is a source of dtype {drawn.dtype}; noise belongs on levels of 8 bits, so "
                 "it must draw whole numbers 0..255."
             )
-        self.source = images
+        if drawn.dtype != jnp.uint8:
+            # All there is, of rows in memory; of other sources some draws.
+            is_rows = isinstance(source, InMemory)
+            seen = source.data if is_rows else source.batch(jax.random.key(0), FEW)[0]
+            as_levels("images", seen)
+        self.source = source
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -106,9 +115,11 @@ class Dequantised(AbstractSource):
 
     def batch(self, key: Array, size: int) -> tuple[Float[Array, "..."], Array | None]:
         """See `AbstractSource.batch`."""
-        key_source, key_noise = jax.random.split(key)
+        key_source, key_noise = jax.random.split(check_key(key))
         levels, context = self.source.batch(key_source, size)
-        return _with_noise(key_noise, levels.astype(jnp.uint8)), context
+        # A level out of range would be another one in 8 bits: NaN says so where nobody can ask.
+        is_level = (levels >= 0) & (levels <= MOST)
+        return jnp.where(is_level, _with_noise(key_noise, levels), jnp.nan), context
 
 
 def as_levels(name: str, images: Any) -> UInt8[Array, "..."]:
@@ -118,15 +129,15 @@ def as_levels(name: str, images: Any) -> UInt8[Array, "..."]:
         TypeError: numbers that are not whole.
         ValueError: numbers outside 0..255.
     """
-    values = np.asarray(images)
+    values = np.asarray(as_numbers(name, images))
     if values.dtype.kind not in "iu":
         raise TypeError(
             f"{name} has dtype {values.dtype}; noise belongs on the levels that were stored, so it "
             "must hold whole numbers 0..255. If they were divided by 255, multiply and round."
         )
-    if values.size and (values.min() < 0 or values.max() > 255):
+    bad = (values < 0) | (values > MOST)
+    if bad.any():
         raise ValueError(
-            f"{name} has values from {values.min()} to {values.max()}; it must hold levels of 8 "
-            "bits, 0..255."
+            f"{name} must hold levels of 8 bits, 0..{MOST}, and {at_fault(bad, values)} are none."
         )
     return jnp.asarray(values.astype(np.uint8))

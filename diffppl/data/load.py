@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from ..checks import check_path
+
 
 class Labelled(NamedTuple):
     """Images and what they show."""
@@ -76,7 +78,7 @@ def cifar10(folder: str | os.PathLike) -> tuple[Labelled, Labelled]:
     References:
         Krizhevsky 2009.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(check_path("folder", folder))
     train = [_cifar_records(folder / f"data_batch_{i}.bin") for i in range(1, 6)]
     return _cifar(np.concatenate(train)), _cifar(_cifar_records(folder / "test_batch.bin"))
 

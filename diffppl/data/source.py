@@ -5,9 +5,10 @@ from typing import Any, final
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Shaped
+
+from ..checks import check_key, check_size, described
+from ..values import as_array, as_numbers
 
 
 class AbstractSource(eqx.Module):
@@ -43,12 +44,14 @@ class InMemory(AbstractSource):
     """Rows of an array, drawn with replacement.
 
     Args:
-        data: shape `(n, *event_shape)`; its dtype is kept.
+        data: shape `(n, *event_shape)`; its dtype is kept, in JAX's precision: numbers of 64 bits
+            become numbers of 32, unless `jax_enable_x64` is set.
         context: one per datum, shape `(n, *context_shape)`, if there are any.
 
     Raises:
-        TypeError: not numbers.
-        ValueError: no data, or another number of contexts than of data.
+        TypeError: not numbers, or masked ones.
+        ValueError: no data, numbers that JAX's precision cannot hold, or another number of contexts
+            than of data.
 
     Example:
         >>> source = dp.data.InMemory(images, context=labels)
@@ -74,20 +77,30 @@ class InMemory(AbstractSource):
 
     def batch(self, key: Array, size: int) -> tuple[Shaped[Array, "..."], Array | None]:
         """See `AbstractSource.batch`."""
+        key, size = check_key(key), check_size("size", size)
         rows = jax.random.randint(key, (size,), 0, self.data.shape[0])
         return self.data[rows], None if self.context is None else self.context[rows]
+
+
+def as_source(name: str, images: Any) -> AbstractSource:
+    """A source as it is, and an array as one in memory.
+
+    Raises:
+        TypeError: the class of a source, or not numbers.
+    """
+    if isinstance(images, type):
+        raise TypeError(f"{name}={described(images)} must be an array or a source of them.")
+    return images if isinstance(images, AbstractSource) else InMemory(as_rows(name, images))
 
 
 def as_rows(name: str, x: Any) -> Shaped[Array, "n ..."]:
     """An array of real numbers with a leading axis of at least one row, on the device.
 
     Raises:
-        TypeError: not numbers.
-        ValueError: no rows.
+        TypeError: not numbers, or masked ones.
+        ValueError: no rows, or numbers that JAX's precision cannot hold.
     """
-    values = x if isinstance(x, jax.Array) else np.asarray(x)
-    if not any(jnp.issubdtype(values.dtype, k) for k in (jnp.floating, jnp.integer, jnp.bool_)):
-        raise TypeError(f"{name} has dtype {values.dtype}; it must hold real numbers.")
+    values = as_numbers(name, x)
     if values.ndim == 0 or values.shape[0] == 0:
         raise ValueError(f"{name} is empty: it has shape {values.shape}.")
-    return jnp.asarray(values)
+    return x if isinstance(x, jax.Array) else as_array(name, values)

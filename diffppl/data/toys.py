@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ..checks import check_float, check_key, check_size
 from .source import AbstractSource
 
 LOW, HIGH = 1.5 * math.pi, 4.5 * math.pi  # angles of the roll: one and a half turns
@@ -34,8 +35,7 @@ class SwissRoll(AbstractSource):
     noise: Float[Array, ""]
 
     def __init__(self, noise: float = 0.0) -> None:
-        if not 0 <= noise < math.inf:
-            raise ValueError(f"noise={noise} must be a standard deviation, 0 or more.")
+        noise = check_float("noise", noise, 0.0, closed=True)
         self.noise = jnp.asarray(noise, dtype=float)
 
     @property
@@ -45,7 +45,8 @@ class SwissRoll(AbstractSource):
 
     def batch(self, key: Array, size: int) -> tuple[Float[Array, "size 2"], None]:
         """See `AbstractSource.batch`."""
-        key_angle, key_noise = jax.random.split(key)
+        key_angle, key_noise = jax.random.split(check_key(key))
+        size = check_size("size", size)
         angle = jax.random.uniform(key_angle, (size,), minval=LOW, maxval=HIGH)
         return self.curve(angle) + self.noise * jax.random.normal(key_noise, (size, 2)), None
 
@@ -80,6 +81,7 @@ def heartbeats(length: int = 20, period: int = 5) -> Int[np.ndarray, "period len
         >>> dp.data.heartbeats().shape
         (5, 20)
     """
-    if not 1 <= period <= length:
+    length, period = check_size("length", length), check_size("period", period)
+    if period > length:
         raise ValueError(f"period={period} must be from 1 to length={length}.")
     return (np.arange(length) % period == np.arange(period)[:, None]).astype(int)

@@ -19,7 +19,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..arguments import check_size
+from ..checks import check_instance, check_path, check_size
 from ..model import DiffusionModel
 from ..serialisation import load
 from .record import FILE, Record, begun, is_kept, name_of
@@ -36,8 +36,9 @@ class Checkpoints(eqx.Module):
     GPU that needs XLA_FLAGS=--xla_gpu_deterministic_ops=true as well.) Once finished, the same call
     returns its result at once. A folder holds one run: the key, model, data, loss, batch size,
     averaging and what is trained must be those it was started with, and the optimiser of the same
-    kind. More iterations may be asked for, if the optimiser is given; `resume` is where a run
-    starts, and what the folder holds of it is further on. A checkpoint is also written when a fit
+    kind. More iterations may be asked for, if the optimiser is given and its schedule is as long,
+    as that of `default_optimizer(num_iterations)` is; `resume` is where a run starts, and what the
+    folder holds of it is further on. A checkpoint is also written when a fit
     ends, by an interrupt (Ctrl-C) or by an error too.
 
     Needs orbax-checkpoint (`pip install diffppl[checkpoints]`).
@@ -66,11 +67,9 @@ class Checkpoints(eqx.Module):
 
     def __init__(self, folder: str | os.PathLike, *, every: int = 1_000, keep: int = 2) -> None:
         _orbax()
-        check_size("every", every)
-        check_size("keep", keep)
-        self.folder = Path(folder).expanduser().absolute()
-        self.every = every
-        self.keep = keep
+        self.every = check_size("every", every)
+        self.keep = check_size("keep", keep)
+        self.folder = Path(check_path("folder", folder)).expanduser().absolute()
 
     def latest(self, *, like: Any = None) -> DiffusionModel:
         """The model as of the last checkpoint, with the averaged weights if they were averaged.
@@ -203,8 +202,7 @@ class Run:
 
 def open_run(checkpoints: Any, record: Record) -> Run:
     """The run in a folder, new or begun before."""
-    if not isinstance(checkpoints, Checkpoints):
-        raise TypeError(f"checkpoints={checkpoints!r} must be a Checkpoints(folder).")
+    check_instance("checkpoints", checkpoints, Checkpoints, remedy=", made by Checkpoints(folder)")
     return Run(checkpoints, record)
 
 

@@ -10,9 +10,11 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from ..checks import left_at_the_end
+from ..checks import check_float, check_instance
+from ..entry import left_at_the_end
 from ..model import DiffusionModel
 from ..objectives import prior_term
+from ..parts import check_scaling
 from ..processes import GaussianDiffusion
 from .losses import AbstractLoss
 from .result import FitResult
@@ -24,30 +26,46 @@ from .training import FitState
 MOST_NATS_LEFT = 0.05
 
 
+# Slips of the pen, and what was meant.
+MEANT = {
+    "learning_rate": "optimizer=default_optimizer(num_iterations, learning_rate)",
+    "lr": "optimizer=default_optimizer(num_iterations, learning_rate)",
+    "epochs": "num_iterations",
+    "num_epochs": "num_iterations",
+    "num_steps": "num_iterations",
+    "steps": "num_iterations",
+    "ema": "ema_decay",
+    "labels": "context",
+    "contexts": "context",
+    "validation": "validation_data",
+    "progress_bar": "progress",
+    "seed": "key, the first argument",
+}
+
+
+def check_names(unknown: dict[str, Any]) -> None:
+    """Refuse arguments that `fit` does not have, and say what may have been meant."""
+    for name in unknown:
+        meant = MEANT.get(name)
+        remedy = f": pass {meant}" if meant else "; see help(diffppl.fit)"
+        raise TypeError(f"fit has no argument {name!r}{remedy}.")
+
+
 def check_options(
     model: Any, loss: Any, optimizer: Any, ema_decay: Any, scaling: Any, resume: Any
 ) -> None:
     """Refuse options of the wrong kind, in the words of the caller."""
-    if not isinstance(model, DiffusionModel):
-        raise TypeError(f"model is a {type(model).__name__}; it must be a DiffusionModel.")
-    if not isinstance(loss, AbstractLoss):
-        raise TypeError(f"loss={loss!r} must be a loss object, such as losses.ELBOLoss().")
-    if not isinstance(optimizer, optax.GradientTransformation | None):
-        raise TypeError(
-            f"optimizer is a {type(optimizer).__name__}; it must be an optax optimiser, such as "
-            "optax.adam(1e-3)."
-        )
-    if ema_decay is not None and not 0 <= ema_decay < 1:
-        raise ValueError(f"ema_decay={ema_decay} must be at least 0 and less than 1, or None.")
-    if scaling is not None and not isinstance(model.process, GaussianDiffusion):
-        raise ValueError(
-            f"scaling was given, but the data of {type(model.process).__name__} are states, not "
-            "numbers: leave it out."
-        )
+    check_instance("model", model, DiffusionModel)
+    check_instance("loss", loss, AbstractLoss)
+    if optimizer is not None:
+        remedy = " of optax, such as default_optimizer(num_iterations) or optax.adam(1e-3)"
+        check_instance("optimizer", optimizer, optax.GradientTransformation, remedy=remedy)
+    if ema_decay is not None:
+        check_float("ema_decay", ema_decay, 0.0, 1.0, closed=(True, False))
+    check_scaling(scaling, model.process, model.event_shape)
     if resume is None:
         return
-    if not isinstance(resume, FitResult):
-        raise TypeError(f"resume is a {type(resume).__name__}; it must be a FitResult.")
+    check_instance("resume", resume, FitResult, remedy=", which fit returned")
     if scaling is not None:
         raise ValueError("scaling was given, but a resumed fit keeps its own: leave it out.")
     if _kind(model) != _kind(resume.last_model):

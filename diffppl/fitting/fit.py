@@ -19,14 +19,15 @@ import optax
 from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
 
-from ..arguments import check_size
-from ..checks import check_context, check_data, check_key
+from ..checks import check_float, check_key, check_size
+from ..entry import check_context, check_data
 from ..model import DiffusionModel
 from ..objectives import AllSteps, SampledSteps
 from ..processes import GaussianDiffusion
 from ..scaling import Scaling
 from .checkpoints import Checkpoints, open_run
-from .checks import check_options, resumed, warn_if_misfit
+from .checks import check_names, check_options, resumed, warn_if_misfit
+from .decay import check_moves
 from .losses import AbstractLoss, ELBOLoss
 from .reading import as_source, typical
 from .record import record
@@ -61,6 +62,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     chunk: int = 100,
     progress: bool = True,
+    **unknown: Any,
 ) -> FitResult:
     """Fit a model to data.
 
@@ -87,17 +89,21 @@ def fit(
         trainable: what to train instead, as a pytree of booleans or functions that
             `equinox.partition(model, trainable)` takes. Only inexact arrays are trained.
         resume: a result to go on from. With the same key, data and options the run is then the
-            one that was never interrupted.
+            one that was never interrupted. A finished run may go on with more iterations: the
+            default optimiser then has the learning rate of the longer run; another one must have a
+            schedule that is as long.
         checkpoints: a `Checkpoints(folder)`, so that the same call, made again after the process
             was killed, goes on from the last one.
         chunk: iterations per compiled call; the bar and the checks for NaN come once per chunk.
         progress: show a bar.
+        **unknown: none; a `TypeError` says what was meant.
 
     Returns:
         A `FitResult`: `model`, `last_model`, `history` and the `state` to resume from.
 
     Raises:
-        TypeError, ValueError: bad input, or a folder of another run, before any long work.
+        TypeError, ValueError: bad input, a folder of another run, or an optimizer whose learning
+            rate has decayed to zero for half of the iterations or more, before any long work.
         OSError: the folder of the checkpoints cannot be written, likewise.
         NonFiniteLossError: the loss or its gradient became NaN or infinite; it carries the last
             good result.
@@ -110,13 +116,14 @@ def fit(
         >>> result = dp.fit(jax.random.key(0), model, data, num_iterations=5_000)
         >>> result.model, result.history.plot()
     """
-    check_key(key)
+    check_names(unknown)
+    key = check_key(key)
     check_options(model, loss, optimizer, ema_decay, scaling, resume)
-    check_size("num_iterations", num_iterations)
-    check_size("batch_size", batch_size)
-    check_size("chunk", chunk)
+    num_iterations = check_size("num_iterations", num_iterations)
+    batch_size = check_size("batch_size", batch_size)
+    chunk = check_size("chunk", chunk)
     every = max(num_iterations // 20, 1) if validation_every is None else validation_every
-    check_size("validation_every", every)
+    every = check_size("validation_every", every)
     source = as_source(data, context, model)
     loss.check(model)
     mask = _mask(model, trainable)
@@ -157,9 +164,11 @@ def fit(
         state, history = resumed(state, resume, num_iterations), resume.history
     if run is not None:
         state, history = run.restore(state, history, num_iterations)
+    done = first = int(state.iteration)
+    if not by_default:
+        check_moves(optimizer, params, done, num_iterations)
     warn_if_misfit(model, examples)
 
-    done = first = int(state.iteration)
     bar = tqdm(total=num_iterations, initial=done, disable=not progress, desc="fit")
 
     def result() -> FitResult:
@@ -211,7 +220,8 @@ def default_optimizer(
         num_iterations: of the whole fit.
         learning_rate: after the warm-up, which takes a twentieth of the fit, at most 500.
     """
-    return _default_optimizer(num_iterations, float(learning_rate))
+    rate = check_float("learning_rate", learning_rate, 0.0)
+    return _default_optimizer(check_size("num_iterations", num_iterations), rate)
 
 
 @functools.cache  # the same functions again, so that a second fit like the first compiles nothing

@@ -21,7 +21,7 @@ References:
 
 import abc
 import math
-from typing import final
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -29,14 +29,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from ..checks import check_fields, check_float
 from ..model import DiffusionModel
 from ..objectives import AbstractSteps, SampledSteps, bound
 from ..processes import GaussianDiffusion
 from ..schedules import Learned
+from ..values import as_finite
 
 
 class AbstractLoss(eqx.Module):
     """A scalar to minimise. Subclasses say what it is, what it needs, and compute it."""
+
+    def __check_init__(self) -> None:
+        check_fields(self)
 
     @property
     @abc.abstractmethod
@@ -97,8 +102,8 @@ class WeightedLoss(AbstractLoss):
         weights: ArrayLike,
         steps: AbstractSteps = SampledSteps(1),  # noqa: B008 (immutable)
     ) -> None:
-        values = np.asarray(weights, dtype=np.float64)
-        if values.ndim != 1 or not np.all(np.isfinite(values) & (values >= 0)):
+        values = np.asarray(as_finite("weights", weights), dtype=np.float64)
+        if values.ndim != 1 or not np.all(values >= 0):
             raise ValueError("weights must be a vector of finite numbers, none of them negative.")
         self.weights = jnp.asarray(values, dtype=float)
         self.steps = steps
@@ -163,6 +168,10 @@ class SimpleLoss(AbstractLoss):
         return jnp.mean(squared_errors) / math.prod(model.event_shape)
 
 
+def _rate(rate: Any) -> float:
+    return check_float("rate", rate, 0.0, 1.0)
+
+
 @final
 class ContextDropout(AbstractLoss):
     """Another loss, where part of each minibatch goes without its context.
@@ -185,13 +194,7 @@ class ContextDropout(AbstractLoss):
     """
 
     loss: AbstractLoss = ELBOLoss()
-    rate: float = eqx.field(static=True, default=0.1)
-
-    def __check_init__(self) -> None:
-        if not isinstance(self.loss, AbstractLoss):
-            raise TypeError(f"loss={self.loss!r} must be a loss object, such as losses.ELBOLoss().")
-        if not 0 < self.rate < 1:
-            raise ValueError(f"rate={self.rate} must be between 0 and 1.")
+    rate: float = eqx.field(static=True, default=0.1, converter=_rate)
 
     @property
     def label(self) -> str:

@@ -7,8 +7,9 @@ import equinox as eqx
 import jax
 from jaxtyping import Array
 
-from ..checks import check_context, check_data
+from ..checks import described
 from ..data import AbstractSource, InMemory
+from ..entry import check_context, check_data
 from ..model import DiffusionModel
 
 # Of a source, so many events (and at most so many numbers, if that leaves a hundred events) give
@@ -27,6 +28,8 @@ def as_source(data: Any, context: Any, model: DiffusionModel) -> AbstractSource:
         raise ValueError("context was given, but data is a source, which draws its own: leave it.")
     if isinstance(data, InMemory):
         data, context = data.data, data.context
+    if isinstance(data, type):
+        raise TypeError(f"data={described(data)} must be an array or a source of minibatches.")
     if not isinstance(data, AbstractSource):
         data = check_data("data", data, model)
         return InMemory(data, check_context(context, model, data.shape[0]))
@@ -50,15 +53,19 @@ def typical(key: Array, source: AbstractSource, model: DiffusionModel) -> Array:
     """Data in the user's units that stand for all: an array whole, of other sources many draws.
 
     Raises:
-        ValueError: the source draws NaN, or values outside the process's support.
+        ValueError: the source draws NaN, values outside the process's support, or contexts that
+            are NaN or no labels.
     """
     if isinstance(source, InMemory):
         return source.data
     numbers = math.prod(source.event_shape)
     size = min(MOST_EVENTS, max(100, MOST_NUMBERS // numbers))
-    return check_data("data", _draw(key, source, size), model)
+    data, context = _draw(key, source, size)
+    if context is not None:
+        check_context(context, model, size, "the context that data draws")
+    return check_data("data", data, model)
 
 
 @eqx.filter_jit
-def _draw(key: Array, source: AbstractSource, size: int) -> Array:
-    return source.batch(key, size)[0]
+def _draw(key: Array, source: AbstractSource, size: int) -> tuple[Array, Array | None]:
+    return source.batch(key, size)

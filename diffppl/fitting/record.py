@@ -127,8 +127,9 @@ def begun(folder: Path, record: Record) -> Any:
             if now not in (None, then):
                 _refuse(
                     folder,
-                    f"num_iterations was {then}, on which the learning rate depends. (To go "
-                    f"further, pass optimizer=default_optimizer({then}).)",
+                    f"num_iterations was {then}, on which the learning rate depends. (To go on to "
+                    f"{now}, pass optimizer=default_optimizer({now}): the learning rate is then "
+                    "that of the longer run.)",
                 )
         elif then != now:
             is_short = len(f"{then}{now}") < 80

@@ -106,7 +106,9 @@ class NonFiniteLossError(RuntimeError):
             f"fit stopped at iteration {iteration}: {what}. Likely causes are a learning rate "
             "that is too large for this network (try optimizer=default_optimizer(num_iterations, "
             "learning_rate=1e-4)), gradients that are not clipped, data far from unit scale (see "
-            "the warnings), or a network that overflows. This error's `result` is what there was "
-            f"after {int(result.state.iteration)} iterations; it can be passed as resume=."
+            "the warnings), a network that overflows, or a source of data that draws NaN, values "
+            "that the process does not allow or labels that there are not. This error's `result` "
+            f"is what there was after {int(result.state.iteration)} iterations; with the cause "
+            "mended it can be passed as resume=. (The same call would fail again.)"
         )
         self.result = result

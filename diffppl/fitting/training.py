@@ -17,7 +17,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..blocks import map_in_blocks
-from ..data import AbstractSource
+from ..checks import described
+from ..data import AbstractSource, InMemory
 from ..model import DiffusionModel
 from ..networks import AbstractDenoiser
 from ..objectives import AbstractSteps, bound
@@ -42,8 +43,21 @@ def default_trainable(model: DiffusionModel) -> PyTree[bool]:
 
 
 def trained_leaves(model: DiffusionModel, trainable: PyTree) -> PyTree[bool]:
-    """For each leaf, whether it is an inexact array that `trainable` names."""
-    params = eqx.filter(eqx.filter(model, trainable), eqx.is_inexact_array)
+    """For each leaf, whether it is an inexact array that `trainable` names.
+
+    Raises:
+        TypeError: `trainable` is of other things than booleans and functions.
+        ValueError: it has another structure than the model.
+    """
+    if not all(isinstance(leaf, bool) or callable(leaf) for leaf in jax.tree.leaves(trainable)):
+        raise TypeError(
+            f"trainable={described(trainable)} must be a pytree of booleans or functions, as "
+            "equinox.partition(model, trainable) takes it."
+        )
+    try:
+        params = eqx.filter(eqx.filter(model, trainable), eqx.is_inexact_array)
+    except ValueError as error:
+        raise ValueError(f"trainable does not have the structure of model: {error}") from error
     return jax.tree.map(lambda leaf: leaf is not None, params, is_leaf=lambda leaf: leaf is None)
 
 
@@ -101,6 +115,9 @@ def _iterate(
         return recipe.loss(key_loss, model, x, contexts)
 
     loss, gradient = jax.value_and_grad(objective)(state.params)
+    if not isinstance(source, InMemory):  # whose rows were looked at, every one
+        process = eqx.combine(state.params, recipe.frozen).process
+        loss = jnp.where(jnp.all(process.support(x_0)), loss, jnp.nan)
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
     # A line search asks for the loss again, with this iteration's minibatch and noise.
     extra = {"value": loss, "grad": gradient, "value_fn": objective}

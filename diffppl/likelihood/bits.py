@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..checks import check_float, check_instance, check_shape
 from ..objectives import Bound
 from .estimate import LogEstimate
 
@@ -56,14 +57,14 @@ def bits_per_dim(
         Their 5.4 for CIFAR-10, whose standard deviation is 0.2516 of the range, is 4.21 bits per
         dimension: 5.4 divided by 3, and a level of 1 / (256 * 0.2516).
     """
-    num = math.prod(event_shape)
+    check_instance("estimate", estimate, Bound, LogEstimate)
+    num = math.prod(check_shape("event_shape", event_shape))
     if isinstance(estimate, Bound) and estimate.num_dimensions != num:
         raise ValueError(
             f"event_shape={event_shape} has {num} numbers, but estimate is of events of "
             f"{estimate.num_dimensions}."
         )
-    if not level > 0:
-        raise ValueError(f"level={level} must be positive.")
+    level = check_float("level", level, 0.0)
     scale = 1 / (num * math.log(2))
     value = -scale * estimate.value - math.log2(level)
     return BitsPerDim(jnp.asarray(value), jnp.asarray(scale * estimate.standard_error))

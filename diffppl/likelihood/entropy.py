@@ -19,10 +19,13 @@ from typing import Any, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 from numpyro.distributions import Distribution
 
-from ..checks import check_data, check_key
+from ..checks import check_instance, check_key
+from ..entry import check_data
 from ..model import DiffusionModel
 
 
@@ -53,9 +56,11 @@ def entropy_bounds(key: Array, model: DiffusionModel, x_0: Any) -> EntropyBounds
     Raises:
         ValueError: an absorbing chain.
     """
-    check_key(key)
+    key = check_key(key)
+    check_instance("model", model, DiffusionModel)
     x_0 = check_data("x_0", x_0, model)
-    if not bool(jnp.all(model.process.base(model.event_shape).entropy() > 1e-6)):
+    entropy = jnp.asarray(model.process.base(model.event_shape).entropy())
+    if not isinstance(entropy, Tracer) and not np.all(entropy > 1e-6):
         raise ValueError(
             f"model has a {type(model.process).__name__} whose end has no entropy, an absorbing "
             "chain: equation 24 does not hold for it."

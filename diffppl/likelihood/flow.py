@@ -30,9 +30,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..checks import check_context, check_data, check_key
+from ..checks import check_instance, check_key, size_field
+from ..entry import as_context, check_context, check_data, check_ends_in
 from ..flow import Integrator, angles, check_real, over_batch, velocity
 from ..model import DiffusionModel
+from ..values import as_array, as_numbers
 from .estimate import LogEstimate
 
 
@@ -71,11 +73,7 @@ class ExactTrace(AbstractTrace):
 class Hutchinson(AbstractTrace):
     """Unbiased, from `num_probes` directions of random signs: right for large events."""
 
-    num_probes: int = eqx.field(static=True, default=1)
-
-    def __check_init__(self) -> None:
-        if self.num_probes < 1:
-            raise ValueError(f"num_probes={self.num_probes} must be 1 or more.")
+    num_probes: int = eqx.field(static=True, default=1, converter=size_field("num_probes"))
 
     def probes(self, key: Array, event_shape: tuple[int, ...]) -> Array:
         """Signs, shape `(num_probes, *event_shape)`."""
@@ -107,12 +105,16 @@ def flow_log_density(
         integrator: how the differential equation is solved.
     """
     check_real(model)
+    check_instance("integrator", integrator, Integrator)
+    context = as_context("context", context, model)
     exact = ExactTrace()
 
     def single(x: Array, context: Array | None) -> Array:
         return _log_density(model, x, context, exact, None, integrator)[0]
 
-    x_0 = model.to_model(jnp.asarray(x_0, model.process.dtype))
+    x_0 = as_array("x_0", as_numbers("x_0", x_0), model.process.dtype)
+    check_ends_in("x_0", x_0.shape, "event_shape", model.event_shape)
+    x_0 = model.to_model(x_0)
     return over_batch(model, single, x_0, context) - model.log_abs_det()
 
 
@@ -139,8 +141,10 @@ def flow_likelihood(
         >>> dp.flow_likelihood(jax.random.key(0), model, x_test)
         LogEstimate(-2.104 ± 0.031 nats, n=500, Monte Carlo error 0.002)
     """
-    check_key(key)
+    key = check_key(key)
     check_real(model)
+    check_instance("trace", trace, AbstractTrace)
+    check_instance("integrator", integrator, Integrator)
     x_0 = check_data("x_0", x_0, model)
     context = check_context(context, model, x_0.shape[0])
     return _flow_likelihood(key, model, x_0, context, trace, integrator)

@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..arguments import check_size
 from ..blocks import map_in_blocks
+from ..checks import check_size, described
+from ..values import as_finite
 from .estimate import LogEstimate
 
 BANDWIDTHS = tuple(np.logspace(-1, 0, 10).tolist())
@@ -89,7 +90,7 @@ def parzen(
         >>> dp.likelihood.parzen(samples, held_out / 256, test / 256)
         ParzenEstimate(220.100 ± 1.900 nats, bandwidth=0.215)
     """
-    check_size("batch_size", batch_size)
+    batch_size = check_size("batch_size", batch_size)
     names = {"samples": samples, "validation": validation, "x_test": x_test}
     arrays = {name: _as_events(name, x) for name, x in names.items()}
     shape = arrays["samples"].shape[1:]
@@ -99,9 +100,9 @@ def parzen(
                 f"{name} has events of shape {x.shape[1:]}, and samples of shape {shape}; they "
                 "must agree."
             )
-    widths = np.asarray(bandwidths, np.float64)
-    if widths.ndim != 1 or widths.size == 0 or not np.all(np.isfinite(widths) & (widths > 0)):
-        raise ValueError(f"bandwidths={bandwidths} must be a list of positive numbers.")
+    widths = np.asarray(as_finite("bandwidths", bandwidths), np.float64)
+    if widths.ndim != 1 or widths.size == 0 or not np.all(widths > 0):
+        raise ValueError(f"bandwidths={described(bandwidths)} must be a list of positive numbers.")
     # Squared distances come from |x|^2 + |s|^2 - 2 x.s, which loses digits far from the origin.
     centre = arrays["samples"].mean(axis=0)
     centred = {
@@ -114,7 +115,8 @@ def parzen(
     best = int(np.argmax(means))
     if widths.size > 1 and widths[best] in (widths.min(), widths.max()):
         warnings.warn(
-            f"the best bandwidth, {widths[best]:.3g}, is at an end of bandwidths={bandwidths}: try "
+            f"the best bandwidth, {widths[best]:.3g}, is at an end of "
+            f"bandwidths={described(bandwidths)}: try "
             "a wider range.",
             stacklevel=2,
         )
@@ -154,9 +156,7 @@ def _log_densities(
 
 def _as_events(name: str, x: Any) -> Float[np.ndarray, "n ..."]:
     """Finite numbers with a leading axis, in double precision for the centring."""
-    values = np.asarray(x, np.float64)
+    values = np.asarray(as_finite(name, x), np.float64)
     if values.ndim == 0 or values.shape[0] == 0:
         raise ValueError(f"{name} is empty: it has shape {values.shape}.")
-    if not np.all(np.isfinite(values)):
-        raise ValueError(f"{name} has NaN or infinite values.")
     return values

@@ -29,9 +29,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpyro.distributions import Distribution
 
-from ..arguments import check_size
 from ..blocks import map_in_blocks
-from ..checks import check_context, check_data, check_key
+from ..checks import check_instance, check_key, check_size
+from ..entry import check_context, check_data
 from ..model import DiffusionModel
 from .estimate import LogEstimate
 
@@ -142,10 +142,10 @@ def jarzynski(
         >>> result = dp.jarzynski(jax.random.key(0), model, x_test, num_trajectories=1_000)
         >>> result.log_likelihood, result.dissipation, result.work
     """
-    check_key(key)
-    if not isinstance(num_trajectories, int) or num_trajectories < 1:
-        raise ValueError(f"num_trajectories={num_trajectories!r} must be a whole number >= 1.")
-    check_size("batch_size", batch_size)
+    key = check_key(key)
+    check_instance("model", model, DiffusionModel)
+    num_trajectories = check_size("num_trajectories", num_trajectories)
+    batch_size = check_size("batch_size", batch_size)
     x_0 = check_data("x_0", x_0, model)
     context = check_context(context, model, x_0.shape[0])
     return PathWork(_work(key, model, x_0, context, num_trajectories, batch_size))
@@ -192,8 +192,7 @@ def importance_bound(
         context: one per datum, shape `(n, *context_shape)`, if the model takes one.
         batch_size: paths followed at once.
     """
-    if not isinstance(num_particles, int) or num_particles < 1:
-        raise ValueError(f"num_particles={num_particles!r} must be a whole number >= 1.")
+    num_particles = check_size("num_particles", num_particles)
     result = jarzynski(
         key, model, x_0, num_trajectories=num_particles, context=context, batch_size=batch_size
     )

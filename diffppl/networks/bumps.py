@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..arguments import check_size
+from ..checks import check_size
 
 
 @final

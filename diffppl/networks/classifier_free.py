@@ -34,10 +34,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from ..arguments import as_float
+from ..checks import as_float, check_callable, check_float
 
 
 @final
@@ -53,7 +52,7 @@ class ClassifierFree(eqx.Module):
         has_variance: whether the raw output has two channels, of which the second is a variance.
 
     Raises:
-        ValueError: `weight` is not one finite number.
+        TypeError, ValueError: `weight` is not one finite number.
     """
 
     network: Callable[..., Array]
@@ -70,10 +69,8 @@ class ClassifierFree(eqx.Module):
         *,
         has_variance: bool = False,
     ) -> None:
-        if np.shape(weight) != () or not (isinstance(weight, Tracer) or np.isfinite(weight)):
-            raise ValueError(f"weight={weight} must be one finite number; 0 is no guidance.")
-        self.network = network
-        self.weight = as_float(weight)
+        self.network = check_callable("network", network)
+        self.weight = as_float(check_float("weight", weight))
         self.first, self.last = (jnp.asarray(t, dtype=jnp.int32) for t in times)
         self.has_variance = has_variance
 

@@ -16,7 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ..checks import check_instance, described
+from ..entry import check_support
 from ..processes import AbstractProcess
+from ..values import as_finite
 from .known import AbstractDenoiser, Numbers
 from .mixture import check_probabilities
 
@@ -55,22 +58,19 @@ class EnumeratedDenoiser(AbstractDenoiser):
     log_probabilities: Float[Array, " states"]
 
     def __init__(self, process: AbstractProcess, states: Numbers, probabilities: Numbers) -> None:
-        if not isinstance(process, AbstractProcess) or not process.support.is_discrete:
+        check_instance("process", process, AbstractProcess)
+        if not process.support.is_discrete:
             raise TypeError(
-                f"process is a {type(process).__name__}; it must be a process of bits or "
-                "categories. For real data use GaussianMixtureDenoiser with covariances=0."
+                f"process={described(process)} must be a process of bits or categories. For real "
+                "data use GaussianMixtureDenoiser with covariances=0."
             )
-        listed = np.asarray(states)
+        listed = np.asarray(as_finite("states", states))
         number = 2 if process.num_categories is None else process.num_categories
         if listed.ndim == 0 or listed.size == 0:
             raise ValueError(
                 f"states has shape {listed.shape}; it needs shape (num_states, *event_shape)."
             )
-        if not np.all(np.isin(listed, np.arange(number))):
-            raise ValueError(
-                f"states has values from {listed.min()} to {listed.max()}; "
-                f"{type(process).__name__} allows whole numbers from 0 to {number - 1}."
-            )
+        check_support("states", listed, process)
         probs = check_probabilities("probabilities", probabilities, listed.shape[0])
         listed = listed.reshape(listed.shape[0], -1)[probs > 0].astype(int)
         self.process = process

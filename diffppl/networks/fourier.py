@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..arguments import check_size
+from ..checks import check_float
 
 
 @final
@@ -35,9 +35,7 @@ class FourierFeatures(eqx.Module):
     frequencies: Float[Array, "num size"]
 
     def __init__(self, size: int, num: int, scale: float, *, key: Array) -> None:
-        check_size("fourier_features", num)
-        if not scale > 0:
-            raise ValueError(f"fourier_scale={scale} must be positive.")
+        scale = check_float("fourier_scale", scale, 0.0)
         self.frequencies = scale * jax.random.normal(key, (num, size))
 
     def __call__(self, x: Float[Array, " size"]) -> Float[Array, " features"]:

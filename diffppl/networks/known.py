@@ -20,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ..checks import check_instance
 from ..schedules import AbstractSchedule
+from ..values import as_finite
 
 Numbers = ArrayLike | Sequence
 
@@ -123,19 +125,13 @@ def with_variance(mean: Array, ratio: Array) -> Float[Array, "2 ..."]:
 
 def check_schedule(schedule: Any) -> None:
     """Refuse what is not a schedule, a process above all."""
-    if not isinstance(schedule, AbstractSchedule):
-        raise TypeError(
-            f"schedule is a {type(schedule).__name__}; it must be a schedule, such as the "
-            "process.schedule of the model this answer is for."
-        )
+    remedy = ", such as the process.schedule of the model that this answer is for"
+    check_instance("schedule", schedule, AbstractSchedule, remedy=remedy)
 
 
 def finite(name: str, values: Numbers) -> np.ndarray:
     """Numbers in float64, or an error that names them."""
-    array = np.asarray(values, dtype=np.float64)
-    if not np.all(np.isfinite(array)):
-        raise ValueError(f"{name} has NaN or infinite values.")
-    return array
+    return np.asarray(as_finite(name, values), dtype=np.float64)
 
 
 def spectrum(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..arguments import check_shape, check_size
+from ..checks import check_shape, check_size, described, whole_number
 
 
 @final
@@ -45,11 +45,12 @@ class ImageLayout(eqx.Module):
         num_categories: int | None = None,
     ) -> None:
         self.event_shape = check_shape("event_shape", event_shape)
-        self.channel_axis = _check_axis(channel_axis, event_shape)
+        event_shape = self.event_shape
+        self.channel_axis = check_axis(channel_axis, event_shape)
         output_shape = event_shape if output_shape is None else output_shape
         self.output_shape = check_shape("output_shape", output_shape)
         if num_categories is not None:
-            check_size("num_categories", num_categories, least=2)
+            num_categories = check_size("num_categories", num_categories, least=2)
         self.num_categories = num_categories
         if self._axes_before() is None:
             raise ValueError(
@@ -132,7 +133,7 @@ class ImageLayout(eqx.Module):
         return None
 
 
-def _check_axis(channel_axis: Any, event_shape: tuple[int, ...]) -> int | None:
+def check_axis(channel_axis: Any, event_shape: tuple[int, ...]) -> int | None:
     """The channel axis counted from the front, or an error that names it."""
     ndim = len(event_shape)
     if channel_axis is None:
@@ -142,10 +143,10 @@ def _check_axis(channel_axis: Any, event_shape: tuple[int, ...]) -> int | None:
             f"channel_axis=None leaves {ndim} axes of space to event_shape={event_shape}. Say "
             "which are the channels: channel_axis=0 for (3, 32, 32), -1 for (32, 32, 3)."
         )
-    whole = isinstance(channel_axis, int) and not isinstance(channel_axis, bool)
-    if not whole or not -ndim <= channel_axis < ndim or not 2 <= ndim <= 4:
+    axis = whole_number(channel_axis)
+    if axis is None or not -ndim <= axis < ndim or not 2 <= ndim <= 4:
         raise ValueError(
-            f"channel_axis={channel_axis!r} must be an axis of event_shape={event_shape}, which "
-            "needs one to three more of them, for space."
+            f"channel_axis={described(channel_axis)} must be an axis of event_shape={event_shape}, "
+            "which needs one to three more of them, for space."
         )
-    return channel_axis % ndim
+    return axis % ndim

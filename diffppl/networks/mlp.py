@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..arguments import check_shape, check_size
+from ..checks import check_callable, check_key, check_shape, check_size
+from .contexts import ContextEmbedding, context_embedding, embed
 from .fourier import FourierFeatures
 from .inputs import flatten, input_size
 from .time import sinusoidal
@@ -41,7 +42,9 @@ class MLP(eqx.Module):
         key: for the initial weights.
         output_shape: shape of the raw output, by default `event_shape`. A learned variance needs
             `(2, *event_shape)`; categories need `(*event_shape, K)`.
-        context_shape: shape of the context of one event, if there is one.
+        context_shape: shape of the context of one event, if there is one and it is numbers.
+        num_classes: number of labels, if the context is one, of shape (). A label of -1 says
+            nothing of the class.
         num_categories: for categories, the number of states of the chain, which are then
             one-hot encoded: K, or K + 1 with an absorbing base.
         activation: elementwise, between layers.
@@ -65,7 +68,7 @@ class MLP(eqx.Module):
     modulations: tuple[eqx.nn.Linear, ...]
     last: eqx.nn.Linear
     time: eqx.nn.Linear
-    context: eqx.nn.Linear | None
+    context: ContextEmbedding | None
     activation: Callable[[Array], Array] = eqx.field(static=True)
     output_shape: tuple[int, ...] = eqx.field(static=True)
     num_categories: int | None = eqx.field(static=True)
@@ -79,22 +82,24 @@ class MLP(eqx.Module):
         key: Array,
         output_shape: tuple[int, ...] | None = None,
         context_shape: tuple[int, ...] | None = None,
+        num_classes: int | None = None,
         num_categories: int | None = None,
         activation: Callable[[Array], Array] = jax.nn.silu,
         fourier_features: int = 0,
         fourier_scale: float = 4.0,
     ) -> None:
-        check_shape("event_shape", event_shape)
+        key = check_key(key)
+        event_shape = check_shape("event_shape", event_shape)
         output_shape = event_shape if output_shape is None else output_shape
         if num_categories is not None:
-            check_size("num_categories", num_categories, least=2)
-        check_size("width", width)
-        check_size("depth", depth)
+            num_categories = check_size("num_categories", num_categories, least=2)
+        width, depth = check_size("width", width), check_size("depth", depth)
+        fourier_features = check_size("fourier_features", fourier_features, least=0)
         *rest, key_fourier = jax.random.split(key, 2 * depth + 4)
         keys = iter(rest)
         linear = eqx.nn.Linear
         size, self.fourier = input_size(event_shape, num_categories), None
-        if check_size("fourier_features", fourier_features, least=0):
+        if fourier_features:
             self.fourier = FourierFeatures(size, fourier_features, fourier_scale, key=key_fourier)
         self.first = linear(size + 2 * fourier_features, width, key=next(keys))
         self.hidden = tuple(linear(width, width, key=next(keys)) for _ in range(depth - 1))
@@ -102,13 +107,10 @@ class MLP(eqx.Module):
             zeroed(linear(width, 2 * width, key=next(keys))) for _ in range(depth)
         )
         self.output_shape = check_shape("output_shape", output_shape)
-        self.last = zeroed(linear(width, math.prod(output_shape), key=next(keys)))
+        self.last = zeroed(linear(width, math.prod(self.output_shape), key=next(keys)))
         self.time = linear(NUM_FEATURES, width, key=next(keys))
-        self.context = None
-        if context_shape is not None:
-            size = math.prod(check_shape("context_shape", context_shape))
-            self.context = linear(size, width, key=next(keys))
-        self.activation = activation
+        self.context = context_embedding(width, context_shape, num_classes, key=next(keys))
+        self.activation = check_callable("activation", activation, "(x)")
         self.num_categories = num_categories
 
     def __call__(
@@ -117,12 +119,8 @@ class MLP(eqx.Module):
         """The raw output for one event."""
         # Without a context this depends on t alone, and a batch shares it.
         condition = self.time(sinusoidal(t, NUM_FEATURES))
-        if self.context is not None:
-            if context is None:
-                raise ValueError("context is missing: the network was made with a context_shape.")
-            condition = condition + self.context(context.reshape(-1))
-        elif context is not None:
-            raise ValueError("context was given, but the network was made without context_shape.")
+        vector = embed(self.context, context, condition.dtype)
+        condition = condition if vector is None else condition + vector
         condition = self.activation(condition).astype(self.first.weight.dtype)
 
         x = flatten(x_t, self.num_categories)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..arguments import check_size
+from ..checks import check_instance, check_key, check_size
 from .bumps import BumpReadout
 from .convolution import Convolution, num_sizes, pool, upsample, zeroed
 from .layout import ImageLayout
@@ -134,22 +134,25 @@ class MultiScaleConv(eqx.Module):
         num_categories: int | None = None,
         padding: AbstractPadding = Edge(),  # noqa: B008 (immutable)
     ) -> None:
+        key = check_key(key)
         self.layout = ImageLayout(event_shape, channel_axis, output_shape, num_categories)
         space, inputs = self.layout.space, self.layout.inputs
         num_axes, pixels = len(space), math.prod(space)
-        check_size("conv_depth", conv_depth, least=0)
-        if not check_size("dense_depth", dense_depth, least=0) + conv_depth:
+        conv_depth = check_size("conv_depth", conv_depth, least=0)
+        dense_depth = check_size("dense_depth", dense_depth, least=0)
+        if not dense_depth + conv_depth:
             raise ValueError(
                 "conv_depth=0 and dense_depth=0 leave nothing that sees the image: give one of "
                 "them at least 1."
             )
-        check_size("conv_channels", conv_channels)
-        check_size("dense_width", dense_width)
-        check_size("dense_features", dense_features)
-        check_size("width", width)
-        check_size("depth", depth)
+        conv_channels = check_size("conv_channels", conv_channels)
+        dense_width = check_size("dense_width", dense_width)
+        dense_features = check_size("dense_features", dense_features)
+        width, depth = check_size("width", width), check_size("depth", depth)
+        num_scales = check_size("num_scales", num_scales)
+        check_instance("padding", padding, AbstractPadding)
         most = num_sizes(space)
-        if check_size("num_scales", num_scales) > most:
+        if num_scales > most:
             raise ValueError(
                 f"num_scales={num_scales} is too many: {max(space)} pixels can be halved "
                 f"{most - 1} times only. Give at most {most}."
@@ -174,7 +177,7 @@ class MultiScaleConv(eqx.Module):
         self.pixelwise = tuple(
             Convolution(before, after, num_axes, window=1, key=key) for before, after, key in layers
         )
-        coefficients = self.layout.outputs * num_bumps
+        coefficients = self.layout.outputs * self.readout.num_bumps
         self.last = zeroed(Convolution(width, coefficients, num_axes, window=1, key=key_last))
 
     def features(self, x_t: Array) -> Float[Array, "*space features"]:

@@ -16,7 +16,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..arguments import check_shape, check_size
+from ..checks import check_shape, check_size
 
 
 @final
@@ -30,9 +30,9 @@ class PerStepReadout(eqx.Module):
     output_shape: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(self, num_steps: int, size: int, output_shape: tuple[int, ...]) -> None:
-        check_size("num_steps", num_steps)
+        num_steps = check_size("num_steps", num_steps)
         self.output_shape = check_shape("output_shape", output_shape)
-        outputs = math.prod(output_shape)
+        outputs = math.prod(self.output_shape)
         self.weight = jnp.zeros((outputs, size))
         self.bias = jnp.zeros(outputs)
         self.step_weights = jnp.zeros((num_steps, outputs, size))

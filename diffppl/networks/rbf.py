@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..arguments import check_shape, check_size
+from ..checks import check_key, check_shape, check_size
 from .inputs import flatten, input_size
 from .per_step import PerStepReadout
 
@@ -56,8 +56,10 @@ class RBF(eqx.Module):
         key: Array,
         output_shape: tuple[int, ...] | None = None,
     ) -> None:
-        size = input_size(check_shape("event_shape", event_shape))
-        check_size("num_units", num_units)
+        key = check_key(key)
+        event_shape = check_shape("event_shape", event_shape)
+        size = input_size(event_shape)
+        num_units = check_size("num_units", num_units)
         self.centers = jax.random.normal(key, (num_units, size))
         self.log_widths = jnp.full(num_units, math.log(0.5 * size**0.25))
         output_shape = event_shape if output_shape is None else output_shape

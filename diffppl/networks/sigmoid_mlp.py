@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..arguments import check_shape, check_size
+from ..checks import check_key, check_shape, check_size
 from .inputs import flatten, input_size
 from .per_step import PerStepReadout
 
@@ -55,9 +55,10 @@ class SigmoidMLP(eqx.Module):
         key: Array,
         output_shape: tuple[int, ...] | None = None,
     ) -> None:
-        size = input_size(check_shape("event_shape", event_shape))
-        check_size("width", width)
-        check_size("depth", depth)
+        key = check_key(key)
+        event_shape = check_shape("event_shape", event_shape)
+        size = input_size(event_shape)
+        width, depth = check_size("width", width), check_size("depth", depth)
         sizes = [size] + [width] * depth
         keys = jax.random.split(key, depth)
         self.hidden = tuple(

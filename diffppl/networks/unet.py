@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..arguments import check_size
+from ..checks import check_flag, check_instance, check_key, check_shape, check_size, described
 from .convolution import (
     Convolution,
     from_patches,
@@ -104,14 +104,17 @@ class UNet(eqx.Module):
         patch: int = 1,
         rematerialise: bool = False,
     ) -> None:
+        key = check_key(key)
         self.layout = ImageLayout(event_shape, channel_axis, output_shape, num_categories)
         self.patch = check_size("patch", patch)
         num_axes = len(self.layout.space)
-        _check_channels(channels, _patched(self.layout.space, patch))
-        check_size("num_blocks", num_blocks)
-        check_size("attention_levels", attention_levels, least=0)
+        channels = _check_channels(channels, _patched(self.layout.space, self.patch))
+        num_blocks = check_size("num_blocks", num_blocks)
+        attention_levels = check_size("attention_levels", attention_levels, least=0)
+        check_instance("padding", padding, AbstractPadding)
+        check_flag("rematerialise", rematerialise)
         attends = [level >= len(channels) - attention_levels for level in range(len(channels))]
-        check_size("num_heads", num_heads)
+        num_heads = check_size("num_heads", num_heads)
         for level, size in enumerate(channels):
             if attends[level] and size % num_heads:
                 raise ValueError(
@@ -143,7 +146,9 @@ class UNet(eqx.Module):
         self.embedding = Embedding(
             width, key=next(keys), context_shape=context_shape, num_classes=num_classes
         )
-        inputs, outputs = (n * patch**num_axes for n in (self.layout.inputs, self.layout.outputs))
+        inputs, outputs = (
+            n * self.patch**num_axes for n in (self.layout.inputs, self.layout.outputs)
+        )
         self.first = Convolution(inputs, channels[0], num_axes, key=next(keys), padding=padding)
         lowest = len(channels) - 1
         self.down = tuple(level_down(level) for level in range(len(channels)))
@@ -203,17 +208,13 @@ def _patched(space: tuple[int, ...], patch: int) -> tuple[int, ...]:
     return tuple(n // patch for n in space)
 
 
-def _check_channels(channels: Any, space: tuple[int, ...]) -> None:
+def _check_channels(channels: Any, space: tuple[int, ...]) -> tuple[int, ...]:
     """Refuse what are no channels, and more levels than there are halves."""
-    whole = isinstance(channels, tuple) and all(
-        isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in channels
-    )
-    if not whole or not channels:
-        raise ValueError(
-            f"channels={channels!r} must be a tuple of positive integers, one for each level, such "
-            "as (32, 64)."
-        )
-    _check_levels(f"channels={channels}", len(channels), space)
+    sizes = check_shape("channels", channels)
+    if not sizes:
+        raise ValueError("channels=() must have one number for each level, such as (32, 64).")
+    _check_levels(f"channels={described(channels)}", len(sizes), space)
+    return sizes
 
 
 def _check_levels(what: str, num: int, space: tuple[int, ...]) -> None:

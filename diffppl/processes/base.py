@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 from numpyro.distributions import Distribution
 from numpyro.distributions.constraints import Constraint
 
+from ..checks import check_fields
 from ..schedules import AbstractSchedule
 
 Time = int | Int[Array, ""]
@@ -29,6 +30,9 @@ class AbstractProcess(eqx.Module, Generic[E]):
 
     schedule: eqx.AbstractVar[AbstractSchedule]
 
+    def __check_init__(self) -> None:
+        check_fields(self)
+
     @property
     def num_steps(self) -> int:
         """T, the number of steps."""
@@ -42,7 +46,10 @@ class AbstractProcess(eqx.Module, Generic[E]):
     @property
     @abc.abstractmethod
     def num_categories(self) -> int | None:
-        """States of one coordinate of x_0 if it is categorical; None for numbers and bits."""
+        """States of one coordinate of x_0 if it is categorical; None for numbers and bits.
+
+        The most that any coordinate has, where their numbers differ.
+        """
 
     @property
     @abc.abstractmethod

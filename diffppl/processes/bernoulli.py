@@ -23,7 +23,9 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 from numpyro.distributions import constraints
 
+from ..checks import check_instance
 from ..schedules import AbstractSchedule, Learned
+from ..values import as_numbers, at_fault
 from .base import AbstractProcess, Time
 from .divergence import categorical_kl
 
@@ -59,11 +61,14 @@ class BernoulliDiffusion(AbstractProcess[BernoulliEstimate]):
     def __init__(self, schedule: AbstractSchedule, rate: ArrayLike = 0.5) -> None:
         check_fixed(schedule, type(self).__name__)
         self.schedule = schedule
-        self.rate = jnp.asarray(rate, dtype=float)
+        rates = as_numbers("rate", rate)
         # NumPy: a chain is also respaced while a program is traced, where JAX's answer is a tracer.
-        known = not isinstance(self.rate, Tracer)
-        if known and not np.all((np.asarray(self.rate) > 0) & (np.asarray(self.rate) < 1)):
-            raise ValueError(f"rate={rate} must lie strictly between 0 and 1.")
+        if not isinstance(rates, Tracer):
+            rates = np.asarray(rates, jnp.result_type(float))
+            bad = np.asarray(~((rates > 0) & (rates < 1)))
+            if bad.any():
+                raise ValueError(f"rate must lie strictly between 0 and 1: {at_fault(bad, rates)}.")
+        self.rate = jnp.asarray(rates, dtype=float)
 
     @property
     def support(self) -> constraints.Constraint:
@@ -163,7 +168,8 @@ def _both(coin: dist.BernoulliProbs | dist.BernoulliLogits) -> Float[Array, "...
 
 
 def check_fixed(schedule: AbstractSchedule, process: str) -> None:
-    """Refuse a learned schedule where the noise is discrete."""
+    """Refuse a learned schedule where the noise is discrete, and what is no schedule."""
+    check_instance("schedule", schedule, AbstractSchedule)
     if isinstance(schedule, Learned):
         raise ValueError(  # noqa: TRY004 (two fields that do not suit each other)
             f"{process} cannot learn its schedule: a discrete sample has no derivative with "

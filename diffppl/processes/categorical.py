@@ -6,6 +6,10 @@
 With pi uniform a state is scrambled; with pi concentrated on one extra state, the mask, it is
 absorbed. Bayes' rule gives everything else, in O(number of states) per coordinate.
 
+Coordinates may have different numbers of categories. All are then held in as many states as the
+largest number needs, and the states that a coordinate does not have are *padding*: of probability
+zero in the base, in every kernel and in every estimate, whatever a network says of them.
+
 References:
     Hoogeboom et al. 2021 (uniform); Austin et al. 2021, section 3 (absorbing), who generalise
     the binomial diffusion of Sohl-Dickstein et al. 2015.
@@ -17,14 +21,17 @@ from typing import Any, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from numpyro.distributions import constraints
 
+from ..checks import check_instance
 from ..schedules import AbstractSchedule
 from .base import AbstractProcess, Time
 from .bernoulli import check_fixed
+from .counts import Counts, checked_counts, is_state
 from .divergence import categorical_kl
 
 
@@ -32,26 +39,35 @@ class AbstractBase(eqx.Module):
     """Where the states of a categorical chain end."""
 
     @abc.abstractmethod
-    def probs(self, num_categories: int) -> Float[Array, " states"]:
-        """Rates pi over the chain's states, of which the first `num_categories` are the data's."""
+    def probs(self, num_categories: Counts) -> Float[Array, "*counts states"]:
+        """Rates pi over the chain's states, of which the first `num_categories` are the data's.
+
+        Args:
+            num_categories: K; or one for each coordinate, of which the largest is K. States from a
+                coordinate's own number up to K - 1 have rate 0.
+        """
 
 
 @final
 class Uniform(AbstractBase):
     """Every category equally likely."""
 
-    def probs(self, num_categories: int) -> Float[Array, " states"]:
+    def probs(self, num_categories: Counts) -> Float[Array, "*counts states"]:
         """1/K each."""
-        return jnp.full(num_categories, 1 / num_categories)
+        return jnp.asarray(is_state(num_categories) / np.expand_dims(num_categories, -1), float)
 
 
 @final
 class Absorbing(AbstractBase):
-    """One further state, the mask, numbered `num_categories`, which data never take."""
+    """One further state, the mask, numbered `num_categories`, which data never take.
 
-    def probs(self, num_categories: int) -> Float[Array, " states"]:
+    Where coordinates have different numbers of categories, the largest is the mask's number.
+    """
+
+    def probs(self, num_categories: Counts) -> Float[Array, "*counts states"]:
         """All on the mask."""
-        return jnp.zeros(num_categories + 1).at[-1].set(1.0)
+        states = int(np.max(num_categories)) + 1
+        return jnp.zeros((*np.shape(num_categories), states)).at[..., -1].set(1.0)
 
 
 @final
@@ -85,8 +101,13 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
     Args:
         schedule: the noise levels. An absorbing chain must end with alpha_bar_T = 0, as
             `schedules.Reciprocal` does: otherwise the end of the chain is not the mask.
-        num_categories: K >= 2.
+        num_categories: K >= 2; or one for each coordinate, such as `(2, 3, 5)`, of any shape that
+            broadcasts against the event. Networks then take and return the largest, K = 5.
         base: `Uniform()` or `Absorbing()`.
+
+    Raises:
+        TypeError: another kind of argument.
+        ValueError: fewer than 2 categories, or numbers that are not whole.
 
     Example:
         >>> import diffppl as dp
@@ -96,18 +117,17 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
     """
 
     schedule: AbstractSchedule
-    categories: int = eqx.field(static=True)
+    categories: Any = eqx.field(static=True)  # an int, or tuples of them, which can be hashed
     base_kind: AbstractBase
 
     def __init__(
         self,
         schedule: AbstractSchedule,
-        num_categories: int,
+        num_categories: int | tuple[int, ...] | Int[np.ndarray, "..."],
         base: AbstractBase = Uniform(),  # noqa: B008 (immutable)
     ) -> None:
         check_fixed(schedule, type(self).__name__)
-        if num_categories < 2:
-            raise ValueError(f"num_categories={num_categories} must be 2 or more.")
+        check_instance("base", base, AbstractBase)
         last = schedule.alpha_bar()[-1]
         if isinstance(base, Absorbing) and not isinstance(last, Tracer) and float(last) > 0:
             raise ValueError(
@@ -115,23 +135,28 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
                 "with alpha_bar_T = 0, all states masked. Use schedules.Reciprocal(num_steps)."
             )
         self.schedule = schedule
-        self.categories = num_categories
+        self.categories = checked_counts(num_categories)
         self.base_kind = base
 
     @property
     def support(self) -> constraints.Constraint:
         """0..K-1."""
-        return constraints.integer_interval(0, self.categories - 1)
+        return constraints.integer_interval(0, self.counts - 1)
+
+    @property
+    def counts(self) -> Counts:
+        """The number of categories: one, or an array of one for each coordinate."""
+        return self.categories if isinstance(self.categories, int) else np.array(self.categories)
 
     @property
     def num_categories(self) -> int:
-        """K, the categories of the data (an absorbing chain has one state more)."""
-        return self.categories
+        """K, the most categories of any coordinate (an absorbing chain has one state more)."""
+        return int(np.max(self.counts))
 
     @property
     def num_states(self) -> int:
         """States of the chain: K, or K + 1 with a mask."""
-        return self._pi.shape[0]
+        return self._pi.shape[-1]
 
     @property
     def dtype(self) -> Any:
@@ -139,15 +164,27 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
         return jnp.result_type(int)
 
     @property
-    def _pi(self) -> Float[Array, " states"]:
-        return self.base_kind.probs(self.categories)
+    def _pi(self) -> Float[Array, "*counts states"]:
+        return self.base_kind.probs(self.counts)
+
+    @property
+    def _is_possible(self) -> Bool[np.ndarray, "*counts categories"]:
+        """Which of the states 0..K-1 are a coordinate's own, and not padding."""
+        return is_state(self.counts)
 
     def base(self, shape: tuple[int, ...]) -> States:
         """Independent draws from pi."""
         return States(jnp.broadcast_to(self._pi, (*shape, self.num_states)))
 
+    def _one_hot(self, x: Array) -> Float[Array, "... states"]:
+        return jax.nn.one_hot(x, self.num_states)
+
+    def _rate(self, x: Array) -> Float[Array, "... one"]:
+        """pi of each state in `x`, with an axis of 1 at the end."""
+        return jnp.sum(self._one_hot(x) * self._pi, axis=-1, keepdims=True)
+
     def _mix(self, x: Array, kept: Array) -> Float[Array, "... states"]:
-        return kept * jax.nn.one_hot(x, self.num_states) + (1 - kept) * self._pi
+        return kept * self._one_hot(x) + (1 - kept) * self._pi
 
     def transition(self, x: Array, t: Time) -> States:
         """q(x_t given x_{t-1} = x)."""
@@ -160,19 +197,19 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
     def _likelihood(self, x_t: Array, t: Time) -> Float[Array, "... states"]:
         """q(x_t given x_{t-1} = j) for every j."""
         beta = self.schedule.beta()[t]
-        return (1 - beta) * jax.nn.one_hot(x_t, self.num_states) + beta * self._pi[x_t][..., None]
+        return (1 - beta) * self._one_hot(x_t) + beta * self._rate(x_t)
 
     def posterior(self, x_t: Array, x_0: Array, t: Time) -> States:
         """q(x_{t-1} given x_t, x_0)."""
         joint = self._likelihood(x_t, t) * self._mix(x_0, self.schedule.alpha_bar()[t - 1])
-        return States(_normalised(joint))
+        return self._normalised(joint)
 
     def _explained(self, x_t: Array, estimate: CategoricalEstimate, t: Time) -> Array:
         """P(x_0 = k) / q(x_t given x_0 = k), and 0 where x_t rules k out."""
         alpha_bar, noise = self.schedule.alpha_bar()[t], self.schedule.noise()[t]
-        reach = alpha_bar * jax.nn.one_hot(x_t, self.num_states) + noise * self._pi[x_t][..., None]
-        reach = reach[..., : self.categories]
-        possible = reach > 0
+        reach = alpha_bar * self._one_hot(x_t) + noise * self._rate(x_t)
+        reach = reach[..., : self.num_categories]
+        possible = (reach > 0) & self._is_possible
         probs = jax.nn.softmax(estimate.logits, axis=-1, where=possible)
         return jnp.where(possible, probs / jnp.where(possible, reach, 1.0), 0.0)
 
@@ -180,11 +217,11 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
         """p(x_{t-1} given x_t): the K posteriors, weighted by the estimate."""
         weights = self._explained(x_t, estimate, t)
         alpha_bar, noise = self.schedule.alpha_bar()[t - 1], self.schedule.noise()[t - 1]
-        masked = self.num_states - self.categories
+        masked = self.num_states - self.num_categories
         padded = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, masked)])
         prior = alpha_bar * padded + noise * self._pi * weights.sum(-1, keepdims=True)
         joint = self._likelihood(x_t, t) * prior
-        return States(_normalised(joint))
+        return self._normalised(joint)
 
     def edge(self, x_1: Array, estimate: CategoricalEstimate) -> States:
         """p(x_0 given x_1): the fixed T_pi(x_0 given x_1; beta_1) for a uniform base.
@@ -194,8 +231,8 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
         """
         if isinstance(self.base_kind, Absorbing):
             weights = self._explained(x_1, estimate, 1)
-            joint = self._likelihood(x_1, 1)[..., : self.categories] * weights
-            return States(_normalised(joint))
+            joint = self._likelihood(x_1, 1)[..., : self.num_categories] * weights
+            return self._normalised(joint)
         return self.transition(x_1, 1)
 
     def expected_edge(self, x_0: Array) -> Float[Array, "..."] | None:
@@ -207,13 +244,16 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
 
     def mean(self, estimate: CategoricalEstimate) -> Float[Array, "... categories"]:
         """P(x_0 = k), on a trailing axis."""
-        return jax.nn.softmax(estimate.logits, axis=-1)
+        logits = jnp.where(self._is_possible, estimate.logits, -jnp.inf)
+        return jax.nn.softmax(logits, axis=-1)
 
     def estimate_from_logits(self, logits: Array) -> CategoricalEstimate:
         """The logits, none of which is further below the largest than `WIDEST`.
 
-        What is ruled out (minus infinity) stays so. Gradients pass as if nothing had been done.
+        What is ruled out (minus infinity) stays so, and so is padding. Gradients pass as if nothing
+        had been done.
         """
+        logits = jnp.where(self._is_possible, logits, -jnp.inf)
         least = jnp.max(logits, axis=-1, keepdims=True) - WIDEST
         change = jnp.where(jnp.isneginf(logits), 0.0, jnp.maximum(least - logits, 0.0))
         return CategoricalEstimate(logits + jax.lax.stop_gradient(change))
@@ -224,11 +264,13 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
 
     def with_schedule(self, schedule: AbstractSchedule) -> "CategoricalDiffusion":
         """The same process on other noise levels."""
-        return CategoricalDiffusion(schedule, self.categories, self.base_kind)
+        return CategoricalDiffusion(schedule, self.counts, self.base_kind)
 
-
-def _normalised(joint: Float[Array, "... states"]) -> Float[Array, "... states"]:
-    """Probabilities; uniform where nothing is possible, as at an x_t that no path reaches."""
-    total = joint.sum(-1, keepdims=True)
-    reached = total > 0
-    return jnp.where(reached, joint / jnp.where(reached, total, 1.0), 1 / joint.shape[-1])
+    def _normalised(self, joint: Float[Array, "... states"]) -> States:
+        """Probabilities; uniform where nothing is possible, as at an x_t that no path reaches."""
+        own, extra = self._is_possible, joint.shape[-1] - self.num_categories
+        states = np.concatenate([own, np.ones((*own.shape[:-1], extra), bool)], axis=-1)
+        total = joint.sum(-1, keepdims=True)
+        reached = total > 0
+        anything = jnp.asarray(states / states.sum(-1, keepdims=True), joint.dtype)
+        return States(jnp.where(reached, joint / jnp.where(reached, total, 1.0), anything))

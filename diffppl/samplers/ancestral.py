@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from ..checks import size_field
 from ..model import DiffusionModel
 from .base import AbstractChainSampler, SamplerState, respaced
 
@@ -25,7 +26,9 @@ class Ancestral(AbstractChainSampler):
         num_steps: read the chain at so many of its levels (`model.respace`); None for all.
     """
 
-    num_steps: int | None = eqx.field(static=True, default=None)
+    num_steps: int | None = eqx.field(
+        static=True, default=None, converter=size_field("num_steps", optional=True)
+    )
 
     def prepare(self, model: DiffusionModel) -> DiffusionModel:
         """The model, re-read at `num_steps`."""

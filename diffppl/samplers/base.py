@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from ..checks import check_fields
 from ..model import DiffusionModel
 
 
@@ -20,6 +21,9 @@ class SamplerState(NamedTuple):
 
 class AbstractSampler(eqx.Module):
     """A way from x_T to x_0. Subclasses give `prepare` and `draw`; most are chains, see below."""
+
+    def __check_init__(self) -> None:
+        check_fields(self)
 
     @abc.abstractmethod
     def prepare(self, model: DiffusionModel) -> DiffusionModel:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Int
 
+from ..checks import check_float, check_size
 from ..model import DiffusionModel
 from .base import AbstractChainSampler, SamplerState, require_real, respaced
 
@@ -41,9 +42,8 @@ class DDIM(AbstractChainSampler):
     eta: ArrayLike
 
     def __init__(self, num_steps: int | None = None, eta: float = 0.0) -> None:
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta={eta} must lie between 0 (deterministic) and 1 (ancestral).")
-        self.num_steps = num_steps
+        self.num_steps = None if num_steps is None else check_size("num_steps", num_steps)
+        eta = check_float("eta", eta, 0.0, 1.0, closed=True)
         self.eta = np.asarray(eta, dtype=np.float64)  # an array: another value compiles nothing
 
     def prepare(self, model: DiffusionModel) -> DiffusionModel:

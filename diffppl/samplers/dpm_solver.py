@@ -21,6 +21,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from ..checks import size_field
 from ..model import DiffusionModel
 from .base import AbstractChainSampler, SamplerState, require_real, respaced
 
@@ -33,7 +34,9 @@ class DPMSolver(AbstractChainSampler):
         num_steps: read the chain at so many of its levels; None for all.
     """
 
-    num_steps: int | None = eqx.field(static=True, default=None)
+    num_steps: int | None = eqx.field(
+        static=True, default=None, converter=size_field("num_steps", optional=True)
+    )
 
     def prepare(self, model: DiffusionModel) -> DiffusionModel:
         """The model, re-read at `num_steps`."""

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Int
 
+from ..checks import size_field
 from ..matched import MatchedStep, matched_edge, matched_step
 from ..model import DiffusionModel
 from ..processes import GaussianDiffusion
@@ -27,7 +28,9 @@ class CovarianceMatched(AbstractChainSampler):
         >>> x = dp.sample(key, model, (1_000,), sampler=dp.samplers.CovarianceMatched())
     """
 
-    num_steps: int | None = eqx.field(static=True, default=None)
+    num_steps: int | None = eqx.field(
+        static=True, default=None, converter=size_field("num_steps", optional=True)
+    )
 
     def prepare(self, model: DiffusionModel) -> DiffusionModel:
         """The model, re-read at `num_steps`."""

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array
 
-from ..arguments import check_size
 from ..blocks import map_in_blocks
-from ..checks import check_key, left_at_the_end, wanted_context, warn_of_short_chain
+from ..checks import check_instance, check_key, check_shape, check_size
+from ..entry import as_context, left_at_the_end, warn_of_short_chain
 from ..model import DiffusionModel
 from .ancestral import Ancestral
 from .base import AbstractSampler
@@ -80,33 +80,13 @@ def sample_path(
 def _check(
     key: Any, model: DiffusionModel, shape: Any, context: Any, sampler: Any, batch_size: Any
 ) -> tuple[Any, ...]:
-    check_key(key)
-    if not isinstance(shape, tuple) or not all(
-        isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape
-    ):
-        raise ValueError(f"shape={shape!r} must be a tuple of whole numbers, such as (1_000,).")
-    if not isinstance(sampler, AbstractSampler):
-        raise TypeError(f"sampler={sampler!r} must be a sampler, such as samplers.Ancestral().")
-    check_size("batch_size", batch_size)
-    return key, sampler.prepare(model), shape, _as_context(context, model), sampler, batch_size
-
-
-def _as_context(context: Any, model: DiffusionModel) -> Array | None:
-    wanted = wanted_context(context, model)
-    if wanted is None:
-        return None
-    if context is None:
-        raise ValueError(f"context is missing: the model has context_shape={wanted}.")
-    context = jnp.asarray(context, dtype=float)
-    split = context.ndim - len(wanted)
-    if split < 0 or context.shape[split:] != wanted:
-        raise ValueError(
-            f"context has shape {context.shape}, which does not end in the model's "
-            f"context_shape={wanted}."
-        )
-    if not bool(jnp.all(jnp.isfinite(context))):
-        raise ValueError("context has NaN or infinite values.")
-    return context
+    key = check_key(key)
+    check_instance("model", model, DiffusionModel)
+    check_instance("sampler", sampler, AbstractSampler)
+    shape = check_shape("shape", shape, least=0)
+    batch_size = check_size("batch_size", batch_size)
+    context = as_context("context", context, model)
+    return key, sampler.prepare(model), shape, context, sampler, batch_size
 
 
 @eqx.filter_jit

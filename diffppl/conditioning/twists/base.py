@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ...arguments import short_repr
+from ...checks import short_repr
 from ...networks import AbstractDenoiser
 from ..program import Values
 from ..target import Target

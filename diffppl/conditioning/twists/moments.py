@@ -11,7 +11,7 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float
 
-from ...arguments import as_float, short_repr
+from ...checks import as_float, short_repr
 from ..observations import Observations
 from ..program import Values
 from ..target import Target

@@ -21,7 +21,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ...arguments import as_float, check_float
+from ...checks import as_float, check_float
 from ..program import Values
 from ..target import Target
 from .base import (

@@ -1,0 +1,39 @@
+"""Numbers of categories: one for all coordinates, or one for each."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from ..checks import check_size
+from ..values import as_numbers, at_fault
+
+Counts = int | Int[np.ndarray, "..."]
+
+
+def is_state(num_categories: Counts) -> Bool[np.ndarray, "*counts categories"]:
+    """Which of the states 0..K-1 each coordinate has, where K is the most that any has."""
+    return np.arange(np.max(num_categories)) < np.expand_dims(num_categories, -1)
+
+
+def checked_counts(num_categories: Any) -> Any:
+    """An int, or tuples of them in the shape of the coordinates, so that they can be hashed.
+
+    Raises:
+        TypeError: no numbers.
+        ValueError: numbers that are not whole, or below 2.
+    """
+    counts = np.asarray(as_numbers("num_categories", num_categories))
+    if counts.ndim == 0:
+        return check_size("num_categories", num_categories, least=2)
+    bad = np.asarray((counts < 2) | (counts % 1 != 0))
+    if counts.size == 0 or bad.any():
+        raise ValueError(
+            "num_categories must be whole numbers, 2 or more, one for each coordinate: "
+            f"{at_fault(bad, counts)} are not."
+        )
+    return _as_tuples(counts.astype(int).tolist())
+
+
+def _as_tuples(nested: Any) -> Any:
+    return tuple(map(_as_tuples, nested)) if isinstance(nested, list) else nested
