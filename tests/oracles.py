@@ -146,7 +146,8 @@ def discrete_model_log_prob(
     base = model.process.base((1, *model.event_shape)).to_event(len(model.event_shape))
     start = np.asarray(kernel_table(base, chain_states))[0]
     tables = discrete_model_tables(model, chain_states, data_states)
-    return np.log(model_marginals(tables, start, model.num_steps)[0])
+    with np.errstate(divide="ignore"):  # states that cannot be
+        return np.log(model_marginals(tables, start, model.num_steps)[0])
 
 
 def discrete_bound(

@@ -44,6 +44,12 @@ PROCESSES: dict[str, Callable[[AbstractSchedule], AbstractProcess]] = {
     "categorical-absorbing": lambda schedule: dp.CategoricalDiffusion(
         schedule, num_categories=3, base=dp.Absorbing()
     ),
+    "categorical-counts": lambda schedule: dp.CategoricalDiffusion(
+        schedule, num_categories=(2, 4, 3)
+    ),
+    "categorical-counts-absorbing": lambda schedule: dp.CategoricalDiffusion(
+        schedule, num_categories=(2, 4, 3), base=dp.Absorbing()
+    ),
 }
 DISCRETE = [name for name in PROCESSES if name != "gaussian"]
 
@@ -58,7 +64,7 @@ def chains(
         for schedule in schedules
         # A discrete sample has no derivative, and all must be masked in the end.
         if (process == "gaussian" or schedule != "learned")
-        and (process != "categorical-absorbing" or schedule == "reciprocal")
+        and ("absorbing" not in process or schedule == "reciprocal")
     ]
 
 
@@ -161,6 +167,11 @@ STATES = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]])
 PROBABILITIES = np.array([0.4, 0.3, 0.2, 0.1])
 
 
+def listed_states(process: str) -> np.ndarray:
+    """The states of a listed prior; the highest of each coordinate, where numbers differ."""
+    return STATES * np.array([1, 3, 2]) if "counts" in process else STATES
+
+
 def _real(network: Callable[[AbstractSchedule], eqx.Module]) -> Callable[..., dp.DiffusionModel]:
     def make(schedule: AbstractSchedule) -> dp.DiffusionModel:
         return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network(schedule), (2,))
@@ -171,7 +182,7 @@ def _real(network: Callable[[AbstractSchedule], eqx.Module]) -> Callable[..., dp
 def _listed(process: str) -> Callable[[AbstractSchedule], dp.DiffusionModel]:
     def make(schedule: AbstractSchedule) -> dp.DiffusionModel:
         chain = PROCESSES[process](schedule)
-        network = dp.networks.EnumeratedDenoiser(chain, STATES, PROBABILITIES)
+        network = dp.networks.EnumeratedDenoiser(chain, listed_states(process), PROBABILITIES)
         return dp.DiffusionModel(chain, network, EVENT_SHAPE)
 
     return make
@@ -199,7 +210,9 @@ KNOWN: dict[str, Known] = {
         oracles.Mixture(WEIGHTS, MEANS, VARIANCES[:, None, None] * np.eye(2)),
     ),
     **{
-        f"listed-{process}": Known(_listed(process), oracles.Table(STATES, PROBABILITIES))
+        f"listed-{process}": Known(
+            _listed(process), oracles.Table(listed_states(process), PROBABILITIES)
+        )
         for process in DISCRETE
     },
 }

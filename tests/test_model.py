@@ -55,7 +55,7 @@ def test_batches_and_times_reach_the_network():
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_edge_is_asked_for_by_a_python_one(name):
     process = PROCESSES[name](SCHEDULE)
-    last = () if process.num_categories is None else (3,)
+    last = () if process.num_categories is None else (process.num_categories,)
 
     class Zero(eqx.Module):
         def __call__(self, x_t, t, context):

@@ -127,7 +127,14 @@ def test_a_chain_of_one_step_has_an_edge_and_an_end(steps):
 
 
 @pytest.mark.parametrize(
-    "name", ["bernoulli", "categorical-absorbing", *slow("categorical-uniform")]
+    "name",
+    [
+        "bernoulli",
+        "categorical-absorbing",
+        "categorical-counts",
+        "categorical-counts-absorbing",
+        *slow("categorical-uniform"),
+    ],
 )
 def test_the_bound_of_states_is_that_of_the_enumeration(name):
     schedule = dp.schedules.Reciprocal(5)
@@ -145,13 +152,14 @@ def test_the_bound_of_states_is_that_of_the_enumeration(name):
     assert_mean(bound.per_example, exact[index])
 
 
-@pytest.mark.parametrize("name", ["bernoulli-per-bit", "categorical-uniform"])
+@pytest.mark.parametrize("name", ["bernoulli-per-bit", "categorical-uniform", "categorical-counts"])
 def test_the_null_model_of_states_has_the_likelihood_of_its_base(name):
     process = PROCESSES[name](dp.schedules.Cosine(6))
     num = process.num_categories or 2
     states = oracles.all_states(num, 3)
     base = np.asarray(oracles.kernel_table(process.base((1, 3)), np.arange(num)), np.float64)[0]
     probabilities = np.prod([base[states[:, j], j] for j in range(3)], axis=0)
+    states, probabilities = states[probabilities > 0], probabilities[probabilities > 0]
     network = dp.networks.EnumeratedDenoiser(process, states, probabilities)
     model = dp.DiffusionModel(process, network, EVENT_SHAPE)
     for index in (1, 6):

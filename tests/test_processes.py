@@ -80,6 +80,9 @@ class Discrete:
         self.process = process
         self.num_states = getattr(process, "num_states", 2)
         self.num_data = process.num_categories or 2
+        # The states of a coordinate; those above are padding, of whatever logits.
+        counts = np.broadcast_to(getattr(process, "counts", 2), (WIDTH,))
+        self.own = np.arange(self.num_data) < counts[:, None]
         self.probs = np.random.default_rng(1).dirichlet([1.0] * self.num_data, size=WIDTH)
         if certain:
             self.probs = np.broadcast_to(np.eye(self.num_data)[1], self.probs.shape)
@@ -88,6 +91,8 @@ class Discrete:
         logits = jnp.broadcast_to(logits, (self.num_states, *logits.shape))
         if process.num_categories is None:
             logits = logits[..., 1] - logits[..., 0]
+        self.probs = self.probs * self.own
+        self.probs = self.probs / self.probs.sum(axis=-1, keepdims=True)
         estimate = process.estimate_from_logits(logits)
         tables = discrete_kernels(bare(process), jnp.arange(self.num_states), estimate)
         self.tables = {name: None if x is None else np.asarray(x) for name, x in tables.items()}
@@ -105,8 +110,8 @@ class Discrete:
         return np.stack(tables, axis=-1)[:, : self.num_data]
 
     def reachable(self, t):
-        """Whether x_t can follow x_0: (x_t, x_0), alike in all coordinates."""
-        return self.marginals[t, : self.num_data, :, 0].T > 0
+        """Whether x_t can follow x_0, which is one of the coordinate's own: (x_t, x_0, coord)."""
+        return (np.moveaxis(self.marginals[t, : self.num_data], 0, 1) > 0) & self.own.T
 
 
 @functools.cache
@@ -136,8 +141,8 @@ def test_discrete_posterior_is_bayes(discrete):
     for t in range(2, T + 1):
         reachable = discrete.reachable(t)
         np.testing.assert_allclose(
-            discrete.tables["posterior"][t - 1][reachable],
-            discrete.posteriors(t)[reachable],
+            np.swapaxes(discrete.tables["posterior"][t - 1], 2, 3)[reachable],
+            np.swapaxes(discrete.posteriors(t), 2, 3)[reachable],
             rtol=1e-8,
             atol=1e-14,
         )
@@ -146,17 +151,15 @@ def test_discrete_posterior_is_bayes(discrete):
 def assert_reverse_is_averaged_posterior(discrete):
     for t in range(2, T + 1):
         # A state of x_t may rule some x_0 out; the others then share what is left.
-        reachable = discrete.reachable(t)
-        possible = reachable.any(axis=1)
-        weights = discrete.probs * reachable[:, None, :]
+        weights = discrete.probs * np.swapaxes(discrete.reachable(t), 1, 2)
         with np.errstate(invalid="ignore"):
             weights = weights / weights.sum(axis=-1, keepdims=True)
+        possible = np.isfinite(weights).all(axis=-1)  # (x_t, coordinate)
+        assert possible.any(axis=0).all()  # a certain estimate is ruled out by most x_t
         posteriors = np.nan_to_num(discrete.posteriors(t))
-        possible &= np.isfinite(weights).all(axis=(1, 2))
-        averaged = np.einsum("ijk,ikmj->imj", weights[possible], posteriors[possible])
-        np.testing.assert_allclose(
-            discrete.tables["reverse"][t - 1][possible], averaged, rtol=1e-8, atol=1e-14
-        )
+        averaged = np.einsum("ijk,ikmj->ijm", weights, posteriors)
+        reverse = np.swapaxes(discrete.tables["reverse"][t - 1], 1, 2)
+        np.testing.assert_allclose(reverse[possible], averaged[possible], rtol=1e-8, atol=1e-14)
 
 
 def test_discrete_reverse_is_the_posterior_averaged_over_the_estimate(discrete):
@@ -166,10 +169,10 @@ def test_discrete_reverse_is_the_posterior_averaged_over_the_estimate(discrete):
 def test_discrete_reverse_of_a_certain_estimate_is_the_posterior(certain):
     assert_reverse_is_averaged_posterior(certain)
     for t in range(2, T + 1):
-        reachable = certain.reachable(t)[:, 1]
+        reachable = certain.reachable(t)[:, 1]  # (x_t, coordinate)
         np.testing.assert_allclose(
-            certain.tables["reverse"][t - 1][reachable],
-            certain.posteriors(t)[reachable, 1],
+            np.swapaxes(certain.tables["reverse"][t - 1], 1, 2)[reachable],
+            np.swapaxes(certain.posteriors(t)[:, 1], 1, 2)[reachable],
             rtol=1e-8,
             atol=1e-14,
         )
@@ -212,8 +215,10 @@ def test_discrete_edge_is_the_forward_kernel_turned_round(discrete):
     if absorbing(discrete.process):
         return  # nothing leaves the mask: see test_absorbing_edge_is_the_estimate
     forward = np.swapaxes(discrete.steps[1], 0, 1)  # (x_1, x_0)
-    turned = forward * discrete.base / discrete.base[:, None]
-    np.testing.assert_allclose(discrete.tables["edge"], turned, atol=1e-14)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        turned = forward * discrete.base / discrete.base[:, None]
+    own = np.broadcast_to(discrete.own.T[:, None], turned.shape)  # of x_1
+    np.testing.assert_allclose(discrete.tables["edge"][own], turned[own], atol=1e-14)
 
 
 def test_discrete_expected_edge_by_enumeration(discrete):
@@ -221,8 +226,9 @@ def test_discrete_expected_edge_by_enumeration(discrete):
     if absorbing(discrete.process):
         assert value is None
         return
-    expected = np.einsum("ijk,jik->ik", discrete.steps[1], np.log(discrete.tables["edge"]))
-    np.testing.assert_allclose(value, expected, rtol=1e-9)
+    log_edge = np.log(np.maximum(discrete.tables["edge"], 1e-300))
+    expected = np.einsum("ijk,jik->ik", discrete.steps[1], log_edge)
+    np.testing.assert_allclose(value[discrete.own.T], expected[discrete.own.T], rtol=1e-9)
 
 
 def test_absorbing_edge_is_the_estimate():
@@ -232,6 +238,52 @@ def test_absorbing_edge_is_the_estimate():
     for coordinate, probs in zip(edge, discrete.probs, strict=True):
         np.testing.assert_allclose(coordinate[:3, :3], np.eye(3), atol=1e-14)
         np.testing.assert_allclose(coordinate[3, :3], probs, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["categorical-counts", "categorical-counts-absorbing"])
+def test_padding_has_probability_zero_everywhere(name):
+    discrete = discrete_tables(name, "reciprocal")
+    padding = np.zeros((discrete.num_states, WIDTH), bool)
+    padding[: discrete.num_data] = ~discrete.own.T
+    assert padding.sum() == 3  # 2, 4 and 3 of 4
+    np.testing.assert_array_equal(discrete.base[padding], 0.0)
+    own = ~padding
+    for kernel in ("transition", "marginal", "reverse"):
+        for table in discrete.tables[kernel]:  # (now, next, coordinate)
+            now, following, where = np.nonzero(own[:, None] & padding[None])
+            np.testing.assert_array_equal(table[now, following, where], 0.0)
+    for table in discrete.tables["posterior"]:  # (now, x_0, next, coordinate)
+        data = own[None, : discrete.num_data, None] & own[:, None, None] & padding[None, None]
+        np.testing.assert_array_equal(table[np.nonzero(data)], 0.0)
+    now, following, where = np.nonzero(own[:, None] & padding[None])
+    np.testing.assert_array_equal(discrete.tables["edge"][now, following, where], 0.0)
+
+
+def test_one_number_of_categories_for_all_is_one_for_each(x64):
+    schedule, x = dp.schedules.Reciprocal(5), jnp.array([[0, 1, 2], [2, 2, 0]])
+    for base in (dp.Uniform(), dp.Absorbing()):
+        one = dp.CategoricalDiffusion(schedule, 3, base)
+        each = dp.CategoricalDiffusion(schedule, np.array([3, 3, 3]), base)
+        assert (one.num_categories, one.num_states) == (each.num_categories, each.num_states)
+        for t in (2, 5):
+            for kernel in ("transition", "marginal"):
+                pair = [getattr(process, kernel)(x, t).probs for process in (one, each)]
+                np.testing.assert_array_equal(*pair)
+            estimate = one.estimate_from_logits(jnp.linspace(-2.0, 1.0, 18).reshape(2, 3, 3))
+            pair = [process.reverse(x, estimate, t).probs for process in (one, each)]
+            np.testing.assert_array_equal(*pair)
+
+
+def test_numbers_of_categories_broadcast_against_the_event():
+    columns = dp.CategoricalDiffusion(dp.schedules.Reciprocal(5), (2, 3))
+    x_0 = jnp.array([[[1, 2], [0, 1]], [[0, 0], [1, 1]]])
+    assert columns.marginal(x_0, 2).probs.shape == (2, 2, 2, 3)
+    assert bool(jnp.all(columns.support(x_0)))
+    assert not bool(jnp.any(columns.support(jnp.array([2, 3]))))
+    assert columns.base((4, 2)).probs.shape == (4, 2, 3)
+    square = dp.CategoricalDiffusion(dp.schedules.Reciprocal(5), [[2, 3], [4, 5]])
+    np.testing.assert_array_equal(square.counts, [[2, 3], [4, 5]])
+    assert hash(square.categories) == hash(((2, 3), (4, 5)))
 
 
 def test_absorbing_data_never_take_the_mask():
@@ -377,7 +429,8 @@ def test_the_last_step_of_a_chain_that_forgets_everything_is_finite(name):
     process = make(name, "reciprocal")
     assert process.schedule.beta()[T] == 1
     x_0 = jnp.array([0, 1, 0], process.dtype)
-    shape = EVENT_SHAPE if process.num_categories is None else (*EVENT_SHAPE, 3)
+    states = process.num_categories
+    shape = EVENT_SHAPE if states is None else (*EVENT_SHAPE, states)
     raw = jnp.linspace(-1.0, 1.0, int(np.prod(shape))).reshape(shape)
     x_t = process.base(EVENT_SHAPE).sample(jax.random.key(0)).astype(process.dtype)
     np.testing.assert_array_equal(
@@ -434,9 +487,12 @@ def test_mean_of_an_estimate(name):
         with pytest.raises(TypeError, match="GaussianDiffusion has no logits"):
             process.estimate_from_logits(mean)
     else:
-        logits = jnp.log(jnp.array([0.25, 0.5, 0.25]))
-        probs = process.mean(process.estimate_from_logits(logits))
+        given = np.array([0.25, 0.5, 0.25, 0.9])[: process.num_categories or 3]
+        probs = process.mean(process.estimate_from_logits(jnp.log(jnp.asarray(given))))
         truth = [0.2, 1 / 3, 0.2] if process.num_categories is None else [0.25, 0.5, 0.25]
+        if process.num_categories == 4:  # of coordinates with 2, 4 and 3 categories
+            each = [given[:2], given, given[:3]]
+            truth = [np.pad(p / p.sum(), (0, 4 - p.size)) for p in each]
         np.testing.assert_allclose(probs, truth, rtol=1e-6)
 
 

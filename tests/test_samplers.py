@@ -56,12 +56,20 @@ def test_draws_follow_an_asymmetric_mixture(name, mixture):
     assert_mean(x, prior.moments()[0])
 
 
-@pytest.mark.parametrize("name", ["bernoulli-per-bit", "categorical-absorbing"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bernoulli-per-bit",
+        "categorical-absorbing",
+        "categorical-counts",
+        "categorical-counts-absorbing",
+    ],
+)
 def test_ancestral_draws_follow_the_chain_of_bits_and_categories(name):
     # Four steps: so few that leaving out the last one would show.
     model = registry.KNOWN[f"listed-{name}"].model(dp.schedules.Reciprocal(4))
     number = model.process.num_categories or 2
-    num_states = number + (name == "categorical-absorbing")
+    num_states = number + ("absorbing" in name)
     states = oracles.all_states(number, 3)
     chain_states = oracles.all_states(num_states, 3)
     start = np.exp(model.process.base((3,)).log_prob(jnp.asarray(chain_states)).sum(-1))

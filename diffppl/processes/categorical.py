@@ -16,6 +16,7 @@ References:
 """
 
 import abc
+from collections.abc import Sequence
 from typing import Any, final
 
 import equinox as eqx
@@ -123,7 +124,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
     def __init__(
         self,
         schedule: AbstractSchedule,
-        num_categories: int | tuple[int, ...] | Int[np.ndarray, "..."],
+        num_categories: int | Sequence[Any] | np.ndarray | Array,
         base: AbstractBase = Uniform(),  # noqa: B008 (immutable)
     ) -> None:
         check_fixed(schedule, type(self).__name__)
