@@ -40,7 +40,7 @@ class DiffusionDistribution(Distribution):
     def __init__(
         self,
         model: DiffusionModel,
-        context: Array | None = None,
+        context: Any = None,
         *,
         validate_args: bool | None = None,
     ) -> None:

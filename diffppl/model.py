@@ -257,7 +257,7 @@ class DiffusionModel(eqx.Module):
         """This model, with E[x_0 given x_t] kept between two bounds: see `clipped.clipped`."""
         return clipped(self, low, high)
 
-    def __call__(self, context: Array | None = None) -> "DiffusionDistribution":
+    def __call__(self, context: Any = None) -> "DiffusionDistribution":
         """The model as a NumPyro distribution over x_0, in the user's units.
 
         Args:
