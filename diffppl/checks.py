@@ -39,7 +39,7 @@ def described(value: Any) -> str:
     if isinstance(value, type):
         return f"<class {value.__name__}>"
     is_array = isinstance(value, np.ndarray | jax.Array)
-    if is_array and (value.ndim or isinstance(value, Tracer)):
+    if is_array and (value.ndim or isinstance(value, Tracer) or is_key(value)):
         return f"<array of shape {value.shape}>"
     is_plain = is_array or isinstance(value, str | numbers.Number | np.generic | list | tuple)
     text = repr(value) if is_plain or value is None else ""
@@ -64,17 +64,20 @@ def short_repr(module: Any) -> str:
 # Keys --------------------------------------------------------------------------------------------
 
 
+def is_key(value: Any) -> bool:
+    """Whether a value is a typed key, or an array of them."""
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
 def check_key(key: Any, name: str = "key") -> Array:
     """One key, typed; an old-style key (`jax.random.PRNGKey`) is wrapped.
 
     Raises:
         TypeError: an integer or another thing that is no key, or an array of keys.
     """
-    is_array = isinstance(key, jax.Array | np.ndarray)
-    is_old = is_array and key.dtype == np.uint32
-    if not is_old and not (is_array and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        what = f"{name}={described(key)} must be a typed key, such as jax.random.key(0)."
-        raise TypeError(what)
+    is_old = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32
+    if not is_old and not is_key(key):
+        raise TypeError(f"{name}={described(key)} must be a typed key, such as jax.random.key(0).")
     try:
         typed: Any = jax.random.wrap_key_data(jnp.asarray(key)) if is_old else key
     except TypeError as error:  # of another length than keys have
@@ -131,9 +134,8 @@ def check_shape(name: str, shape: Any, least: int = 1) -> tuple[int, ...]:
     whole = tuple(n for n in sizes if n is not None and n >= least)
     if len(whole) < len(sizes):
         kind = "positive integers" if least else "whole numbers"
-        raise ValueError(
-            f"{name}={described(shape)} must be a tuple of {kind}, such as (28, 28) or (3,)."
-        )
+        remedy = "such as (28, 28)" if whole_number(shape) is None else f"such as ({shape},)"
+        raise ValueError(f"{name}={described(shape)} must be a tuple of {kind}, {remedy}.")
     return whole
 
 
@@ -290,11 +292,7 @@ def check_callable(name: str, function: Any, arguments: str = "(x_t, t, context)
 
 
 def check_path(name: str, path: Any) -> Any:
-    """The path of a file or a folder.
-
-    Raises:
-        TypeError: anything else.
-    """
+    """The path of a file or a folder; else a TypeError."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"{name}={described(path)} must be a path: a string or a pathlib.Path.")
     return path

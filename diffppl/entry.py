@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from .checks import check_broadcast
 from .values import as_array, as_numbers, at_fault
 
 if TYPE_CHECKING:
@@ -50,9 +51,8 @@ def check_data(name: str, x: Any, model: "DiffusionModel") -> Array:
     if not np.all(np.isfinite(values)):
         bad = ~np.isfinite(values)
         raise ValueError(
-            f"{name} has {int(np.sum(bad)):,} NaN or infinite values, that is "
-            f"{at_fault(bad, values)}; remove them, or leave missing entries "
-            "unobserved in a program."
+            f"{name} has NaN or infinite values: {at_fault(bad, values)}. Remove them, or leave "
+            "missing entries unobserved in a program."
         )
     check_support(name, np.asarray(values), process)
     return as_array(name, values, process.dtype)
@@ -60,6 +60,7 @@ def check_data(name: str, x: Any, model: "DiffusionModel") -> Array:
 
 def check_support(name: str, values: np.ndarray, process: "AbstractProcess[Any]") -> None:
     """ValueError for data, of any number of events, that a process does not allow."""
+    check_broadcast("num_categories", np.shape(getattr(process, "counts", 0)), values.shape)
     outside = ~np.asarray(process.support(values), bool)
     if outside.any():
         raise ValueError(

@@ -138,6 +138,7 @@ class DiffusionModel(eqx.Module):
             raw = self.network(x, t, context)
             return self.prediction.estimate(self.process, raw, x, t)
 
+        x_t = jnp.asarray(x_t)
         batch_shape = x_t.shape[: x_t.ndim - len(self.event_shape)]
         if (*batch_shape, *self.event_shape) != x_t.shape:
             raise ValueError(f"x_t has shape {x_t.shape}; it must end in {self.event_shape}.")

@@ -29,7 +29,8 @@ def check_process(process: Any, network: Any) -> None:
     elif isinstance(process, AbstractSchedule):
         remedy = f": make one of the schedule, GaussianDiffusion({process!r})"
     check_instance("process", process, AbstractProcess, remedy=remedy)
-    check_callable("network", network)
+    if check_callable("network", network) and hasattr(network, "reverse_kernel"):
+        raise TypeError("network=<DiffusionModel> is a whole model: pass its .network.")
 
 
 def check_parts(

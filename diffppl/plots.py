@@ -11,27 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .calibration import Calibration
+from .checks import check_instance, check_size
 from .fitting.losses import ELBOLoss
+from .fitting.result import History
 from .likelihood.path_weights import PathWork
 from .objectives import Bound
 from .schedules import AbstractSchedule
+from .values import as_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .calibration import Calibration
-    from .fitting.result import History
-
 _FAINT, _STRONG, _ACCENT = "#c9d3e0", "#2f4b7c", "#d1495b"
 
 
-def history(history: "History", *, ax: "Axes | None" = None) -> "Axes":
+def history(history: History, *, ax: "Axes | None" = None) -> "Axes":
     """The loss of each iteration, its running mean, and the validations.
 
     Validations are minus the ELBO, so that they lie on the curve of an `ELBOLoss`; beside another
     loss they have an axis of their own on the right.
     """
-    loss = history.loss
+    loss = check_instance("history", history, History).loss
     if not loss.size:
         raise ValueError("history is empty: no iteration was made.")
     ax = _axes(ax)
@@ -67,6 +68,7 @@ def bound_terms(bound: Bound, *, ax: "Axes | None" = None) -> "Axes":
     The two ends of the chain are written beside it: E log p(x_0 given x_1), which is fixed by
     beta_1, and the divergence of the last level from the base.
     """
+    check_instance("bound", bound, Bound, remedy=", as elbo returns it")
     ax = _axes(ax)
     terms = np.asarray(bound.terms)
     times = np.arange(2, terms.size + 1)
@@ -94,9 +96,13 @@ def schedule(
     Even spacing on this scale is even work for every step. The dashed line is where noise and
     signal are equal; a level without signal cannot be drawn.
     """
-    ax = _axes(ax)
-    if isinstance(schedules, AbstractSchedule):
+    if not isinstance(schedules, Mapping):
+        remedy = ", or a dictionary of them by name"
+        check_instance("schedules", schedules, AbstractSchedule, remedy=remedy)
         schedules = {type(schedules).__name__: schedules}
+    for each in schedules.values():
+        check_instance("schedules", each, AbstractSchedule)
+    ax = _axes(ax)
     for name, each in schedules.items():
         log_snr = np.asarray(each.log_snr())[1:]
         times = np.arange(1, log_snr.size + 1) / log_snr.size
@@ -121,7 +127,7 @@ def events(
         limits: the values that are black and white; the extremes of `x` if None.
         ax: where to draw.
     """
-    x = np.asarray(x, np.float64)
+    x = np.asarray(as_numbers("x", x), np.float64)
     if x.ndim not in (2, 3, 4) or x.shape[0] == 0:
         raise ValueError(
             f"x has shape {x.shape}; it needs (n, length), (n, height, width) or, with channels, "
@@ -143,7 +149,7 @@ def events(
     if x.shape[-1] not in (1, 3):
         raise ValueError(f"x has {x.shape[-1]} channels; a picture has 1 or 3.")
     n, height, width, channels = x.shape
-    columns = math.ceil(math.sqrt(n)) if columns is None else columns
+    columns = math.ceil(math.sqrt(n)) if columns is None else check_size("columns", columns)
     rows = math.ceil(n / columns)
     gap = max(1, min(height, width) // 16)
     sheet = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, channels))
@@ -172,7 +178,8 @@ def chain(
         >>> path = dp.sample_path(jax.random.key(0), model, (1_000,))    # x_T first, x_0 last
         >>> dp.plots.chain({0: path[-1], 20: path[-21], 40: path[-41]}, label="reverse")
     """
-    clouds = {t: np.asarray(points) for t, points in panels.items()}
+    check_instance("panels", panels, Mapping, remedy=": a dictionary, t -> points")
+    clouds = {t: np.asarray(as_numbers(f"panels[{t}]", x)) for t, x in panels.items()}
     for t, points in clouds.items():
         if points.ndim != 2 or points.shape[1] != 2:
             raise ValueError(f"panels[{t}] has shape {points.shape}; it needs shape (n, 2).")
@@ -205,6 +212,7 @@ def work(result: PathWork, *, ax: "Axes | None" = None) -> "Axes":
         result: from `jarzynski`.
         ax: where to draw.
     """
+    check_instance("result", result, PathWork, remedy=", as jarzynski returns it")
     log_p = np.asarray(result.log_likelihood.per_example)
     wasted = (np.asarray(result.work) + log_p[:, None]).ravel()
     lost = float(np.mean(np.asarray(result.dissipation)))
@@ -219,7 +227,7 @@ def work(result: PathWork, *, ax: "Axes | None" = None) -> "Axes":
     return _plain(ax)
 
 
-def calibration(result: "Calibration", *, axes: Any = None) -> np.ndarray:
+def calibration(result: Calibration, *, axes: Any = None) -> np.ndarray:
     """How far the ranks of each quantity are from uniform, and the band of what chance does.
 
     Each line is the ECDF of the ranks of one coordinate, less what it should be. In 95 of 100
@@ -230,6 +238,7 @@ def calibration(result: "Calibration", *, axes: Any = None) -> np.ndarray:
         result: from `calibrate`.
         axes: as many as there are quantities.
     """
+    check_instance("result", result, Calibration, remedy=", as calibrate returns it")
     lines, band = result.ecdf_difference(), result.band()
     if axes is None:
         columns = min(len(lines), 4)

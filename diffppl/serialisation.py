@@ -19,8 +19,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import numpy as np
 
+from .checks import check_path, described
 from .structure import DTYPES, Describer, LoadError, Rebuilder
 
 _FORMAT = 1
@@ -39,13 +41,17 @@ def save(path: str | os.PathLike, model: Any, *, needs_like: bool = False) -> No
             file needs `load(path, like=...)`.
 
     Raises:
-        TypeError: the model holds a class that diffppl does not know; nothing is written.
+        TypeError: the model holds a class that diffppl does not know, or `path` is no path;
+            nothing is written.
         OSError: the file cannot be written.
 
     Example:
         >>> dp.save("roll.dppl", model)
         >>> model = dp.load("roll.dppl")
     """
+    check_path("path", path)
+    if not needs_like and isinstance(getattr(model, "model", None), eqx.Module):
+        raise TypeError(f"model={described(model)} is more than a model: pass its .model.")
     describer = Describer(foreign=needs_like)
     value = describer.describe(model, "model")
     arrays = [{"dtype": array.dtype.name, "shape": array.shape} for array in describer.arrays]
@@ -83,7 +89,7 @@ def load(path: str | os.PathLike, *, like: Any = None) -> Any:
         >>> dp.save("mine.dppl", model, needs_like=True)    # model.network is a class of my own
         >>> model = dp.load("mine.dppl", like=model)
     """
-    content = Path(path).read_bytes()
+    content = Path(check_path("path", path)).read_bytes()
     try:
         text, data = _open(content)
         try:

@@ -56,7 +56,7 @@ def as_numbers(name: str, x: Any) -> Values:
             raise TypeError(f"{name}={described(x)} must hold real numbers.") from error
         except ValueError as error:
             raise ValueError(
-                f"{name} has rows of different lengths; it must be an array, of one length."
+                f"{name} has rows of different lengths; they must have one length."
             ) from error
     if values.dtype == object:
         return _from_objects(name, x, values)

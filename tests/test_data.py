@@ -525,7 +525,13 @@ def test_a_source_of_bits_needs_no_scaling():
             "data is a source, which draws its own",
         ),
         (make_model(), InMemory(np.zeros((5, 3))), {}, ValueError, r"data has shape \(5, 3\)"),
-        (make_model(), InMemory(np.full((5, 2), np.nan)), {}, ValueError, "10 NaN or infinite"),
+        (
+            make_model(),
+            InMemory(np.full((5, 2), np.nan)),
+            {},
+            ValueError,
+            "NaN or infinite values: 10 of 10",
+        ),
         (
             make_bits((2,)),
             SwissRoll(),

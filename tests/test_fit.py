@@ -558,7 +558,7 @@ def test_bad_input_is_refused_by_name(case: str):
     [
         (DATA[:, :1], r"data has shape \(500, 1\)"),
         (DATA[:0], "data is empty"),
-        (np.full((3, 2), np.nan), "data has 6 NaN"),
+        (np.full((3, 2), np.nan), "data has NaN or infinite values: 6 of 6"),
     ],
 )
 def test_bad_data_are_refused(data: np.ndarray, message: str):

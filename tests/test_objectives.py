@@ -191,8 +191,8 @@ BITS = KNOWN["listed-bernoulli"].model(dp.schedules.Reciprocal(4))
         (GAUSSIAN, np.zeros(2), ValueError, r"x_0 has shape \(2,\), .* needs shape \(n, 2\)"),
         (GAUSSIAN, np.zeros((4, 3)), ValueError, r"x_0 has shape \(4, 3\), but .* shape \(2,\)"),
         (GAUSSIAN, np.zeros((0, 2)), ValueError, r"x_0 is empty: it has shape \(0, 2\)"),
-        (GAUSSIAN, [[np.nan, 1.0]], ValueError, "x_0 has 1 NaN or infinite values"),
-        (GAUSSIAN, [[np.inf, np.nan]], ValueError, "x_0 has 2 NaN or infinite values"),
+        (GAUSSIAN, [[np.nan, 1.0]], ValueError, "x_0 has NaN or infinite values: 1 of 2"),
+        (GAUSSIAN, [[np.inf, np.nan]], ValueError, "x_0 has NaN or infinite values: 2 of 2"),
         (GAUSSIAN, [["a", "b"]], TypeError, "x_0 has dtype .*; it must hold real numbers"),
         (GAUSSIAN, 1j * np.ones((1, 2)), TypeError, "x_0 has dtype complex128"),
         (

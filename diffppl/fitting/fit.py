@@ -19,7 +19,7 @@ import optax
 from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
 
-from ..checks import check_float, check_key, check_size
+from ..checks import check_flag, check_float, check_key, check_size
 from ..entry import check_context, check_data
 from ..model import DiffusionModel
 from ..objectives import AllSteps, SampledSteps
@@ -122,6 +122,7 @@ def fit(
     num_iterations = check_size("num_iterations", num_iterations)
     batch_size = check_size("batch_size", batch_size)
     chunk = check_size("chunk", chunk)
+    check_flag("progress", progress)
     every = max(num_iterations // 20, 1) if validation_every is None else validation_every
     every = check_size("validation_every", every)
     source = as_source(data, context, model)

@@ -14,11 +14,11 @@ from typing import Any, NoReturn
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
+from ..checks import is_key
 from ..model import DiffusionModel
 from ..serialisation import load, save
 from ..structure import Describer, LoadError
@@ -46,7 +46,7 @@ def names(tree: Any) -> list[str]:
 
 def fingerprint(value: Any) -> str:
     """A checksum of everything in a value: classes, settings and numbers."""
-    value = jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, value)
+    value = jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, value)
     describer = Describer(foreign=True)
     text = json.dumps(describer.describe(value, type(value).__name__))
     checksum = zlib.crc32(text.encode())
@@ -54,10 +54,6 @@ def fingerprint(value: Any) -> str:
         checksum = zlib.crc32(f"{array.dtype} {array.shape}".encode(), checksum)
         checksum = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, checksum)
     return f"{type(value).__name__} {checksum:08x}"
-
-
-def _is_key(leaf: Any) -> bool:
-    return eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def record(

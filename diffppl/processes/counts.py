@@ -27,7 +27,9 @@ def checked_counts(num_categories: Any) -> Any:
     if counts.ndim == 0:
         return check_size("num_categories", num_categories, least=2)
     bad = np.asarray((counts < 2) | (counts % 1 != 0))
-    if counts.size == 0 or bad.any():
+    if counts.size == 0:
+        raise ValueError("num_categories is empty; it needs one number for each coordinate.")
+    if bad.any():
         raise ValueError(
             "num_categories must be whole numbers, 2 or more, one for each coordinate: "
             f"{at_fault(bad, counts)} are not."
