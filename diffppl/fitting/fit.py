@@ -87,7 +87,8 @@ def fit(
         validation_data, validation_context: held out; their ELBO is shown and recorded.
         validation_every: iterations between two validations; by default a twentieth of them all.
         trainable: what to train instead, as a pytree of booleans or functions that
-            `equinox.partition(model, trainable)` takes. Only inexact arrays are trained.
+            `equinox.partition(model, trainable)` takes. Only inexact arrays of the network and the
+            levels of a learned schedule are trained.
         resume: a result to go on from. With the same key, data and options the run is then the
             one that was never interrupted. A finished run may go on with more iterations: the
             default optimiser then has the learning rate of the longer run; another one must have a
@@ -257,7 +258,8 @@ def _mask(model: DiffusionModel, trainable: PyTree) -> PyTree[bool]:
             f"model has nothing to train: its network, {type(model.network).__name__}, is a known "
             "answer or has no arrays of floating-point numbers, and its schedule is fixed."
             if trainable is None
-            else "trainable names no array of floating-point numbers in the model."
+            else "trainable names no array of floating-point numbers in the network, and no levels "
+            "of a learned schedule."
         )
     if model.scaling is not None:
         return mask

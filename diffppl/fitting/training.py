@@ -30,9 +30,14 @@ from .losses import AbstractLoss
 
 def default_trainable(model: DiffusionModel) -> PyTree[bool]:
     """The network's inexact arrays, and the levels of a learned schedule; nothing else."""
+    return _weights(model, AbstractDenoiser | AbstractSchedule)
+
+
+def _weights(model: DiffusionModel, tables: Any) -> PyTree[bool]:
+    """The same, where `tables` are the parts of a network that are none of its weights."""
 
     def is_table(node: Any) -> bool:
-        return isinstance(node, AbstractDenoiser | AbstractSchedule)
+        return isinstance(node, tables)
 
     nothing = jax.tree.map(lambda _: False, model)
     network = jax.tree.map(eqx.is_inexact_array, model.network, is_leaf=is_table)
@@ -43,7 +48,9 @@ def default_trainable(model: DiffusionModel) -> PyTree[bool]:
 
 
 def trained_leaves(model: DiffusionModel, trainable: PyTree) -> PyTree[bool]:
-    """For each leaf, whether it is an inexact array that `trainable` names.
+    """For each leaf, whether it is an inexact array that `trainable` names and that can be trained.
+
+    A fixed schedule, a rate and a scaling cannot, whatever is named.
 
     Raises:
         TypeError: `trainable` is of other things than booleans and functions.
@@ -55,7 +62,7 @@ def trained_leaves(model: DiffusionModel, trainable: PyTree) -> PyTree[bool]:
             "equinox.partition(model, trainable) takes it."
         )
     try:
-        params = eqx.filter(eqx.filter(model, trainable), eqx.is_inexact_array)
+        params = eqx.filter(eqx.filter(model, trainable), _weights(model, AbstractSchedule))
     except ValueError as error:
         raise ValueError(f"trainable does not have the structure of model: {error}") from error
     return jax.tree.map(lambda leaf: leaf is not None, params, is_leaf=lambda leaf: leaf is None)
