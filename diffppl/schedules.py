@@ -97,13 +97,13 @@ def _table(log_snr: np.ndarray) -> Array:
 def check_levels(log_snr: np.ndarray) -> None:
     """ValueError for levels t = 1..T that do not fall, or that floats cannot tell apart."""
     info = jnp.finfo(jnp.result_type(float))
-    most, least = -2 * math.log(info.eps), math.log(info.tiny)
+    most = -2 * math.log(info.eps)  # beyond it adding the smaller one of the two changes nothing
     levels = np.asarray(log_snr, info.dtype).astype(np.float64)
-    inside = (levels <= most) & (levels >= least)
-    inside[-1] |= levels[-1] < least  # the last step may leave no signal at all
+    inside = np.abs(levels) <= most
+    inside[-1] |= levels[-1] < 0  # the last step may leave no signal at all
     with np.errstate(invalid="ignore"):
         falls = -np.diff(levels) > 8 * info.eps * np.maximum(np.abs(levels[:-1]), 1.0)
-    limits = f"lie between {least:.3g} and {most:.3g} for {info.dtype}, or below at t = T alone"
+    limits = f"lie between -{most:.3g} and {most:.3g} for {info.dtype}, or below at t = T alone"
     for good, what in ((inside, limits), (falls, "fall at each step, by more than rounding")):
         if not np.all(good):
             t = int(np.argmin(good))

@@ -514,6 +514,34 @@ def test_tiny_divergences_keep_their_digits_in_single_precision(size):
     )
 
 
+def test_ratios_near_zero_cost_what_they_should_in_single_precision():
+    q = np.array([[1 - 1e-9, 1e-9], [1 - 1e-30, 1e-30], [0.4, 0.6]], np.float32)
+    p = np.array([[0.5, 0.5], [0.2, 0.8], [0.9, 0.1]], np.float32)
+    truth = scipy.special.rel_entr(q.astype(np.float64), p.astype(np.float64)).sum(axis=1)
+    value, slope = jax.value_and_grad(lambda p: categorical_kl(jnp.asarray(q), p).sum())(p)
+    np.testing.assert_allclose(categorical_kl(jnp.asarray(q), jnp.asarray(p)), truth, rtol=1e-5)
+    np.testing.assert_allclose(value, truth.sum(), rtol=1e-5)
+    np.testing.assert_allclose(slope, 1 - q / p, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("levels", [[16.0, 0.0, -5.0], [9.0, 8.9999, -9.0], [30.0, 0.0, -30.0]])
+@pytest.mark.parametrize("name", ["bernoulli", "categorical-uniform"])
+def test_bounds_are_finite_whatever_the_levels(name, levels):
+    process = PROCESSES[name](dp.schedules.FromLogSNR(np.array(levels)))
+    number = process.num_categories or 2
+    x_0, x_t = jnp.array([0, 1, 1]), jnp.array([1, 1, 0])
+    shape = (3,) if process.num_categories is None else (3, number)
+    estimate = process.estimate_from_logits(jnp.zeros(shape))
+    for t in (2, 3):
+        kl = process.kl(process.posterior(x_t, x_0, t), process.reverse(x_t, estimate, t))
+        assert np.all(np.asarray(kl) >= 0)
+        with jax.enable_x64(True):
+            wide = PROCESSES[name](dp.schedules.FromLogSNR(np.array(levels)))
+            guess = wide.estimate_from_logits(jnp.zeros(shape))
+            truth = wide.kl(wide.posterior(x_t, x_0, t), wide.reverse(x_t, guess, t))
+        np.testing.assert_allclose(kl, truth, rtol=2e-3, atol=1e-5)
+
+
 def test_states_of_probability_zero_cost_what_they_should(x64):
     q = jnp.array([[0.0, 0.4, 0.6], [0.0, 0.4, 0.6], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
     p = jnp.array([[0.0, 0.5, 0.5], [0.2, 0.3, 0.5], [0.0, 0.5, 0.5], [1.0, 0.0, 0.0]])

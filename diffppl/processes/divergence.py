@@ -17,6 +17,9 @@ def categorical_kl(
     # Where p is 0 but q is not, the ratio below is infinite and so is the divergence.
     excess = (q - p) / jnp.where(p > 0, p, jnp.where(seen, 0.0, 1.0))
     excess = jnp.where(seen, excess, 0.0)
-    log_ratio = jnp.log1p(excess)
+    # A ratio that is all but 0 keeps its digits in the logarithms of its two sides.
+    far = seen & (excess < -0.5)
+    apart = jnp.log(jnp.where(far, q, 1.0)) - jnp.log(jnp.where(far, p, 1.0))
+    log_ratio = jnp.where(far, apart, jnp.log1p(jnp.where(far, 0.0, excess)))
     terms = jnp.where(seen, q * log_ratio - (q - p), p)
     return jnp.sum(terms, axis=-1)
