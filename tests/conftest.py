@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
+import jaxtyping
 import matplotlib as mpl
 import pytest
 from jaxtyping import Array
@@ -56,6 +57,14 @@ def x64() -> Iterator[None]:
     """Double precision, for laws that hold to rounding."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def as_users_call_it() -> Iterator[None]:
+    """Without the checks of annotations, which users do not have and which come first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import numpyro.distributions as dist
 import optax
@@ -33,14 +32,6 @@ IMAGES = RNG.integers(0, 256, (50, 4, 6)).astype(np.uint8)
 @eqx.filter_jit
 def draw(key: Any, source: Any, size: int) -> Any:
     return source.batch(key, size)
-
-
-@pytest.fixture
-def as_users_call_it():
-    """Without the checks of annotations, which users do not have and which come first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # Every source -----------------------------------------------------------------------------------
@@ -199,6 +190,70 @@ def test_half_of_the_images_are_mirrored_left_to_right(channels):
     assert_counts([kept.sum(), mirrored.sum()], [0.5, 0.5])
     assert x.dtype == np.uint8
     assert context.shape == (1_000, 1)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (3, 4), (5, 3, 4)])
+def test_channels_first_are_mirrored_left_to_right_where_told(shape):
+    image = RNG.integers(0, 256, (1, *shape)).astype(np.uint8)
+    axis = 0 if len(shape) == 3 else None
+    x = np.asarray(draw(KEY, Flipped(image, channel_axis=axis), 50)[0])
+    events = tuple(range(1, x.ndim))
+    kept, mirrored = (np.all(x == y, axis=events) for y in (image, image[..., ::-1]))
+    np.testing.assert_array_equal(kept, ~mirrored)
+    assert 0 < kept.sum() < 50
+
+
+def test_windows_of_images_with_channels_first():
+    images = np.arange(2 * 2 * 6 * 5).reshape(2, 2, 6, 5)
+    source = Crops(images, (2, 4), channel_axis=0)
+    assert source.event_shape == (2, 2, 4)
+    last = Crops(np.moveaxis(images, 1, -1), (2, 4))
+    x, y = (np.asarray(draw(KEY, each, 200)[0]) for each in (source, last))
+    np.testing.assert_array_equal(x, np.moveaxis(y, -1, 1))
+
+
+DTYPES = "bool int8 int16 int32 uint8 uint16 uint32 float16 float32 bfloat16".split()
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_the_dtype_of_images_is_kept(name):
+    images = jnp.asarray(RNG.integers(0, 2, (5, 4, 6)), jnp.dtype(name))
+    for given in (images, np.asarray(images)):
+        sources = InMemory(given), Flipped(given), Crops(given, (2, 3)), Flipped(InMemory(given))
+        for source in sources:
+            assert source.batch(KEY, 2)[0].dtype == jnp.dtype(name)
+        assert InMemory(np.zeros((5, 1)), context=given).batch(KEY, 2)[1].dtype == jnp.dtype(name)
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [("int64", "int32"), ("uint64", "uint32")])
+def test_numbers_of_64_bits_are_narrowed_where_they_fit(wide, narrow):
+    most = np.iinfo(narrow).max
+    fits = InMemory(np.array([0, most], wide))
+    assert fits.data.dtype == jnp.dtype(narrow)
+    np.testing.assert_array_equal(np.asarray(fits.data, np.int64), [0, most])
+    with pytest.raises(ValueError, match=f"1 of 2 values .* beyond {narrow}"):
+        InMemory(np.array([0, most + 1], wide))
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(InMemory(np.array([0, most + 1], wide)).data, [0, most + 1])
+
+
+def test_levels_out_of_range_that_nobody_could_look_at_are_nan():
+    class Levels(dp.data.AbstractSource):
+        rare: Any
+
+        @property
+        def event_shape(self):
+            return (4,)
+
+        def batch(self, key, size):
+            is_rare = jax.random.uniform(key, (size, 4)) < 1e-4
+            return jnp.where(is_rare, self.rare, 255).astype(jnp.int32), None
+
+    for rare in (-1, 256, 2**20):
+        x = np.asarray(draw(jax.random.key(1), Dequantised(Levels(rare)), 20_000)[0])
+        assert 0 < np.isnan(x).sum() < 40
+        assert np.nanmin(x) >= 255
+        assert np.nanmax(x) < 256
 
 
 def test_windows_are_parts_of_images_and_every_place_is_as_likely():

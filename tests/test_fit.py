@@ -1,18 +1,17 @@
 import importlib
 import re
 import warnings
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
 
 import diffppl as dp
+from diffppl.fitting.decay import check_moves
 from diffppl.fitting.fit import default_optimizer, fit
 from diffppl.fitting.losses import AbstractLoss, ELBOLoss, SimpleLoss, WeightedLoss, noise_weights
 from diffppl.fitting.result import FitResult, History, NonFiniteLossError
@@ -68,14 +67,6 @@ def short_fit(
         "progress": False,
     }
     return fit(key, model, DATA, num_iterations=num_iterations, **(options | kwargs))
-
-
-@pytest.fixture
-def as_users_call_it() -> Iterator[None]:
-    """Without the checks of annotations, which users do not have and which come first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def leaves(tree: Any) -> list[np.ndarray]:
@@ -580,6 +571,111 @@ def test_discrete_processes_refuse_scalings_and_learned_schedules():
     model = dp.DiffusionModel(process, MODEL.network, (2,))
     with pytest.raises(ValueError, match="scaling was given, but the data of Bernoulli"):
         fit(KEY, model, DATA > 0, num_iterations=1, scaling=dp.Scaling())
+
+
+# How long an optimiser moves ----------------------------------------------------------------------
+
+MOVING: dict[str, tuple[Any, bool]] = {
+    # name: an optimiser, and whether it ends after 100 iterations
+    "default": (default_optimizer(100), True),
+    "adam": (optax.adam(1e-3), False),
+    "cosine": (optax.adam(optax.cosine_decay_schedule(1e-3, 100)), True),
+    "linear": (optax.sgd(optax.linear_schedule(1e-2, 0.0, 100), momentum=0.9), True),
+    "warm-up": (optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 1e-3, 10, 100)), True),
+    "slow decay": (optax.adam(optax.exponential_decay(1e-3, 100, 0.5)), False),
+    "steps": (optax.adam(optax.piecewise_constant_schedule(1e-3, {50: 0.1, 100: 0.0})), True),
+    "several minibatches": (optax.MultiSteps(optax.adam(1e-3), 4).gradient_transformation(), False),
+    "several, cosine": (
+        optax.MultiSteps(
+            optax.adam(optax.cosine_decay_schedule(1e-3, 25)), 4
+        ).gradient_transformation(),
+        True,
+    ),
+    "injected": (
+        optax.inject_hyperparams(optax.adam)(optax.cosine_decay_schedule(1e-3, 100)),
+        True,
+    ),
+    "line search": (optax.lbfgs(), False),
+    "schedule-free": (optax.contrib.schedule_free_adamw(1e-3), False),
+    "plateau": (optax.chain(optax.adam(1e-3), optax.contrib.reduce_on_plateau()), False),
+    "stateless": (optax.sgd(1e-3), False),
+    "nothing": (optax.set_to_zero(), False),
+}
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_an_optimiser_that_would_stand_still_is_refused(name: str):
+    optimizer, ends = MOVING[name]
+    params = eqx.filter(MODEL.network, eqx.is_inexact_array)
+    for done, num_iterations in ((0, 100), (50, 100), (98, 100), (99, 100), (0, 90), (50, 120)):
+        check_moves(optimizer, params, done, num_iterations)  # most of what is left is within
+    for done, num_iterations in ((100, 200), (0, 200), (90, 150), (100, 103), (0, 1_000)):
+        if not ends:
+            check_moves(optimizer, params, done, num_iterations)
+            continue
+        with pytest.raises(
+            ValueError, match=rf"decayed to zero.*default_optimizer.{num_iterations}"
+        ):
+            check_moves(optimizer, params, done, num_iterations)
+
+
+def test_a_finished_run_goes_on_as_its_errors_advise():
+    first = short_fit(20, optimizer=None)
+    with pytest.raises(ValueError, match="num_iterations=20 counts those already done"):
+        short_fit(20, optimizer=None, resume=first)
+    with pytest.raises(ValueError, match=r"optimizer would make no steps.*default_optimizer\(40\)"):
+        short_fit(40, optimizer=default_optimizer(20), resume=first)
+    longer = short_fit(40, optimizer=default_optimizer(40), resume=first)
+    assert_identical(longer, short_fit(40, optimizer=None, resume=first))
+    # It learns as much as it does in the middle of a run.
+    whole = short_fit(40, optimizer=None)
+    start, end = first.last_model.network.last.bias, longer.last_model.network.last.bias
+    half = short_fit(20, optimizer=default_optimizer(40)).last_model.network.last.bias
+    moved = np.abs(end - start).max(), np.abs(whole.last_model.network.last.bias - half).max()
+    assert moved[0] > 0.5 * moved[1] > 0
+
+
+def test_what_a_source_rarely_draws_stops_the_fit():
+    class Rare(dp.data.AbstractSource):
+        value: float
+
+        @property
+        def event_shape(self) -> tuple[int, ...]:
+            return (2,)
+
+        def batch(self, key: Any, size: int) -> Any:
+            return jnp.where(jax.random.uniform(key, (size, 2)) < 1e-4, self.value, 1.0), None
+
+    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(4), rate=0.9)
+    model = dp.DiffusionModel(process, MODEL.network, (2,))
+    options = {"num_iterations": 400, "batch_size": 64, "progress": False, "loss": ToyLoss()}
+    good = fit(jax.random.key(0), model, Rare(0.0), **options)
+    assert good.history.loss.size == 400
+    for value in (0.5, 2.0):
+        # Of 10,000 draws, which are looked at before, all may be good; seeds for which they are.
+        for seed in range(20):
+            try:
+                fit(jax.random.key(seed), model, Rare(value), **options)
+            except ValueError as error:
+                assert "outside the support" in str(error)  # noqa: PT017
+            except NonFiniteLossError as error:
+                assert "a source of data that draws" in str(error)  # noqa: PT017
+                break
+        else:
+            pytest.fail("it was never found in the loop")
+
+
+def test_only_weights_are_ever_trained():
+    scaled = make_model(scaling=dp.Scaling.from_data(DATA))
+    for everything in (True, eqx.is_inexact_array):
+        result = short_fit(10, model=scaled, trainable=everything)
+        assert_identical(result.model.scaling, scaled.scaling)
+        assert_identical(result.model.process, scaled.process)
+        assert_identical(result.last_model, short_fit(10, model=scaled).last_model)
+    nothing = jax.tree.map(lambda _: False, scaled)
+    only = eqx.tree_at(lambda m: m.scaling.loc, nothing, replace=True)
+    with pytest.raises(ValueError, match="trainable names no array .* in the network"):
+        short_fit(10, model=scaled, trainable=only)
 
 
 def test_what_cannot_be_resumed_is_refused():

@@ -8,14 +8,11 @@ odd call, with a plain one of the same result. What is like a slip that is here 
 # ruff: noqa: F401 (the calls, which are written in strings, use what is imported)
 
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import diffrax
 import jax
 import jax.numpy as jnp
-import jaxtyping
-import matplotlib.pyplot as plt
 import numpy as np
 import numpyro.distributions as dist
 import optax
@@ -93,13 +90,7 @@ class Drawn(dp.data.AbstractSource):
         return jnp.full((size, 2), self.value), context
 
 
-@pytest.fixture(autouse=True)
-def as_users_call_it() -> Iterator[None]:
-    """Without the checks of annotations, which users do not have and which come first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("as_users_call_it")
 
 
 def called(code: str) -> Any:

@@ -3,7 +3,6 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import numpyro
 import pytest
@@ -14,15 +13,6 @@ from diffppl.samplers import DDIM, Ancestral, DPMSolver, ProbabilityFlow, sample
 
 from . import oracles, registry
 from .statistics import assert_counts, assert_mean, assert_moments
-
-
-@pytest.fixture
-def as_users_call_it():
-    """Without the checks of annotations, which users do not have and which come first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
 
 DETERMINISTIC = {"ddim": DDIM, "dpm-solver": DPMSolver, "probability-flow": ProbabilityFlow}
 
