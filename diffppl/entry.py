@@ -37,8 +37,7 @@ def check_data(name: str, x: Any, model: "DiffusionModel") -> Array:
         ValueError: the wrong shape, no data, NaN or infinite values, or values outside the
             process's support.
     """
-    values = as_numbers(name, x)
-    process, event_shape = model.process, model.event_shape
+    values, event_shape = as_numbers(name, x), model.event_shape
     if values.shape[1:] != event_shape or values.ndim == 0:
         raise ValueError(
             f"{name} has shape {values.shape}, but the model's events have shape {event_shape}, "
@@ -46,10 +45,17 @@ def check_data(name: str, x: Any, model: "DiffusionModel") -> Array:
         )
     if values.shape[0] == 0:
         raise ValueError(f"{name} is empty: it has shape {values.shape}.")
+    return as_events(name, values, model)
+
+
+def as_events(name: str, x: Any, model: "DiffusionModel") -> Array:
+    """The same for any number of events, shape `(*batch, *event_shape)`."""
+    values, process = as_numbers(name, x), model.process
+    check_ends_in(name, values.shape, "event_shape", model.event_shape)
     if isinstance(values, Tracer):
         return values.astype(process.dtype)
-    if not np.all(np.isfinite(values)):
-        bad = ~np.isfinite(values)
+    bad = ~np.isfinite(values)
+    if np.any(bad):
         raise ValueError(
             f"{name} has NaN or infinite values: {at_fault(bad, values)}. Remove them, or leave "
             "missing entries unobserved in a program."

@@ -19,6 +19,9 @@ import numpyro
 from jaxtyping import Array
 from numpyro.contrib.control_flow import scan
 
+from .checks import check_shape
+from .entry import as_events
+
 if TYPE_CHECKING:
     from .model import DiffusionModel
 
@@ -29,7 +32,7 @@ def forward(model: "DiffusionModel", x_0: Array) -> Array:
     One sample site, `x_t`, in model units, stacked over t = 1..T on a leading axis.
     """
     process = model.process
-    start = model.to_model(jnp.asarray(x_0)).astype(process.dtype)
+    start = model.to_model(as_events("x_0", x_0, model))
 
     def step(x: Array, t: Array) -> tuple[Array, None]:
         drawn = numpyro.sample("x_t", model.as_event(process.transition(x, t)))
@@ -55,9 +58,14 @@ def reverse(
         context: for the network.
         obs: x_0, shape `(*batch, *event_shape)`.
         batch_shape: several independent chains, if there is no `obs` to say how many.
+
+    Raises:
+        TypeError, ValueError: what is known of `obs` is no data of the model.
     """
+    batch_shape = check_shape("batch_shape", batch_shape, least=0)
     if obs is not None:
-        batch_shape = jnp.shape(obs)[: jnp.ndim(obs) - len(model.event_shape)]
+        obs = as_events("obs", obs, model)
+        batch_shape = obs.shape[: obs.ndim - len(model.event_shape)]
     dtype = model.process.dtype
     base = model.process.base((*batch_shape, *model.event_shape))
     x = jnp.asarray(numpyro.sample("x_T", model.as_event(base)), dtype)
@@ -81,7 +89,7 @@ def guide(model: "DiffusionModel", context: Array | None = None, obs: Array | No
     if obs is None:
         raise ValueError("guide needs obs: it is the forward chain that starts at x_0 = obs.")
     process = model.process
-    x_0 = model.to_model(jnp.asarray(obs)).astype(process.dtype)
+    x_0 = model.to_model(as_events("obs", obs, model))
     last = model.as_event(process.marginal(x_0, model.num_steps))
     x = jnp.asarray(numpyro.sample("x_T", last), process.dtype)
 

@@ -18,6 +18,7 @@ import numpyro.distributions as dist
 import optax
 import pandas as pd
 import pytest
+from numpyro import handlers
 
 import diffppl as dp
 from diffppl import networks, predictions, samplers, schedules
@@ -66,6 +67,10 @@ FIRST = np.zeros((5, 3, 8, 8))  # images, channels first
 MASKED, PAIR = np.ma.masked_less(X, 0), np.ma.array([1.0, 2.0], mask=[0, 1])
 TABLE = pd.DataFrame({"age": [30.0, 41.0], "sex": ["m", "f"]})
 MISSING = pd.DataFrame({"age": [30.0, 41.0], "children": pd.array([1, None], dtype="Int64")})
+
+
+def seeded(program: Any, *args: Any) -> Any:
+    return handlers.seed(program, KEY)(*args)
 
 
 def fit(*args: Any, **options: Any) -> dp.FitResult:
@@ -199,8 +204,14 @@ TAKE_DATA = [
     "validation_data = fit(KEY, M, X, validation_data=@)",
     "data = fit(KEY, M, InMemory(@))",
 ]
+TAKE_PROGRAMS = [
+    "x_0 = seeded(M.forward, @)",
+    "obs = seeded(M.reverse, None, @)",
+    "obs = seeded(M.guide, None, @)",
+]
 TAKE_NUMBERS = [
     *TAKE_DATA,
+    *TAKE_PROGRAMS,
     "samples = parzen(@, X, X)",
     "x_test = parzen(X, X, @)",
     "data = dp.Scaling.from_data(@)",
@@ -258,6 +269,7 @@ for model, support in (
         [
             f"x_0 = dp.elbo(KEY, {model}, @)",
             f"data = fit(KEY, {model}, @)",
+            f"obs = seeded({model}.guide, None, @)",
             f"data = fit(KEY, {model}, InMemory(np.float32(@)))",
             f"x_0 = dp.importance_bound(KEY, {model}, pd.DataFrame(@), num_particles=2)",
         ],
@@ -729,6 +741,14 @@ refuse(
         "samplers.CovarianceMatched(@)",
     ],
     "0 -> num_steps=0 must be a whole number, 1 or more",
+)
+refuse(
+    ValueError,
+    TAKE_PROGRAMS,
+    """
+    np.zeros((2, 3)) -> NAME has shape (2, 3), which does not end in the model's event_shape=(2,)
+    1.0 -> NAME has shape (), which does not end in the model's event_shape=(2,)
+    """,
 )
 refuse(
     ValueError,
@@ -1273,6 +1293,14 @@ accept(
     jnp.array([3.0, 1.0, -2.0]) -> np.array([3.0, 1.0, -2.0])
     """,
 )
+accept(
+    ["seeded(M.forward, @)", "seeded(M.reverse, None, @)"],
+    """
+    X[:2].tolist() -> jnp.asarray(X[:2], dtype=float)
+    X[0] -> jnp.asarray(X[0], dtype=float)
+    """,
+)
+accept(["seeded(BITS.forward, @)"], "[True, False] -> jnp.array([1, 0])")
 accept(["dp.CategoricalDiffusion(R, @)"], "np.array([2, 3, 5]) -> (2, 3, 5)")
 accept(["dp.CategoricalDiffusion(R, @)"], "jnp.array([2, 3, 5]) -> [2, 3, 5]")
 accept(["dp.CategoricalDiffusion(R, @)"], "pd.Series([2, 3, 5]) -> (2, 3, 5)")
