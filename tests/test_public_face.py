@@ -8,12 +8,14 @@ odd call, with a plain one of the same result. What is like a slip that is here 
 # ruff: noqa: F401 (the calls, which are written in strings, use what is imported)
 
 import inspect
+import warnings
 from typing import Any
 
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import optax
 import pandas as pd
@@ -1395,3 +1397,22 @@ def test_old_keys_may_be_traced():
     keys = jax.random.split(jax.random.PRNGKey(1), 2)
     both = jax.vmap(lambda key: dp.sample(key, M, (3,)))(keys)
     np.testing.assert_allclose(both[1], dp.sample(keys[1], M, (3,)), rtol=1e-5)
+
+
+def test_old_keys_run_posteriors_and_calibrations():
+    def program(y: Any = None) -> None:
+        x = numpyro.sample("x", M())
+        numpyro.sample("y", dist.Normal(x[0], 0.5), obs=y)
+
+    method, draws = dp.TwistedSMC(num_particles=20), []
+    for key in (jax.random.PRNGKey(2), jax.random.key(2)):
+        posterior = dp.Posterior(program, method, num_chains=2, progress_bar=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # so few particles may collapse
+            posterior.run(key, y=0.3)
+        draws.append(posterior.get_samples()["x"])
+    np.testing.assert_array_equal(*draws)
+    with pytest.raises(TypeError, match="key=0 must be a typed key"):
+        posterior.run(0, y=0.3)
+    with pytest.raises(TypeError, match="key=0 must be a typed key"):
+        dp.calibrate(0, program, method, observed="y", num_simulations=2, num_samples=5)
