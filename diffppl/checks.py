@@ -31,11 +31,11 @@ _LONGEST = 60  # characters of a value that an error shows
 T = TypeVar("T")
 
 
-# What errors say ---------------------------------------------------------------------------------
+# Values in error messages ------------------------------------------------------------------------
 
 
 def described(value: Any) -> str:
-    """A value as an error shows it: as it was typed if that is short, never a whole array."""
+    """A value for an error message: its repr if that is short, else its type or shape."""
     if isinstance(value, type):
         return f"<class {value.__name__}>"
     is_array = isinstance(value, np.ndarray | jax.Array)
@@ -258,7 +258,7 @@ def check_instance(name: str, value: T, *kinds: type, remedy: str = "") -> T:
 
 
 def _names(*kinds: type) -> str:
-    """The package's own final classes of some kinds, for those who do not know them."""
+    """The package's own final classes of some kinds, for an error message."""
     found, todo = set(), [*kinds]
     while todo:
         cls = todo.pop()

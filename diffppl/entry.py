@@ -1,4 +1,4 @@
-"""What enters a model: data and contexts; and whether its chain is long enough for them."""
+"""Checks of what enters a model, data and contexts, and of the length of its chain for them."""
 
 import math
 import warnings

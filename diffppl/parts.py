@@ -1,4 +1,4 @@
-"""Whether the parts of a model go together: asked when it is made, without running the network."""
+"""Checks that the parts of a model go together, made with it and without running the network."""
 
 from typing import Any
 
@@ -132,7 +132,7 @@ def _check_network(
     event_shape: tuple[int, ...],
     context_shape: tuple[int, ...] | None,
 ) -> None:
-    """Refuse a network whose raw output is not what the prediction asks for.
+    """Refuse a network whose raw output has not the shape that the prediction needs.
 
     Raises:
         ValueError: it cannot be called, or returns another shape.

@@ -95,7 +95,7 @@ def _table(log_snr: np.ndarray) -> Array:
 
 
 def check_levels(log_snr: np.ndarray) -> None:
-    """ValueError for levels t = 1..T that do not fall, or that floats cannot tell apart."""
+    """ValueError for levels t = 1..T that do not fall, or do so by less than rounding."""
     info = jnp.finfo(jnp.result_type(float))
     most = -2 * math.log(info.eps)  # beyond it adding the smaller one of the two changes nothing
     levels = np.asarray(log_snr, info.dtype).astype(np.float64)

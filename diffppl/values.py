@@ -1,7 +1,7 @@
 """Arrays of numbers that enter the package, whatever they are for.
 
 They come in as NumPy arrays, lists, tables or JAX arrays, are checked in the precision that they
-came in, and only then brought to JAX's, in which no whole number may change and none overflow.
+came in, and only then brought to JAX's, in which none may wrap round or overflow.
 In a trace, where values are not known, shapes and types alone are checked.
 """
 
@@ -47,8 +47,8 @@ def as_numbers(name: str, x: Any) -> Values:
     else:
         if _is_masked(x):
             raise TypeError(
-                f"{name} is a masked array with masked entries, which would count as if they had "
-                "been seen: leave those rows out, or leave the entries unobserved in a program."
+                f"{name} is a masked array with masked entries, which would count as "
+                "observed: leave those rows out, or leave the entries unobserved in a program."
             )
         try:
             values = jnp.asarray(x) if _is_traced(x) else np.asarray(x)

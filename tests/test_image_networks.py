@@ -470,7 +470,7 @@ def test_a_unet_learns_a_gaussian_field():
         ("num_blocks=0", lambda: unet((8, 8), num_blocks=0)),
         ("attention_levels=-1", lambda: unet((8, 8), attention_levels=-1)),
         ("num_heads=3 must divide", lambda: unet((8, 8), num_heads=3)),
-        ("num_classes=3 says", lambda: unet((8, 8), num_classes=3, context_shape=(2,))),
+        ("num_classes=3 means", lambda: unet((8, 8), num_classes=3, context_shape=(2,))),
         ("num_classes=0", lambda: unet((8, 8), num_classes=0)),
         ("conv_depth=0 and dense_depth=0", lambda: paper((8, 8), conv_depth=0, dense_depth=0)),
         ("num_scales=5.* at most 4", lambda: paper((8, 8), num_scales=5)),

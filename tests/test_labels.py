@@ -195,7 +195,7 @@ def test_a_label_needs_a_network_that_takes_one():
     numbers = dp.networks.MLP((1,), key=KEY, context_shape=(1,))
     with pytest.raises(ValueError, match=r"context_shape=\(\) is that of a label.*num_classes"):
         dp.networks.OptionalContext(numbers, context_shape=())
-    with pytest.raises(ValueError, match="num_classes=2 says that the context is a label"):
+    with pytest.raises(ValueError, match="num_classes=2 means that the context is a label"):
         dp.networks.MLP((1,), key=KEY, context_shape=(3,), num_classes=2)
 
 

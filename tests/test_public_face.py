@@ -786,8 +786,8 @@ refuse(
     """
     mlp(fourier_features=2, fourier_scale=NAN) -> fourier_scale=nan must be more than 0
     mlp(fourier_features=2, fourier_scale=-1) -> fourier_scale=-1 must be more than 0
-    mlp(num_classes=3, context_shape=(2,)) -> num_classes=3 says | give one of the two
-    unet(num_classes=3, context_shape=(2,)) -> num_classes=3 says | give one of the two
+    mlp(num_classes=3, context_shape=(2,)) -> num_classes=3 means | give one of the two
+    unet(num_classes=3, context_shape=(2,)) -> num_classes=3 means | give one of the two
     unet(channels=()) -> channels=() must have one number for each level
     networks.OptionalContext(NET, ()) -> context_shape=() is that of a label | num_classes | (1,)
     """,

@@ -6,8 +6,8 @@ not; a texture looks the same in every window, a face does not. A bound is then 
 the held-out data it is computed for.
 
 An image is rows and columns, `(height, width)`, and may have channels. They are last where the last
-axis has at most four entries and the first has more, as in (32, 32, 3); anything else must say,
-`channel_axis=0` for (3, 32, 32), since taking channels for rows would mirror images upside down.
+axis has at most four entries and the first has more, as in (32, 32, 3); anything else needs
+`channel_axis`, 0 for (3, 32, 32): channels taken for rows would mirror images upside down.
 """
 
 from typing import Any, final
@@ -122,7 +122,7 @@ class Crops(AbstractSource):
         return jax.vmap(window)(images, rows, columns), None
 
 
-MOST_CHANNELS = 4  # that are taken for channels without being told
+MOST_CHANNELS = 4  # a last axis of at most so many is the channels by default
 
 
 def space_axes(event_shape: tuple[int, ...], channel_axis: Any) -> tuple[int, int]:
@@ -141,7 +141,7 @@ def space_axes(event_shape: tuple[int, ...], channel_axis: Any) -> tuple[int, in
         if event_shape[-1] > MOST_CHANNELS or event_shape[0] <= MOST_CHANNELS:
             raise ValueError(
                 f"images has events of shape {event_shape}, whose channels may be first or last: "
-                "say channel_axis=-1 for (height, width, channels), or channel_axis=0 for "
+                "pass channel_axis=-1 for (height, width, channels), or channel_axis=0 for "
                 "(channels, height, width)."
             )
         channel_axis = -1

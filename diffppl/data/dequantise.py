@@ -32,7 +32,7 @@ from ..values import as_numbers, at_fault
 from .source import AbstractSource, InMemory, as_source
 
 MOST = 255  # the highest level
-FEW = 100  # draws of a source that are looked at
+FEW = 100  # draws of a source that are checked
 
 
 def dequantise(key: Array, images: Any) -> Float[Array, "..."]:
@@ -104,8 +104,8 @@ class Dequantised(AbstractSource):
         if drawn.dtype != jnp.uint8:
             # All there is, of rows in memory; of other sources some draws.
             is_rows = isinstance(source, InMemory)
-            seen = source.data if is_rows else source.batch(jax.random.key(0), FEW)[0]
-            as_levels("images", seen)
+            drawn = source.data if is_rows else source.batch(jax.random.key(0), FEW)[0]
+            as_levels("images", drawn)
         self.source = source
 
     @property
@@ -117,7 +117,7 @@ class Dequantised(AbstractSource):
         """See `AbstractSource.batch`."""
         key_source, key_noise = jax.random.split(check_key(key))
         levels, context = self.source.batch(key_source, size)
-        # A level out of range would be another one in 8 bits: NaN says so where nobody can ask.
+        # In 8 bits a level out of range would be another one. In a trace it can only become NaN.
         is_level = (levels >= 0) & (levels <= MOST)
         return jnp.where(is_level, _with_noise(key_noise, levels), jnp.nan), context
 

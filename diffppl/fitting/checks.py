@@ -44,7 +44,7 @@ MEANT = {
 
 
 def check_names(unknown: dict[str, Any]) -> None:
-    """Refuse arguments that `fit` does not have, and say what may have been meant."""
+    """TypeError for arguments that `fit` does not have, with the one that may have been meant."""
     for name in unknown:
         meant = MEANT.get(name)
         remedy = f": pass {meant}" if meant else "; see help(diffppl.fit)"

@@ -1,10 +1,11 @@
-"""Whether an optimiser still moves at the iterations that it is asked for.
+"""Checks that an optimiser still updates its parameters at the iterations that are left.
 
-A schedule that has decayed to nothing trains nothing, and says so nowhere: the loss goes on, noisy
-and flat. It happens where a finished run is resumed with the optimiser that it ended with, and
-where a schedule is shorter than its fit. So the optimiser is asked beforehand, with small arrays in
-the place of the parameters, how long its steps will be. Its counters, which are the whole numbers
-in its state, are set to what they will be at some iterations, by how fast they rise at first.
+A learning rate that has decayed to zero trains nothing, without any sign of it: the loss stays
+noisy and flat. That happens where a finished run is resumed with the optimiser that it ended with,
+and where a schedule is shorter than its fit. The length of the updates is therefore computed
+beforehand, with small arrays of ones in place of parameters and gradients. The counters of an
+optimiser are the whole numbers in its state; they are extrapolated from how fast they rise at
+first.
 """
 
 from typing import Any
@@ -16,15 +17,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-FEW_STEPS = 64  # more than the minibatches that an optimiser may gather before it moves
-LEAST = 1e-5  # of the longest step
-SHARE = 0.01  # of a run: schedules that end with it are small in less than that
+FEW_STEPS = 64  # more than the minibatches that an optimiser may accumulate before an update
+LEAST = 1e-5  # of the longest update
+SHARE = 0.01  # of a run: the learning rate of a schedule that ends with it is small there
 
 
 def check_moves(
     optimizer: optax.GradientTransformation, params: PyTree, done: int, num_iterations: int
 ) -> None:
-    """Refuse an optimiser that stands still for half of the iterations that are left, or more.
+    """Refuse an optimiser without updates in the second half of the iterations that are left.
 
     Args:
         optimizer: of the run.
@@ -43,7 +44,7 @@ def check_moves(
     toys = jax.tree.map(lambda leaf: np.ones((1,) * leaf.ndim, leaf.dtype), params)
     try:
         lengths = step_lengths(optimizer, toys, jnp.asarray(np.append(before, after), jnp.int32))
-    except Exception:  # some optimisers cannot be asked with other arrays than their own
+    except Exception:  # some optimisers depend on the shapes or values of their parameters
         return
     lengths = np.asarray(lengths)
     most = np.max(lengths, where=np.isfinite(lengths), initial=0.0)

@@ -122,7 +122,7 @@ def _iterate(
         return recipe.loss(key_loss, model, x, contexts)
 
     loss, gradient = jax.value_and_grad(objective)(state.params)
-    if not isinstance(source, InMemory):  # whose rows were looked at, every one
+    if not isinstance(source, InMemory):  # whose rows were checked, every one
         process = eqx.combine(state.params, recipe.frozen).process
         loss = jnp.where(jnp.all(process.support(x_0)), loss, jnp.nan)
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))

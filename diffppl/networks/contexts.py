@@ -1,7 +1,7 @@
-"""How a network is told its context: numbers by a linear layer, labels by a table.
+"""Embeddings of a network's context: numbers by a linear layer, labels by a table.
 
-A label is a whole number 0..`num_classes` - 1, of shape (), and -1 says nothing of the class.
-Anything else is refused where it enters; in a trace, where values are not known, it makes NaN.
+A label is a whole number 0..`num_classes` - 1, of shape (), or -1 for no class. Anything else is
+refused where it enters; in a trace, where values are not known, it makes NaN.
 """
 
 import math
@@ -71,7 +71,7 @@ def context_embedding(
     if num_classes is not None:
         if context_shape not in (None, ()):
             raise ValueError(
-                f"num_classes={num_classes} says that the context is a label, of shape (), and "
+                f"num_classes={num_classes} means that the context is a label, of shape (), and "
                 f"context_shape={context_shape} that it is not: give one of the two."
             )
         return LabelEmbedding(num_classes, width, key=key)

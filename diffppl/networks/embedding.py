@@ -27,7 +27,7 @@ class Embedding(eqx.Module):
         key: for the initial weights.
         context_shape: shape of the context of one event, if there is one and it is numbers.
         num_classes: how many labels there are, if the context is one: a whole number of shape (),
-            0 and more. -1 says nothing of the class; any other number makes NaN.
+            0 and more. -1 is no class; any other number makes NaN.
     """
 
     first: eqx.nn.Linear

@@ -1,6 +1,6 @@
-"""What a network of this room, or one inside a wrapper, was made for; for checks alone.
+"""The settings with which the networks of this room were made, for checks.
 
-The parts of a network are found in its pytree, so a wrapper of any kind need not pass anything on.
+The parts of a network are found in its pytree, so that wrappers need not pass them on.
 """
 
 from typing import Any
@@ -15,15 +15,15 @@ from .sigmoid_mlp import SigmoidMLP
 
 
 def label_count(network: Any) -> int | None:
-    """How many classes its labels are of; None if its contexts are no labels."""
+    """`num_classes` of its labels; None if its contexts are no labels."""
     found = _parts(network, (LabelEmbedding,))
     return min(part.num_classes for part in found) if found else None
 
 
 def input_states(network: Any) -> set[int | None]:
-    """Into one-hot vectors of how many states its parts turn events; None for numbers.
+    """`num_categories` of its parts; None for one that takes events as numbers.
 
-    Empty for networks of other makers, of which nothing is known.
+    Empty for networks that are not of this package.
     """
     parts = _parts(network, (MLP, ImageLayout, RBF, SigmoidMLP))
     return {getattr(part, "num_categories", None) for part in parts}

@@ -43,8 +43,8 @@ class MLP(eqx.Module):
         output_shape: shape of the raw output, by default `event_shape`. A learned variance needs
             `(2, *event_shape)`; categories need `(*event_shape, K)`.
         context_shape: shape of the context of one event, if there is one and it is numbers.
-        num_classes: number of labels, if the context is one, of shape (). A label of -1 says
-            nothing of the class.
+        num_classes: number of labels, if the context is one, of shape (). A label of -1 is no
+            class.
         num_categories: for categories, the number of states of the chain, which are then
             one-hot encoded: K, or K + 1 with an absorbing base.
         activation: elementwise, between layers.
