@@ -1345,6 +1345,16 @@ TRACED = [
     "TOLD.denoise(x, 3, c)",
     "TOLD.clipped(c[0], 9.0).denoise(x, 3, c)",
     "dp.Scaling(x[0], 1.0).to_model(x)",
+    "dp.DiffusionModel(dp.GaussianDiffusion(S), NET, (2,)).denoise(x, 3)",
+    "M.respace(4).denoise(x, 3)",
+    "networks.GaussianDenoiser(S, [0.5, -1.0], 0.3)(x[0], 3, None)",
+    "dp.DiffusionModel(G, networks.GaussianDenoiser(S, [0.0, 1.0], 1.0), (2,)).denoise(x, 3)",
+    "dp.data.dequantise(KEY, jnp.round(9 * x**2).astype(int))",
+    "Dequantised(InMemory(jnp.round(9 * x**2).astype(int))).batch(KEY, 3)[0]",
+    "Dequantised(Flipped(IMAGES)).batch(KEY, 3)[0] + x[0, 0]",
+    "Flipped(Crops(IMAGES, (4, 5)), channel_axis=-1).batch(KEY, 3)[0] + x[0, 0]",
+    "InMemory(x, context=c).batch(KEY, 3)[0]",
+    "SwissRoll(0.1).batch(KEY, 3)[0] + x[0]",
     "dp.BernoulliDiffusion(R, jax.nn.sigmoid(x[0])).base((2,)).probs",
     "schedules.FromLogSNR(-jnp.cumsum(jnp.exp(x.reshape(-1)))).alpha_bar()",
 ]
@@ -1361,6 +1371,13 @@ def test_values_need_not_be_known(call: str):
         np.testing.assert_allclose(compiled(C_1, x), truth, rtol=2e-4, atol=1e-5)
     both = jax.vmap(function, (None, 0))(C_1, jnp.stack([X_2, 0.5 * X_2]))
     np.testing.assert_allclose(both, plain, rtol=2e-4, atol=1e-5)
+
+
+def test_levels_in_a_trace_that_are_none_become_nan():
+    levels = jnp.array([0, 255, 256, -1])
+    x = jax.jit(lambda levels: dp.data.dequantise(KEY, levels))(levels)
+    np.testing.assert_array_equal(np.isnan(x), [False, False, True, True])
+    assert 255 <= x[1] < 256
 
 
 def test_shapes_are_known_in_a_trace_and_checked():

@@ -25,7 +25,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer, UInt8
+from jax.core import Tracer
+from jaxtyping import Array, Float, Integer
 
 from ..checks import check_key
 from ..values import as_numbers, at_fault
@@ -66,7 +67,9 @@ def _with_noise(key: Array, levels: Integer[Array, "..."]) -> Float[Array, "..."
     # rounded up into the next level. Two come from each number of 32 random bits.
     bits = jax.random.bits(key, (math.ceil(levels.size / 2),), jnp.uint32)
     noise = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(-1)[: levels.size]
-    return levels.astype(float) + noise.reshape(levels.shape).astype(float) / 2**16
+    noisy = levels.astype(float) + noise.reshape(levels.shape).astype(float) / 2**16
+    # A level out of range has no cell. Where it could not be refused, in a trace, it becomes NaN.
+    return jnp.where((levels >= 0) & (levels <= MOST), noisy, jnp.nan)
 
 
 @final
@@ -117,25 +120,25 @@ class Dequantised(AbstractSource):
         """See `AbstractSource.batch`."""
         key_source, key_noise = jax.random.split(check_key(key))
         levels, context = self.source.batch(key_source, size)
-        # In 8 bits a level out of range would be another one. In a trace it can only become NaN.
-        is_level = (levels >= 0) & (levels <= MOST)
-        return jnp.where(is_level, _with_noise(key_noise, levels), jnp.nan), context
+        return _with_noise(key_noise, levels), context
 
 
-def as_levels(name: str, images: Any) -> UInt8[Array, "..."]:
-    """Whole numbers 0..255 as uint8.
+def as_levels(name: str, images: Any) -> Integer[Array, "..."]:
+    """Whole numbers 0..255 as uint8; as they are in a trace, where the numbers are not known.
 
     Raises:
         TypeError: numbers that are not whole.
         ValueError: numbers outside 0..255.
     """
-    values = np.asarray(as_numbers(name, images))
-    if values.dtype.kind not in "iu":
+    values = as_numbers(name, images)
+    if not jnp.issubdtype(values.dtype, jnp.integer):
         raise TypeError(
             f"{name} has dtype {values.dtype}; noise belongs on the levels that were stored, so it "
             "must hold whole numbers 0..255. If they were divided by 255, multiply and round."
         )
-    bad = (values < 0) | (values > MOST)
+    if isinstance(values, Tracer):
+        return values
+    bad = np.asarray((values < 0) | (values > MOST))
     if bad.any():
         raise ValueError(
             f"{name} must hold levels of 8 bits, 0..{MOST}, and {at_fault(bad, values)} are none."
