@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffppl as dp
-from diffppl.fitting.training import Recipe, default_trainable, initial_state, run_chunk
+from diffppl.fitting.prepare import mask_of
+from diffppl.fitting.reverse_variance import with_start
+from diffppl.fitting.training import Recipe, initial_state, run_chunk
 
 
 def main(dim: int, width: int, depth: int, num_steps: int, batch_size: int, rounds: int) -> None:
@@ -28,7 +30,8 @@ def main(dim: int, width: int, depth: int, num_steps: int, batch_size: int, roun
         network=dp.networks.MLP((dim,), width, depth, key=key),
         event_shape=(dim,),
     )
-    params, frozen = eqx.partition(model, default_trainable(model))
+    model = with_start(model)  # `fit` estimates the reverse variance beside the training
+    params, frozen = eqx.partition(model, mask_of(model, None))
     recipe = Recipe(
         frozen=frozen,
         loss=dp.losses.ELBOLoss(),

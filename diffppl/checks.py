@@ -54,7 +54,7 @@ def short_repr(module: Any) -> str:
         if isinstance(value, jax.Array) and value.ndim == 0 and not isinstance(value, Tracer):
             value = float(f"{float(value):.6g}")
         is_default = value is field.default or (
-            isinstance(value, float | int) and value == field.default
+            isinstance(value, float | int | eqx.Module) and value == field.default
         )
         if not is_default:
             shown.append(f"{field.name}={value!r}")
@@ -109,9 +109,9 @@ def whole_number(value: Any) -> int | None:
         return None
 
 
-def size_field(name: str, *, optional: bool = False) -> Callable[[Any], Any]:
+def size_field(name: str, least: int = 1, *, optional: bool = False) -> Callable[[Any], Any]:
     """`check_size` as the converter of a field, which may be None if `optional`."""
-    return lambda size: None if optional and size is None else check_size(name, size)
+    return lambda size: None if optional and size is None else check_size(name, size, least)
 
 
 def check_time(t: Any, num_steps: int) -> Any:

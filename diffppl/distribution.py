@@ -5,10 +5,11 @@ its arrays as a pytree field, the rest as auxiliary data, so that it passes thro
 and `scan` like any other distribution.
 """
 
+import warnings
 from typing import Any, final
 
 import equinox as eqx
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 from numpyro.distributions import Distribution, constraints
 
 from .checks import check_instance
@@ -26,7 +27,8 @@ class DiffusionDistribution(Distribution):
     Made by calling a model: `model()`, or `model(context)`. Sampling runs the reverse chain.
     `log_prob` is, for a Gaussian model, the density of its probability flow (an ODE solve on
     diffrax, exact trace: as many network derivatives as coordinates at each of its steps); for a
-    discrete model there is no such density and it raises.
+    discrete model there is no such density and it raises. NUTS and SVI differentiate it, at a cost
+    of which it warns: give them `FlowReparam` or `ParticleGibbs`.
 
     Example:
         >>> def program(y=None):
@@ -74,7 +76,7 @@ class DiffusionDistribution(Distribution):
         shape = (*sample_shape, *self.batch_shape)
         return model.to_user(ancestral(key, model, shape, self.context))
 
-    def log_prob(self, value: Array) -> Float[Array, "..."]:
+    def log_prob(self, value: ArrayLike) -> Float[Array, "..."]:
         """log p(value) in nats, by the probability flow; Gaussian models only.
 
         Raises:
@@ -87,4 +89,18 @@ class DiffusionDistribution(Distribution):
                 "sum over all paths. Use diffppl.elbo for a lower bound, diffppl.importance_bound "
                 "for a tighter one, and diffppl.Posterior to condition."
             )
+        if _is_differentiated(value):
+            warnings.warn(
+                "the log-density of a diffusion model is differentiated: each gradient passes "
+                "through an ordinary differential equation, and takes minutes to compile. For NUTS "
+                "and SVI reparameterise the site, numpyro.handlers.reparam(program, config={name: "
+                "diffppl.FlowReparam()}), or use diffppl.ParticleGibbs as a block of "
+                "numpyro.infer.Gibbs.",
+                stacklevel=2,
+            )
         return flow_log_density(model, value, self.context)
+
+
+def _is_differentiated(value: ArrayLike) -> bool:
+    """Whether a value is traced for a derivative; JAX has no public test for it."""
+    return type(value).__name__ in ("JVPTracer", "LinearizeTracer")

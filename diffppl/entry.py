@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from .checks import check_broadcast
-from .values import as_array, as_numbers, at_fault
+from .values import Values, as_array, as_numbers, at_fault, check_range
 
 if TYPE_CHECKING:
     from .model import DiffusionModel
@@ -29,8 +29,11 @@ def check_ends_in(
         )
 
 
-def check_data(name: str, x: Any, model: "DiffusionModel") -> Array:
-    """Data as an array of the model's dtype, shape `(n, *event_shape)`.
+def check_data(name: str, x: Any, model: "DiffusionModel") -> Values:
+    """Data, shape `(n, *event_shape)`, in the user's units.
+
+    Real numbers stay on the host and keep their precision, for `DiffusionModel.to_model` to centre
+    them in; states are brought to the model's dtype.
 
     Raises:
         TypeError: not numbers.
@@ -48,7 +51,7 @@ def check_data(name: str, x: Any, model: "DiffusionModel") -> Array:
     return as_events(name, values, model)
 
 
-def as_events(name: str, x: Any, model: "DiffusionModel") -> Array:
+def as_events(name: str, x: Any, model: "DiffusionModel") -> Values:
     """The same for any number of events, shape `(*batch, *event_shape)`."""
     values, process = as_numbers(name, x), model.process
     check_ends_in(name, values.shape, "event_shape", model.event_shape)
@@ -60,6 +63,9 @@ def as_events(name: str, x: Any, model: "DiffusionModel") -> Array:
             f"{name} has NaN or infinite values: {at_fault(bad, values)}. Remove them, or leave "
             "missing entries unobserved in a program."
         )
+    if not process.support.is_discrete:
+        check_range(name, values, process.dtype)
+        return values
     check_support(name, np.asarray(values), process)
     return as_array(name, values, process.dtype)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Float
 
@@ -26,12 +27,13 @@ from .checks import check_instance, check_shape, check_size, check_time
 from .clipped import clipped
 from .guided import EVERYWHERE, guided
 from .networks.made_for import label_count
-from .networks.wrappers import Respaced
-from .parts import check_parts, check_process, raw_output
-from .prediction import AbstractPrediction, KernelMoments, default_prediction
+from .parts import check_context_scaling, check_parts, check_process, raw_output
+from .prediction import AbstractPrediction, default_prediction
 from .processes import AbstractProcess
 from .processes.base import Time
+from .respaced import respaced
 from .scaling import Scaling
+from .variance import replace_fitted, without_context
 
 if TYPE_CHECKING:
     from .distribution import DiffusionDistribution
@@ -53,6 +55,10 @@ class DiffusionModel(eqx.Module):
             (logits) for bits and categories, and `Data()` for a known denoiser.
         scaling: from the chain's units to the user's; `fit` sets it from the data if it is None.
         context_shape: shape of the context of one event, if the network takes one.
+        context_scaling: from what the network sees of a context to the user's units. If it is None
+            `fit` sets it so that contexts have a mean of 0 and a variance of 1 for the network,
+            column by column if they are vectors; one-hot vectors and labels stay as they are.
+            `Scaling()` changes nothing.
 
     Raises:
         ValueError: the network's output has the wrong shape (found without running it), or the
@@ -76,6 +82,7 @@ class DiffusionModel(eqx.Module):
     network: Network
     prediction: AbstractPrediction
     scaling: Scaling | None
+    context_scaling: Scaling | None
     event_shape: tuple[int, ...] = eqx.field(static=True)
     context_shape: tuple[int, ...] | None = eqx.field(static=True)
 
@@ -88,6 +95,7 @@ class DiffusionModel(eqx.Module):
         prediction: AbstractPrediction | None = None,
         scaling: Scaling | None = None,
         context_shape: tuple[int, ...] | None = None,
+        context_scaling: Scaling | None = None,
     ) -> None:
         check_process(process, network)
         if prediction is None:
@@ -99,7 +107,9 @@ class DiffusionModel(eqx.Module):
             None if context_shape is None else check_shape("context_shape", context_shape)
         )
         self.scaling = scaling
+        self.context_scaling = context_scaling
         check_parts(process, network, prediction, scaling, self.event_shape, self.context_shape)
+        check_context_scaling(context_scaling, self.context_shape)
 
     @property
     def num_steps(self) -> int:
@@ -130,13 +140,22 @@ class DiffusionModel(eqx.Module):
         Args:
             x_t: shape `(*batch, *event_shape)`, model units.
             t: integer in 1..T.
-            context: shape `(*context_batch, *context_shape)`, broadcast against the batch.
+            context: shape `(*context_batch, *context_shape)`, broadcast against the batch; user's
+                units.
         """
         t = jnp.asarray(check_time(t, self.num_steps), jnp.int32)
+        without = replace_fitted(self.prediction, without_context)
+        has_labels = self.num_labels is not None
 
         def single(x: Array, context: Array | None) -> Any:
             raw = self.network(x, t, context)
-            return self.prediction.estimate(self.process, raw, x, t)
+            if context is None:
+                return without.estimate(self.process, raw, x, t)
+            estimate = self.prediction.estimate(self.process, raw, x, t)
+            if not has_labels:
+                return estimate
+            none = without.estimate(self.process, raw, x, t)  # for the label -1, which is no label
+            return jax.tree.map(lambda a, b: jnp.where(context < 0, a, b), none, estimate)
 
         x_t = jnp.asarray(x_t)
         batch_shape = x_t.shape[: x_t.ndim - len(self.event_shape)]
@@ -145,6 +164,8 @@ class DiffusionModel(eqx.Module):
         if context is not None:
             if self.context_shape is None:
                 raise ValueError("context was given, but the model has no context_shape.")
+            if self.context_scaling is not None:
+                context = self.context_scaling.to_model(context)
             context = jnp.broadcast_to(context, (*batch_shape, *self.context_shape))
         for _ in batch_shape:
             single = jax.vmap(single, in_axes=(0, None if context is None else 0))
@@ -176,9 +197,10 @@ class DiffusionModel(eqx.Module):
 
     # From and to the user's units --------------------------------------------------------------
 
-    def to_model(self, x_0: Array) -> Array:
-        """Data, from the user's units to the chain's."""
-        return x_0 if self.scaling is None else self.scaling.to_model(x_0)
+    def to_model(self, x_0: ArrayLike) -> Array:
+        """Data, from the user's units to the chain's; in double precision if not JAX's."""
+        x_0 = x_0 if isinstance(x_0, jax.Array) else np.asarray(x_0)
+        return jnp.asarray(x_0 if self.scaling is None else self.scaling.to_model(x_0))
 
     def to_user(self, x_0: Array) -> Array:
         """Data, from the chain's units to the user's."""
@@ -188,9 +210,7 @@ class DiffusionModel(eqx.Module):
         """A distribution over model units, as one over the user's."""
         if self.scaling is None:
             return kernel
-        loc = jnp.broadcast_to(self.scaling.loc, self.event_shape)
-        scale = jnp.broadcast_to(self.scaling.scale, self.event_shape)
-        return dist.TransformedDistribution(kernel, dist.transforms.AffineTransform(loc, scale))
+        return dist.TransformedDistribution(kernel, self.scaling.transforms(self.event_shape))
 
     def log_abs_det(self) -> Float[Array, ""]:
         """log|det dx_user/dx_model| of one event, in nats; subtract it from log-densities."""
@@ -200,7 +220,7 @@ class DiffusionModel(eqx.Module):
 
     # The chains as NumPyro programs -------------------------------------------------------------
 
-    def forward(self, x_0: Array) -> Array:
+    def forward(self, x_0: ArrayLike) -> Array:
         """The forward chain from x_0 as a NumPyro program: see `programs.forward`."""
         return programs.forward(self, x_0)
 
@@ -220,33 +240,8 @@ class DiffusionModel(eqx.Module):
     # Derived models ---------------------------------------------------------------------------
 
     def respace(self, num_steps: int) -> "DiffusionModel":
-        """The same network read at `num_steps` of the chain's noise levels.
-
-        The result is an ordinary model with a shorter chain: sampling is faster, and the ELBO
-        says what the shortening costs.
-
-        Raises:
-            ValueError: more steps than the chain has, or a `KernelMoments` prediction, whose
-                moments belong to the chain's own steps.
-        """
-        num_steps = check_size("num_steps", num_steps, least=None)
-        if num_steps == self.num_steps:
-            return self
-        if isinstance(self.prediction, KernelMoments):
-            raise ValueError(  # noqa: TRY004
-                f"num_steps={num_steps} cannot shorten a chain whose prediction is KernelMoments: "
-                f"its moments are those of the chain's own {self.num_steps} steps."
-            )
-        schedule = self.process.schedule
-        levels = jnp.asarray(schedule.times(num_steps))
-        return eqx.tree_at(
-            lambda model: (model.process, model.network),
-            self,
-            (
-                self.process.with_schedule(schedule.respace(num_steps)),
-                Respaced(self.network, levels),
-            ),
-        )
+        """This model, read at `num_steps` of its noise levels: see `respaced.respaced`."""
+        return respaced(self, check_size("num_steps", num_steps, least=None))
 
     def guided(
         self, weight: Any, noise_to_signal: tuple[float, float] = EVERYWHERE

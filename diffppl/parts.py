@@ -75,6 +75,22 @@ def check_scaling(scaling: Any, process: AbstractProcess, event_shape: tuple[int
     check_broadcast("scaling.scale", scaling.scale.shape, event_shape)
 
 
+def check_context_scaling(scaling: Any, context_shape: tuple[int, ...] | None) -> None:
+    """Refuse what is no scaling of a context.
+
+    Raises:
+        TypeError: not a `Scaling`.
+        ValueError: there are no contexts, or a shape that does not broadcast against them.
+    """
+    if scaling is None:
+        return
+    check_instance("context_scaling", scaling, Scaling, remedy=", such as Scaling(loc, scale)")
+    if context_shape is None:
+        raise ValueError("context_scaling was given, but the model has no context_shape.")
+    check_broadcast("context_scaling.loc", scaling.loc.shape, context_shape)
+    check_broadcast("context_scaling.scale", scaling.scale.shape, context_shape)
+
+
 def _check_settings(process: AbstractProcess, event_shape: tuple[int, ...]) -> None:
     """Refuse a process with settings for other coordinates than an event has.
 

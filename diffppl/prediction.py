@@ -10,10 +10,9 @@ a = sqrt(alpha_bar_t) and s = sqrt(1 - alpha_bar_t), so that x_t = a x_0 + s eps
 | `Velocity`      | v = a eps - s x_0            | a x_t - s raw                          |
 | `KernelMoments` | the paper's f_mu and f_Sigma | the x_0 whose kernel has those moments |
 
-and Var[x_0 given x_t] is an object of its own: none (the kernel's lower entropy bound), that of
-unit-variance data (its upper bound), or learned, in a second channel. A network that outputs zero
-makes the reverse kernel equal to the forward one, exactly, with `KernelMoments` and with `Velocity`
-whose variance is upper or learned.
+and Var[x_0 given x_t] is an object of its own, see `diffppl.variance`: by default what `fit` finds
+it to be. A network that outputs zero makes the reverse kernel equal to the forward one, exactly,
+with `KernelMoments` and with `Velocity`, unless its variance is the lower one.
 
 For bits and categories `Data` is the only prediction, and its raw output is logits.
 
@@ -39,66 +38,11 @@ from .networks.known import AbstractDenoiser
 from .processes import AbstractProcess, GaussianDiffusion, GaussianEstimate
 from .processes.base import Time
 from .schedules import AbstractSchedule
-
-
-class AbstractVariance(eqx.Module):
-    """How Var[x_0 given x_t] is had."""
-
-    @property
-    @abc.abstractmethod
-    def channels(self) -> int:
-        """Channels of raw output beside the mean's one: 0 or 1."""
-
-    @abc.abstractmethod
-    def variance(self, raw: Array, noise: Array) -> Float[Array, "..."]:
-        """Var[x_0 given x_t], from the raw variance channel and 1 - alpha_bar_t."""
-
-
-@final
-class LowerVariance(AbstractVariance):
-    """None: the reverse kernel has the variance of q(x_{t-1} given x_t, x_0)."""
-
-    @property
-    def channels(self) -> int:
-        """No channel."""
-        return 0
-
-    def variance(self, raw: Array, noise: Array) -> Float[Array, "..."]:
-        """Zero."""
-        del noise
-        return jnp.zeros_like(raw)
-
-
-@final
-class UpperVariance(AbstractVariance):
-    """That of unit-variance data: the reverse kernel has variance beta_t."""
-
-    @property
-    def channels(self) -> int:
-        """No channel."""
-        return 0
-
-    def variance(self, raw: Array, noise: Array) -> Float[Array, "..."]:
-        """1 - alpha_bar_t."""
-        return jnp.broadcast_to(noise, raw.shape)
-
-
-@final
-class LearnedVariance(AbstractVariance):
-    """(1 - alpha_bar_t) exp(raw), so that raw = 0 is the upper variance.
-
-    Never below the lower bound, and meaningful at any number of steps, because it is a statement
-    about x_0 and not about one kernel.
-    """
-
-    @property
-    def channels(self) -> int:
-        """One channel."""
-        return 1
-
-    def variance(self, raw: Array, noise: Array) -> Float[Array, "..."]:
-        """(1 - alpha_bar_t) exp(raw)."""
-        return noise * jnp.exp(raw)
+from .variance import AbstractVariance as AbstractVariance
+from .variance import FittedVariance as FittedVariance
+from .variance import LearnedVariance as LearnedVariance
+from .variance import LowerVariance as LowerVariance
+from .variance import UpperVariance as UpperVariance
 
 
 class AbstractPrediction(eqx.Module):
@@ -136,14 +80,14 @@ def _gaussian_estimate(
 ) -> tuple[Array, Array]:
     """Split raw output into the mean's channel and Var[x_0 given x_t]."""
     first, last = (raw[0], raw[1]) if variance.channels else (raw, raw)
-    return first, variance.variance(last, schedule.noise()[t])
+    return first, variance.variance(last, schedule.log_snr()[t])
 
 
 @final
 class Data(AbstractPrediction):
     """The raw output is x_0 itself: numbers for real data, logits for bits and categories."""
 
-    variance: AbstractVariance = LowerVariance()
+    variance: AbstractVariance = FittedVariance()
 
     def output_shape(
         self, process: AbstractProcess, event_shape: tuple[int, ...]
@@ -151,7 +95,7 @@ class Data(AbstractPrediction):
         """The event's shape, and an axis of categories if there are any."""
         if isinstance(process, GaussianDiffusion):
             return _with_channels(self.variance, event_shape)
-        if not isinstance(self.variance, LowerVariance):
+        if not isinstance(self.variance, LowerVariance | FittedVariance):
             raise ValueError(  # noqa: TRY004 (two fields that do not suit each other)
                 f"prediction=Data(variance={type(self.variance).__name__}()) asks for a variance, "
                 f"which {type(process).__name__} does not have: its logits say all. Use Data()."
@@ -171,7 +115,7 @@ class Data(AbstractPrediction):
 class Noise(AbstractPrediction):
     """The raw output is the noise in x_t. Undefined where alpha_bar_t is 0."""
 
-    variance: AbstractVariance = LowerVariance()
+    variance: AbstractVariance = FittedVariance()
 
     def output_shape(
         self, process: AbstractProcess, event_shape: tuple[int, ...]
@@ -202,7 +146,7 @@ class Velocity(AbstractPrediction):
     Well scaled at every noise level; the default for real data.
     """
 
-    variance: AbstractVariance = LowerVariance()
+    variance: AbstractVariance = FittedVariance()
 
     def output_shape(
         self, process: AbstractProcess, event_shape: tuple[int, ...]
@@ -294,5 +238,5 @@ class KernelMoments(AbstractPrediction):
 def default_prediction(process: AbstractProcess, network: Any) -> AbstractPrediction:
     """What a model takes a raw output to mean if it is not told."""
     if isinstance(network, AbstractDenoiser):
-        return Data(LearnedVariance() if network.gives_variance else LowerVariance())
+        return Data(LearnedVariance()) if isinstance(process, GaussianDiffusion) else Data()
     return Velocity() if isinstance(process, GaussianDiffusion) else Data()

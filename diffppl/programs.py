@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpyro
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 from numpyro.contrib.control_flow import scan
 
 from .checks import check_shape
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from .model import DiffusionModel
 
 
-def forward(model: "DiffusionModel", x_0: Array) -> Array:
+def forward(model: "DiffusionModel", x_0: ArrayLike) -> Array:
     """The forward chain from x_0 (user's units) as a NumPyro program; returns x_T.
 
     One sample site, `x_t`, in model units, stacked over t = 1..T on a leading axis.
     """
     process = model.process
-    start = model.to_model(as_events("x_0", x_0, model))
+    start = model.to_model(as_events("x_0", x_0, model)).astype(process.dtype)
 
     def step(x: Array, t: Array) -> tuple[Array, None]:
         drawn = numpyro.sample("x_t", model.as_event(process.transition(x, t)))
@@ -64,7 +64,7 @@ def reverse(
     """
     batch_shape = check_shape("batch_shape", batch_shape, least=0)
     if obs is not None:
-        obs = as_events("obs", obs, model)
+        obs = jnp.asarray(as_events("obs", obs, model), model.process.dtype)
         batch_shape = obs.shape[: obs.ndim - len(model.event_shape)]
     dtype = model.process.dtype
     base = model.process.base((*batch_shape, *model.event_shape))
@@ -89,7 +89,7 @@ def guide(model: "DiffusionModel", context: Array | None = None, obs: Array | No
     if obs is None:
         raise ValueError("guide needs obs: it is the forward chain that starts at x_0 = obs.")
     process = model.process
-    x_0 = model.to_model(as_events("obs", obs, model))
+    x_0 = model.to_model(as_events("obs", obs, model)).astype(process.dtype)
     last = model.as_event(process.marginal(x_0, model.num_steps))
     x = jnp.asarray(numpyro.sample("x_T", last), process.dtype)
 

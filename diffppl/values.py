@@ -109,18 +109,57 @@ def as_array(name: str, values: Values, dtype: Any = None) -> Array:
         ValueError: whole numbers that would wrap round, or numbers that would become infinite.
     """
     wanted = jax.dtypes.canonicalize_dtype(values.dtype if dtype is None else dtype)
-    if isinstance(values, np.ndarray) and wanted != values.dtype and wanted != jnp.bool_:
-        to_whole = jnp.issubdtype(wanted, jnp.integer)
-        limits = jnp.iinfo(wanted) if to_whole else jnp.finfo(wanted)
-        wide = values if to_whole else values.astype(np.float64)
-        bad = (wide < limits.min) | (wide > limits.max)
-        bad = bad if to_whole else bad & np.isfinite(wide)
-        if np.any(bad):
-            raise ValueError(
-                f"{name} has {at_fault(bad, values)} beyond {wanted}, JAX's precision: rescale "
-                "them, or call jax.config.update('jax_enable_x64', True)."
-            )
+    check_range(name, values, wanted)
     return jnp.asarray(values, wanted)
+
+
+def check_range(name: str, values: Values, dtype: Any) -> None:
+    """ValueError for numbers that a dtype of JAX does not hold."""
+    if not isinstance(values, np.ndarray) or dtype in (values.dtype, jnp.bool_):
+        return
+    to_whole = jnp.issubdtype(dtype, jnp.integer)
+    limits = jnp.iinfo(dtype) if to_whole else jnp.finfo(dtype)
+    wide = values if to_whole else values.astype(np.float64)
+    bad = (wide < limits.min) | (wide > limits.max)
+    bad = bad if to_whole else bad & np.isfinite(wide)
+    if np.any(bad):
+        raise ValueError(
+            f"{name} has {at_fault(bad, values)} beyond {dtype}, JAX's precision: rescale "
+            "them, or call jax.config.update('jax_enable_x64', True)."
+        )
+
+
+MOST_ROUNDED = 0.1  # of a column's standard deviation
+
+
+def check_precision(name: str, values: np.ndarray) -> None:
+    """Refuse numbers whose differences are lost where JAX's default precision rounds them.
+
+    Args:
+        name: of the argument.
+        values: shape `(n, ...)`; each of the numbers of a row is a column.
+
+    Raises:
+        ValueError: rounding moves some column by more than a tenth of its standard deviation.
+    """
+    default = np.dtype(jnp.result_type(float))
+    if values.size == 0 or values.dtype.kind not in "iuf" or values.dtype == default:
+        return
+    rows = np.asarray(values, np.float64).reshape(values.shape[0], -1)
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    if not rows.size:
+        return
+    moved = np.abs(rows - rows.astype(default)).max(axis=0)
+    spread = rows.std(axis=0)
+    lost = np.flatnonzero((moved > MOST_ROUNDED * spread) & (spread > 1e-12 * np.abs(rows[0])))
+    if lost.size:
+        j = lost[0]
+        raise ValueError(
+            f"{name} has a column, number {j}, that spreads over {spread[j]:.3g} around "
+            f"{rows[0, j]:.6g}, where {default} resolves {np.spacing(default.type(rows[0, j])):.2g}"
+            f"{f' (and {lost.size - 1} more)' if lost.size > 1 else ''}. Subtract a constant from "
+            "it first, or call jax.config.update('jax_enable_x64', True)."
+        )
 
 
 def as_finite(name: str, x: Any) -> Values:

@@ -67,6 +67,7 @@ def main() -> None:
         fitted.process,
         fitted.network.resized((side, side)),
         (side, side),
+        prediction=dp.predictions.Velocity(fitted.prediction.variance.pooled()),
         scaling=fitted.scaling,
     ).clipped(0, 256)
 

@@ -51,15 +51,12 @@ def one_hot(labels: np.ndarray) -> jax.Array:
 def fit(images: np.ndarray, labels: np.ndarray, *, tiny: bool) -> dp.DiffusionModel:
     """Grey levels with noise of one level, classes left out one time in ten."""
     width, iterations = (16, 20) if tiny else (256, 4_000)
-    network = dp.networks.MLP(
-        (8, 8), width, context_shape=(11,), output_shape=(2, 8, 8), key=jax.random.key(0)
-    )
+    network = dp.networks.MLP((8, 8), width, context_shape=(11,), key=jax.random.key(0))
     model = dp.DiffusionModel(
         process=dp.GaussianDiffusion(
             dp.schedules.LogSNRLinear(20 if tiny else 100, noise_to_signal=(0.02, 60.0))
         ),
         network=dp.networks.OptionalContext(network, context_shape=(10,)),
-        prediction=dp.predictions.Velocity(dp.predictions.LearnedVariance()),
         event_shape=(8, 8),
         context_shape=(10,),
     )

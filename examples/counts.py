@@ -65,13 +65,10 @@ def main() -> None:
 
     # Fit a prior to simulated log-rates.
     rng = np.random.default_rng(0)
-    network = dp.networks.MLP(
-        (SIZE,), 32 if args.tiny else 128, 3, output_shape=(2, SIZE), key=jax.random.key(0)
-    )
+    network = dp.networks.MLP((SIZE,), 32 if args.tiny else 128, key=jax.random.key(0))
     model = dp.DiffusionModel(
         process=dp.GaussianDiffusion(dp.schedules.Learned(num_steps, beta_1=1e-3)),
         network=network,
-        prediction=dp.predictions.Velocity(dp.predictions.LearnedVariance()),
         event_shape=(SIZE,),
     )
     data = simulate(rng, 50_000)

@@ -49,13 +49,10 @@ def baselines(train: np.ndarray, test: np.ndarray) -> dict[str, float]:
 
 
 def define(num_steps: int, width: int) -> dp.DiffusionModel:
-    """A learned noise schedule, and a network that gives a mean and a variance."""
+    """A learned noise schedule, and a dense network."""
     return dp.DiffusionModel(
         process=dp.GaussianDiffusion(dp.schedules.Learned(num_steps, beta_1=3e-4)),
-        network=dp.networks.MLP(
-            event_shape=(8, 8), output_shape=(2, 8, 8), width=width, key=jax.random.key(0)
-        ),
-        prediction=dp.predictions.Velocity(dp.predictions.LearnedVariance()),
+        network=dp.networks.MLP(event_shape=(8, 8), width=width, key=jax.random.key(0)),
         event_shape=(8, 8),
     )
 

@@ -419,7 +419,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_long_work(
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "key": ({"key": jax.random.key(2)}, r"key was key<fry> \[0, 1\] and is key<fry> \[0, 2\]"),
     "data": ({"data": DATA + 1e-3}, "(data|model) (was|differs)"),
-    "other rows": ({"data": DATA[::-1]}, "data was InMemory"),
+    "other rows": ({"data": DATA[::-1]}, "data was Rows"),
     "seed": ({"model": make_model(seed=5)}, "model differs"),
     "width": ({"model": make_model(width=9)}, "model differs"),
     "scaling": ({"scaling": dp.Scaling(0.0, 5.0)}, "model differs"),

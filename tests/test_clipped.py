@@ -50,7 +50,7 @@ def test_the_clipped_chain_has_the_mean_of_its_recursion():
         beta = 1 - abar[t] / abar[t - 1]
         x_0 = np.clip(np.sqrt(abar[t]) * x, low, high)  # of N(0, 1)
         mean = np.sqrt(abar[t - 1]) * beta * x_0 + np.sqrt(1 - beta) * (1 - abar[t - 1]) * x
-        mean, variance = mean / (1 - abar[t]), beta * (1 - abar[t - 1]) / (1 - abar[t])
+        mean, variance = mean / (1 - abar[t]), beta  # with Var[x_0 | x_t] = 1 - abar[t]
         kernel = np.exp(-0.5 * (x[:, None] - mean) ** 2 / variance) / np.sqrt(2 * np.pi * variance)
         density = scipy.integrate.trapezoid(kernel * density, x, axis=1)
     wanted = scipy.integrate.trapezoid(np.sqrt(1 - PROCESS.schedule.beta()[1]) * x * density, x)

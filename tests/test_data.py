@@ -518,7 +518,7 @@ def leaves_of(tree):
 
 def test_an_array_is_rows_in_memory():
     model = make_model(context_shape=(1,))
-    data = RNG.normal(size=(300, 2)) * [3.0, 1.0] + [10.0, -4.0]
+    data = (RNG.normal(size=(300, 2)) * [3.0, 1.0] + [10.0, -4.0]).astype(np.float32)
     context = RNG.normal(size=(300, 1))
     a = short_fit(model, data, context=context)
     b = short_fit(model, InMemory(data, context))

@@ -57,7 +57,7 @@ def test_gaussian_is_the_conditional_normal(covariance, x64):
     mean = np.array([0.5, -1.0, 2.0])
     full = np.diag(np.broadcast_to(covariance, 3)) if np.ndim(covariance) < 2 else covariance
     schedule = dp.schedules.LogSNRLinear(T)
-    network = dp.networks.GaussianDenoiser(schedule, mean, covariance, gives_variance=True)
+    network = dp.networks.GaussianDenoiser(schedule, mean, covariance)
     x = np.random.default_rng(0).normal(size=(5, 3))
     abar, noise = levels(schedule)
     for t in TIMES:
@@ -77,8 +77,8 @@ def test_gaussian_is_the_conditional_normal(covariance, x64):
 def test_a_covariance_is_over_the_flattened_event(schedule):
     matrix = np.cov(np.random.default_rng(1).normal(size=(4, 9)))
     mean = np.arange(4.0)
-    flat = dp.networks.GaussianDenoiser(schedule, mean, matrix, gives_variance=True)
-    square = dp.networks.GaussianDenoiser(schedule, mean.reshape(2, 2), matrix, gives_variance=True)
+    flat = dp.networks.GaussianDenoiser(schedule, mean, matrix)
+    square = dp.networks.GaussianDenoiser(schedule, mean.reshape(2, 2), matrix)
     x = jnp.array([0.3, -1.0, 2.0, 0.5])
     np.testing.assert_allclose(
         square(x.reshape(2, 2), 3, None), flat(x, 3, None).reshape(2, 2, 2), rtol=1e-12
@@ -111,9 +111,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_mixture_is_bayes(form, schedule):
-    network = dp.networks.GaussianMixtureDenoiser(
-        schedule, WEIGHTS, MEANS, FORMS[form], gives_variance=True
-    )
+    network = dp.networks.GaussianMixtureDenoiser(schedule, WEIGHTS, MEANS, FORMS[form])
     x = np.random.default_rng(2).normal(size=(20, 2)) * 1.5
     abar, noise = levels(schedule)
     for t in TIMES:
@@ -134,9 +132,7 @@ def test_mixture_is_bayes(form, schedule):
 
 def test_mixture_in_one_dimension_is_a_quadrature(schedule):
     weights, locs, variances = [0.7, 0.3], [[-1.0], [1.5]], [0.09, 0.25]
-    network = dp.networks.GaussianMixtureDenoiser(
-        schedule, weights, locs, variances, gives_variance=True
-    )
+    network = dp.networks.GaussianMixtureDenoiser(schedule, weights, locs, variances)
     grid = np.linspace(-5, 5, 20_001)
     prior = sum(
         w * scipy.stats.norm.pdf(grid, m[0], np.sqrt(v))
@@ -157,9 +153,7 @@ def test_mixture_in_one_dimension_is_a_quadrature(schedule):
 @pytest.mark.parametrize("form", ["isotropic", "points", "matrices"])
 def test_the_derivative_is_the_variance(form, schedule):
     """dE[x_0]/dx_t = sqrt(alpha_bar) Cov[x_0 given x_t] / (1 - alpha_bar), forward and back."""
-    network = dp.networks.GaussianMixtureDenoiser(
-        schedule, WEIGHTS, MEANS, FORMS[form], gives_variance=True
-    )
+    network = dp.networks.GaussianMixtureDenoiser(schedule, WEIGHTS, MEANS, FORMS[form])
 
     @jax.jit
     @partial(jax.vmap, in_axes=(None, 0))
@@ -195,9 +189,7 @@ def test_float32_serves_in_800_dimensions(variances):
     size = 800
     weights, means = pairs_on_a_grid(size)
     schedule = dp.schedules.LogSNRLinear(8, noise_to_signal=(0.3, 100.0))
-    network = dp.networks.GaussianMixtureDenoiser(
-        schedule, weights, means, variances, gives_variance=True
-    )
+    network = dp.networks.GaussianMixtureDenoiser(schedule, weights, means, variances)
     abar, noise = levels(schedule)
     rng, undecided = np.random.default_rng(5), 0
     widths = np.broadcast_to(variances, 50)
@@ -250,44 +242,35 @@ def test_components_without_weight_do_not_count(schedule):
     x = jnp.array([0.2, -0.4])
     for form in ("isotropic", "matrices"):
         covariances = FORMS[form]
-        some = dp.networks.GaussianMixtureDenoiser(
-            schedule, [0.4, 0.6], MEANS[:2], covariances[:2], gives_variance=True
-        )
-        more = dp.networks.GaussianMixtureDenoiser(
-            schedule, [0.4, 0.6, 0.0], MEANS, covariances, gives_variance=True
-        )
+        some = dp.networks.GaussianMixtureDenoiser(schedule, [0.4, 0.6], MEANS[:2], covariances[:2])
+        more = dp.networks.GaussianMixtureDenoiser(schedule, [0.4, 0.6, 0.0], MEANS, covariances)
         np.testing.assert_allclose(more(x, 2, None), some(x, 2, None), rtol=1e-12)
 
 
 def test_pure_noise_leaves_the_prior(x64):
     schedule = dp.schedules.Reciprocal(4)  # alpha_bar_T = 0
     x = jnp.array([3.0, -2.0])
-    normal = dp.networks.GaussianDenoiser(schedule, MEANS[0], FULL[0], gives_variance=True)
+    normal = dp.networks.GaussianDenoiser(schedule, MEANS[0], FULL[0])
     mean, log_variance = normal(x, 4, None)
     np.testing.assert_allclose(mean, MEANS[0], rtol=1e-12)
     np.testing.assert_allclose(np.exp(log_variance), np.diag(FULL[0]), rtol=1e-12)
     for form, covariances in FORMS.items():
-        mixture = dp.networks.GaussianMixtureDenoiser(
-            schedule, WEIGHTS, MEANS, covariances, gives_variance=True
-        )
+        mixture = dp.networks.GaussianMixtureDenoiser(schedule, WEIGHTS, MEANS, covariances)
         truth = oracles.Mixture(WEIGHTS, MEANS, full_covariances(covariances)).moments()
         mean, log_variance = mixture(x, 4, None)
         np.testing.assert_allclose(mean, truth[0], rtol=1e-12, err_msg=form)
         np.testing.assert_allclose(np.exp(log_variance), np.diag(truth[1]), rtol=1e-12)
 
 
-@pytest.mark.parametrize("variance", [True, False])
-def test_a_model_takes_the_answer_as_it_is_meant(variance, schedule):
-    network = dp.networks.GaussianMixtureDenoiser(
-        schedule, WEIGHTS, MEANS, 0.0, gives_variance=variance
-    )
+def test_a_model_takes_the_answer_as_it_is_meant(schedule):
+    network = dp.networks.GaussianMixtureDenoiser(schedule, WEIGHTS, MEANS, 0.0)
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (2,))
     x = jnp.array([[0.5, -0.2], [3.0, 3.0]])
     raw = jax.vmap(lambda x: network(x, 2, None))(x)
     estimate = model.estimate(x, 2)
     assert np.all(np.isfinite(raw))  # also where the variance is 0
-    np.testing.assert_allclose(estimate.mean, raw[:, 0] if variance else raw, rtol=1e-6)
-    truth = schedule.noise()[2] * jnp.exp(raw[:, 1]) if variance else jnp.zeros((2, 2))
+    np.testing.assert_allclose(estimate.mean, raw[:, 0], rtol=1e-6)
+    truth = schedule.noise()[2] * jnp.exp(raw[:, 1])
     np.testing.assert_allclose(estimate.variance, truth, rtol=1e-6)
     # A chain re-read at fewer levels asks the same questions.
     kept = schedule.times(3)

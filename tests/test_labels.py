@@ -104,7 +104,9 @@ def test_labels_from_a_source(fitted: dp.DiffusionModel):
     options = {"num_iterations": 20, "batch_size": 64, "progress": False}
     from_source = fit(KEY, make_model(mlp(), optional=False), source, **options)
     from_array = fit(KEY, make_model(mlp(), optional=False), DATA, context=LABELS, **options)
-    np.testing.assert_array_equal(from_source.history.loss, from_array.history.loss)
+    # Equal but for the centring of the array, which is in double precision.
+    losses = [result.history.loss for result in (from_source, from_array)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_a_u_net_takes_labels_the_same_way():

@@ -22,10 +22,8 @@ from .statistics import assert_mean, assert_within_standard_errors
 TIGHT = dp.Integrator(rtol=1e-8, atol=1e-8)
 
 
-def gaussian_model(schedule, mean, covariance, *, scaling=None, gives_variance=False):
-    network = dp.networks.GaussianDenoiser(
-        schedule, mean, covariance, gives_variance=gives_variance
-    )
+def gaussian_model(schedule, mean, covariance, *, scaling=None):
+    network = dp.networks.GaussianDenoiser(schedule, mean, covariance)
     return dp.DiffusionModel(
         dp.GaussianDiffusion(schedule), network, np.shape(mean), scaling=scaling
     )
@@ -36,7 +34,7 @@ def gaussian_model(schedule, mean, covariance, *, scaling=None, gives_variance=F
 
 def test_exact_kernels_leave_no_noise_in_the_elbo(x64):
     # Where the data are the base, every kernel is exact, the fixed last step too.
-    model = gaussian_model(dp.schedules.Cosine(7), np.zeros(3), 1.0, gives_variance=True)
+    model = gaussian_model(dp.schedules.Cosine(7), np.zeros(3), 1.0)
     x_0 = jnp.array([0.4, -1.3, 2.0])
     exact = scipy.stats.norm.logpdf(x_0).sum()
     loss = jax.jit(lambda key: Trace_ELBO().loss(key, {}, model.reverse, model.guide, None, x_0))
@@ -51,9 +49,7 @@ def test_exact_kernels_leave_only_the_last_steps_noise_for_any_normal_data(x64):
     #   log p(path) - log q(path) = log p(x_0|x_1) + log q(x_1) - log q(x_1|x_0).
     mean, variance = np.array([0.8, -0.4, 2.0]), np.array([0.3, 1.5, 0.01])
     schedule = dp.schedules.Reciprocal(6)
-    model = gaussian_model(
-        schedule, mean, variance, scaling=dp.Scaling(5.0, 2.0), gives_variance=True
-    )
+    model = gaussian_model(schedule, mean, variance, scaling=dp.Scaling(5.0, 2.0))
     x_user = jnp.array([7.0, 3.5, 9.2])
     x_0 = (np.asarray(x_user) - 5) / 2
     a, beta = np.sqrt(5 / 6), 1 / 6
@@ -78,9 +74,7 @@ def test_exact_kernels_leave_only_the_last_steps_noise_for_any_normal_data(x64):
 def test_work_is_minus_the_elbo_on_average():
     mean, variance = np.array([0.8, -0.4]), np.array([0.3, 1.5])
     schedule = dp.schedules.Cosine(10)
-    model = gaussian_model(
-        schedule, mean, variance, scaling=dp.Scaling(5.0, 2.0), gives_variance=True
-    )
+    model = gaussian_model(schedule, mean, variance, scaling=dp.Scaling(5.0, 2.0))
     x_0 = np.array([[0.1, -0.9], [1.5, 1.0]])
     bounds = oracles.gaussian_bound_at(x_0, mean, variance, schedule.alpha_bar()).sum(1)
     result = dp.jarzynski(jax.random.key(0), model, 5 + 2 * x_0, num_trajectories=2_000)

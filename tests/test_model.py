@@ -32,15 +32,9 @@ def test_the_prediction_follows_from_the_process_and_the_network():
     bits = dp.BernoulliDiffusion(SCHEDULE)
     network = dp.networks.MLP((3,), width=4, depth=1, key=jax.random.key(0))
     assert dp.DiffusionModel(bits, network, (3,)).prediction == dp.predictions.Data()
-    for gives_variance, variance in (
-        (False, dp.predictions.LowerVariance()),
-        (True, dp.predictions.LearnedVariance()),
-    ):
-        known = dp.networks.GaussianDenoiser(
-            SCHEDULE, jnp.zeros(2), 1.0, gives_variance=gives_variance
-        )
-        model = dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), known, (2,))
-        assert model.prediction == dp.predictions.Data(variance)
+    known = dp.networks.GaussianDenoiser(SCHEDULE, jnp.zeros(2), 1.0)
+    model = dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), known, (2,))
+    assert model.prediction == dp.predictions.Data(dp.predictions.LearnedVariance())
 
 
 def test_batches_and_times_reach_the_network():
@@ -107,7 +101,7 @@ def test_units_are_undone_on_the_way_out():
 
 def test_scaling_from_data_centres_and_brings_to_unit_second_moment():
     data = np.random.default_rng(0).normal(size=(500, 2)) * [3.0, 0.5] + [10.0, -4.0]
-    whole = dp.Scaling.from_data(data)
+    whole = dp.Scaling.from_data(data, per_coordinate=False)
     assert whole.scale.shape == ()
     model_units = np.asarray(whole.to_model(jnp.asarray(data)))
     assert np.mean(model_units) == pytest.approx(0, abs=1e-5)

@@ -20,7 +20,7 @@ X_0 = np.array([1.4, -0.9])
 
 
 def normal_model(schedule, mean=MEAN, variance=VARIANCE, **options):
-    network = dp.networks.GaussianDenoiser(schedule, mean, variance, gives_variance=True)
+    network = dp.networks.GaussianDenoiser(schedule, mean, variance)
     return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (2,), **options)
 
 
@@ -235,10 +235,8 @@ def test_old_keys_are_wrapped():
 
 def test_contexts_are_checked():
     class Shifted(dp.networks.AbstractDenoiser):
-        gives_variance: bool = False
-
         def __call__(self, x_t, t, context):
-            return context
+            return jnp.stack([context, jnp.full_like(context, -50.0)])
 
     model = dp.DiffusionModel(
         dp.GaussianDiffusion(dp.schedules.Cosine(4)), Shifted(), (2,), context_shape=(2,)

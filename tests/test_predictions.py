@@ -63,6 +63,7 @@ def test_the_true_raw_output_gives_back_the_data(name, t, process):
     estimate = prediction.estimate(process, raw, jnp.asarray(a * X_0 + s * EPS), t)
     np.testing.assert_allclose(estimate.mean, X_0, rtol=1e-9)
     variance = {
+        predictions.FittedVariance: np.full(3, s**2),  # not fitted yet
         predictions.LowerVariance: np.zeros(3),
         predictions.UpperVariance: np.full(3, s**2),
         predictions.LearnedVariance: s**2 * np.exp(RAW_VARIANCE),
@@ -90,7 +91,13 @@ def test_kernel_moments_are_the_moments_of_the_kernel(name, t, process):
 
 # The start of training ---------------------------------------------------------------------------
 
-FORWARD_AT_ZERO = ["velocity-upper", "velocity-learned", "kernel-moments", "kernel-moments-code"]
+FORWARD_AT_ZERO = [
+    "velocity",
+    "velocity-upper",
+    "velocity-learned",
+    "kernel-moments",
+    "kernel-moments-code",
+]
 
 
 @pytest.mark.parametrize("schedule", [dp.schedules.SohlDickstein, dp.schedules.Cosine])
@@ -107,7 +114,7 @@ def test_zero_output_is_the_forward_kernel(name, schedule):
 
 def test_zero_velocity_with_lower_variance_has_the_mean_alone_right(process):
     x_t = jnp.asarray(EPS)
-    kernel = zero_kernel(predictions.Velocity(), process, x_t, 4)
+    kernel = zero_kernel(PREDICTIONS["velocity-lower"](), process, x_t, 4)
     forward = process.transition(x_t, 4)
     np.testing.assert_allclose(kernel.mean, forward.mean, rtol=1e-12)
     assert np.all(kernel.variance < forward.variance)

@@ -567,7 +567,7 @@ refuse(
     TypeError,
     [f"predictions.{name}(@)" for name in ("Data", "Noise", "Velocity")],
     """
-    "upper" -> variance='upper' must be an AbstractVariance, such as LearnedVariance
+    "upper" -> variance='upper' must be an AbstractVariance, such as FittedVariance
     predictions.UpperVariance -> variance=<class UpperVariance> | write UpperVariance(..)
     predictions.Noise() -> variance=<Noise> must be an AbstractVariance
     1.0 -> variance=1.0 must be an AbstractVariance

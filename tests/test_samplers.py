@@ -12,6 +12,7 @@ from diffppl.flow import noise_to_data
 from diffppl.samplers import DDIM, Ancestral, DPMSolver, ProbabilityFlow, sample, sample_path
 
 from . import oracles, registry
+from .lower import lower_model
 from .statistics import assert_counts, assert_mean, assert_moments
 
 DETERMINISTIC = {"ddim": DDIM, "dpm-solver": DPMSolver, "probability-flow": ProbabilityFlow}
@@ -76,7 +77,7 @@ def test_ancestral_draws_follow_the_chain_of_bits_and_categories(name):
 def test_ancestral_draws_have_the_chains_own_moments_last_step_included():
     mean, variance = np.array([0.8, -0.4]), np.array([0.3, 1.5])
     schedule = dp.schedules.Reciprocal(3)  # beta_1 = 1/3
-    model = gaussian_model(schedule, mean, variance, gives_variance=True)
+    model = gaussian_model(schedule, mean, variance)
     # The kernels are exact down to level 1; then comes p(x_0 given x_1) = N(sqrt(2/3) x_1, 1/3).
     level_1 = 2 / 3 * variance + 1 / 3
     draws = sample(jax.random.key(1), model, (8_000,))
@@ -122,14 +123,29 @@ def test_fast_samplers_converge_to_the_flow_at_their_own_order(x64):
     assert solver[0] < 0.2 * ddim[0]
 
 
-def test_ddim_with_all_its_noise_is_ancestral_sampling():
+@pytest.mark.parametrize("variance", ["lower", "exact"])
+def test_ddim_with_all_its_noise_is_ancestral_sampling(variance):
     # The same keys: not only the same distribution, but the same draws.
-    lower = registry.KNOWN["gaussian"].model(schedule_to(30))
-    ancestral = sample(jax.random.key(0), lower, (50,))
-    ddim = sample(jax.random.key(0), lower, (50,), sampler=DDIM(eta=1.0))
+    mean, variances, schedule = np.array([0.5, -0.3]), np.array([0.9, 0.2]), schedule_to(30)
+    make = {"lower": lower_model, "exact": gaussian_model}[variance]
+    model = make(schedule, mean, variances)
+    ancestral = sample(jax.random.key(0), model, (50,))
+    ddim = sample(jax.random.key(0), model, (50,), sampler=DDIM(eta=1.0))
     np.testing.assert_allclose(ddim, ancestral, atol=2e-5)
-    half = sample(jax.random.key(0), lower, (50,), sampler=DDIM(eta=0.5))
+    half = sample(jax.random.key(0), model, (50,), sampler=DDIM(eta=0.5))
     assert np.abs(half - ancestral).max() > 0.1
+
+
+@pytest.mark.parametrize("num_steps", [5, 20])
+def test_the_exact_chain_of_normal_data_is_right_at_any_number_of_steps(num_steps):
+    """With the lower variance the standard deviation is 0.5 and 0.8 of the data's."""
+    mean, variance = np.array([0.5, -0.3]), np.array([1.0, 0.25])
+    model = gaussian_model(schedule_to(num_steps), mean, variance)
+    draws = sample(jax.random.key(0), model, (20_000,))
+    beta = float(model.process.schedule.beta()[1])  # of the last step, which is fixed
+    assert_moments(draws, mean, np.diag(variance + 2 * beta * (1 - variance)))
+    wrong = sample(jax.random.key(0), lower_model(schedule_to(num_steps), mean, variance), (2_000,))
+    assert wrong.std(axis=0)[0] < 0.85
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)

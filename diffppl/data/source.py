@@ -5,10 +5,11 @@ from typing import Any, final
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import Array, Shaped
 
 from ..checks import check_key, check_size, described
-from ..values import as_array, as_numbers
+from ..values import as_array, as_numbers, check_precision
 
 
 class AbstractSource(eqx.Module):
@@ -98,9 +99,14 @@ def as_rows(name: str, x: Any) -> Shaped[Array, "n ..."]:
 
     Raises:
         TypeError: not numbers, or masked ones.
-        ValueError: no rows, or numbers that JAX's precision cannot hold.
+        ValueError: no rows, or numbers that JAX's precision cannot hold or does not tell apart.
     """
     values = as_numbers(name, x)
     if values.ndim == 0 or values.shape[0] == 0:
         raise ValueError(f"{name} is empty: it has shape {values.shape}.")
-    return x if isinstance(x, jax.Array) else as_array(name, values)
+    if isinstance(x, jax.Array):
+        return x
+    array = as_array(name, values)
+    if isinstance(values, np.ndarray):
+        check_precision(name, values)
+    return array

@@ -2,8 +2,8 @@
 
 The folder of a run holds `run.dppl`, which says what the run is (see `record`), and a folder for
 each of its last checkpoints, named by its iteration: the weights, their average, the optimiser's
-state and the history. Those are written by Orbax, behind the training and atomically: a process
-that is killed in the middle of one leaves the one before.
+state, the reverse variance and the history. Those are written by Orbax, behind the training and
+atomically: a process that is killed in the middle of one leaves the one before.
 """
 
 import contextlib
@@ -90,13 +90,14 @@ class Checkpoints(eqx.Module):
             _, parts = _newest(self, manager, writing=False)
         if parts is None:
             raise FileNotFoundError(f"{str(self.folder)!r} has no checkpoint yet.")
-        weights = map(jnp.asarray, parts.get("average", parts["params"]))
-        trained = dict(zip(record["trainable"], weights, strict=True))
+        weights = [*parts.get("average", parts["params"]), *parts.get("variance", [])]
+        names = [*record["trainable"], *record["variance"]]
+        changed = dict(zip(names, map(jnp.asarray, weights), strict=True))
         leaves, structure = jax.tree_util.tree_flatten_with_path(record["model"])
         return jax.tree.unflatten(
             structure,
             [
-                trained.get(name_of(*leaf), leaf[1]) if is_kept(leaf[1]) else leaf[1]
+                changed.get(name_of(*leaf), leaf[1]) if is_kept(leaf[1]) else leaf[1]
                 for leaf in leaves
             ],
         )

@@ -1,30 +1,19 @@
-"""Errors and warnings of `fit`, before its long work."""
+"""Errors of `fit`, before its long work."""
 
-import warnings
+import dataclasses
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array
 
 from ..checks import check_float, check_instance
-from ..entry import left_at_the_end
 from ..model import DiffusionModel
-from ..objectives import prior_term
 from ..parts import check_scaling
-from ..processes import GaussianDiffusion
+from ..variance import replace_fitted
 from .losses import AbstractLoss
 from .result import FitResult
 from .training import FitState
-
-# The mean KL(q(x_T given x_0), pi) that a chain may end with, in nats. Where it is
-# alpha_bar_T |x_0|^2 / 2, as for real data, that is a last noise level of 3.2 times the length of
-# the data; and the samples' start is then off by at most sqrt(0.05 / 2) = 0.16 in total variation.
-MOST_NATS_LEFT = 0.05
-
 
 # Slips of the pen, and what was meant.
 MEANT = {
@@ -73,9 +62,10 @@ def check_options(
 
 
 def _kind(tree: Any) -> Any:
-    """Structure, shapes and dtypes; a model's without its scaling, which a fit may have set."""
+    """Structure, shapes and dtypes; a model's without its scalings and its fitted variance."""
     if isinstance(tree, DiffusionModel):
-        tree = (tree.process, tree.network, tree.prediction, tree.event_shape)
+        prediction = replace_fitted(tree.prediction, lambda _: None)
+        tree = (tree.process, tree.network, prediction, tree.event_shape)
     leaves, structure = jax.tree.flatten(tree)
     return structure, [(a.shape, a.dtype) if eqx.is_array(a) else a for a in leaves]
 
@@ -101,34 +91,5 @@ def resumed(fresh: FitState, resume: FitResult, num_iterations: int) -> FitState
             "optimizer is not the kind that resume was fit with: its state differs. Pass the same."
         )
     if fresh.average is None or state.average is None:
-        return FitState(state.params, fresh.average, state.opt_state, state.iteration)
+        return dataclasses.replace(state, average=fresh.average)
     return state
-
-
-def warn_if_misfit(model: DiffusionModel, data: Array) -> None:
-    """Warn if scaled data are not of unit scale, or if the chain does not end in noise."""
-    data = model.to_model(data[:: max(1, data.shape[0] // 10_000)])
-    lines = []
-    if isinstance(model.process, GaussianDiffusion):
-        moment = float(np.mean(np.square(np.asarray(data, np.float64))))
-        if abs(moment - 1) > 0.05:
-            lines.append(
-                f"data have a mean square of {moment:.3g} in the chain's units, where the chain "
-                "expects 1: pass scaling=Scaling.from_data(data)."
-            )
-    left = float(-jnp.mean(jax.vmap(lambda x: prior_term(model, x))(data)))
-    if left > MOST_NATS_LEFT:
-        lines.append(
-            f"the chain does not end in noise: at t = {model.num_steps} it still holds {left:.3g} "
-            f"nats about a datum (at most {MOST_NATS_LEFT} is good){_signal(model, data)}. Samples "
-            "start from pure noise, so the weights of the modes will be wrong: use a schedule "
-            "that goes further, such as schedules.LogSNRLinear with a larger noise_to_signal."
-        )
-    for line in lines:
-        warnings.warn(line, stacklevel=3)
-
-
-def _signal(model: DiffusionModel, data: Array) -> str:
-    if not isinstance(model.process, GaussianDiffusion):
-        return ""
-    return f", E|sqrt(alpha_bar_T) x_0| = {float(left_at_the_end(model, data)):.3g}"

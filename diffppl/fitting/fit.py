@@ -23,23 +23,17 @@ from ..checks import check_flag, check_float, check_key, check_size
 from ..entry import check_context, check_data
 from ..model import DiffusionModel
 from ..objectives import AllSteps, SampledSteps
-from ..processes import GaussianDiffusion
 from ..scaling import Scaling
 from .checkpoints import Checkpoints, open_run
-from .checks import check_names, check_options, resumed, warn_if_misfit
+from .checks import check_names, check_options, resumed
 from .decay import check_moves
 from .losses import AbstractLoss, ELBOLoss
-from .reading import as_source, typical
+from .misfit import warn_if_misfit
+from .prepare import mask_of, prepared
+from .reading import column_names, read, reader, typical
 from .record import record
 from .result import FitResult, History, NonFiniteLossError
-from .training import (
-    Recipe,
-    default_trainable,
-    initial_state,
-    mean_elbo,
-    run_chunk,
-    trained_leaves,
-)
+from .training import Recipe, initial_state, mean_elbo, model_of, run_chunk
 
 
 def fit(
@@ -83,12 +77,14 @@ def fit(
         optimizer: any optax optimiser; `default_optimizer(num_iterations)` if None.
         ema_decay: of the moving average of the weights that makes `result.model`; None for none.
         scaling: from the chain's units to the user's. If None, real data whose model has none
-            get one location and one scale from the data, or from up to 10,000 draws of a source.
+            get `Scaling.from_data` of them, or of up to 10,000 draws of a source: a location and
+            a scale for each column of a table, one of each for images. (Contexts are scaled as
+            well, unless the model has a `context_scaling`.)
         validation_data, validation_context: held out; their ELBO is shown and recorded.
         validation_every: iterations between two validations; by default a twentieth of them all.
         trainable: what to train instead, as a pytree of booleans or functions that
             `equinox.partition(model, trainable)` takes. Only inexact arrays of the network and the
-            levels of a learned schedule are trained.
+            levels of a learned schedule are trained; a `FittedVariance` is estimated beside them.
         resume: a result to go on from. With the same key, data and options the run is then the
             one that was never interrupted. A finished run may go on with more iterations: the
             default optimiser then has the learning rate of the longer run; another one must have a
@@ -110,8 +106,9 @@ def fit(
             good result.
 
     Warns:
-        UserWarning: scaled data are not of unit second moment, or the chain does not end in noise;
-            or a checkpoint could not be written, as on a full disk.
+        UserWarning: scaled data are not of unit second moment; columns that never vary, are lost in
+            the noise of the first level or in rounding, or have values far outside; a chain that
+            does not end in noise; or a checkpoint could not be written, as on a full disk.
 
     Example:
         >>> result = dp.fit(jax.random.key(0), model, data, num_iterations=5_000)
@@ -126,15 +123,15 @@ def fit(
     check_flag("progress", progress)
     every = max(num_iterations // 20, 1) if validation_every is None else validation_every
     every = check_size("validation_every", every)
-    source = as_source(data, context, model)
+    found = read(data, context, model)
     loss.check(model)
-    mask = _mask(model, trainable)
+    mask = mask_of(model, trainable)
     key_train, key_validation, key_examples = jax.random.split(key, 3)
-    examples = typical(key_examples, source, model)
-    if resume is not None:
+    examples, contexts = typical(key_examples, found, model)
+    if resume is None:
+        model = prepared(model, scaling, examples, contexts)
+    else:
         model = resume.last_model
-    elif isinstance(model.process, GaussianDiffusion):
-        model = _scaled(model, scaling, examples)
     by_default = optimizer is None  # and then it depends on how many iterations there will be
     optimizer = default_optimizer(num_iterations) if optimizer is None else optimizer
     run = None
@@ -144,7 +141,7 @@ def fit(
             model,
             mask,
             optimizer,
-            data=source,
+            data=found,
             loss=loss,
             ema_decay=ema_decay,
             batch_size=batch_size,
@@ -154,12 +151,14 @@ def fit(
         model = run.model
     params, frozen = eqx.partition(model, mask)
     validation = _validation(model, validation_data, validation_context, batch_size)
+    batches = reader(found, model)
     recipe = Recipe(
         frozen=frozen,
         loss=loss,
         optimizer=optimizer,
         ema_decay=None if ema_decay is None else jnp.asarray(ema_decay, dtype=float),
         batch_size=batch_size,
+        scaling=batches.scaling,
     )
     state, history = initial_state(params, recipe), History(loss.label)
     if resume is not None:
@@ -169,13 +168,13 @@ def fit(
     done = first = int(state.iteration)
     if not by_default:
         check_moves(optimizer, params, done, num_iterations)
-    warn_if_misfit(model, examples)
+    warn_if_misfit(model, examples, column_names(data))
 
     bar = tqdm(total=num_iterations, initial=done, disable=not progress, desc="fit")
 
     def result() -> FitResult:
-        last = eqx.combine(state.params, frozen)
-        average = last if state.average is None else eqx.combine(state.average, frozen)
+        last = model_of(state.params, state, recipe)
+        average = last if state.average is None else model_of(state.average, state, recipe)
         return FitResult(average, last, history, state)
 
     try:
@@ -184,7 +183,7 @@ def fit(
             if validation is not None:
                 stop = min(stop, (done // every + 1) * every)
             new, losses, finite = run_chunk(
-                key_train, state, recipe, source, jnp.asarray(stop, jnp.int32), chunk
+                key_train, state, recipe, batches.source, jnp.asarray(stop, jnp.int32), chunk
             )
             losses, finite, now = jax.device_get((losses, finite, new.iteration))
             if not finite:
@@ -237,33 +236,6 @@ def _default_optimizer(num_iterations: int, learning_rate: float) -> optax.Gradi
     )
     # Over one long vector: a deep network has hundreds of small arrays, each with its own kernels.
     return optax.flatten(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)))
-
-
-def _set_scaling(tree: PyTree, scaling: Any) -> PyTree:
-    return eqx.tree_at(lambda tree: tree.scaling, tree, scaling, is_leaf=lambda node: node is None)
-
-
-def _scaled(model: DiffusionModel, scaling: Scaling | None, data: Array) -> DiffusionModel:
-    """The model with the scaling asked for, or its own, or that of the data."""
-    if scaling is None:
-        scaling = Scaling.from_data(data) if model.scaling is None else model.scaling
-    return _set_scaling(model, scaling)
-
-
-def _mask(model: DiffusionModel, trainable: PyTree) -> PyTree[bool]:
-    """Whether each leaf is trained, of this model or of one with a scaling set."""
-    mask = trained_leaves(model, default_trainable(model) if trainable is None else trainable)
-    if not any(jax.tree.leaves(mask)):
-        raise ValueError(
-            f"model has nothing to train: its network, {type(model.network).__name__}, is a known "
-            "answer or has no arrays of floating-point numbers, and its schedule is fixed."
-            if trainable is None
-            else "trainable names no array of floating-point numbers in the network, and no levels "
-            "of a learned schedule."
-        )
-    if model.scaling is not None:
-        return mask
-    return _set_scaling(mask, False)  # noqa: FBT003 (a mask)
 
 
 def _validation(model: DiffusionModel, data: Any, context: Any, block: int) -> tuple | None:

@@ -35,6 +35,7 @@ from ..objectives import AbstractSteps, SampledSteps, bound
 from ..processes import GaussianDiffusion
 from ..schedules import Learned
 from ..values import as_finite
+from ..variance import LowerVariance, replace_fitted
 
 
 class AbstractLoss(eqx.Module):
@@ -137,7 +138,7 @@ class SimpleLoss(AbstractLoss):
     Each divergence is re-weighted so that |eps - E[eps given x_t]|^2 counts once, whatever the
     prediction. Compared with the ELBO, steps with much noise count more: samples often look
     better, and the bound is worse. A learned variance is trained too, by its divergences under
-    the weights that a raw output of zero would have.
+    the weights that a raw output of zero would have; a fitted one does not enter.
 
     Args:
         steps: which steps of the chain a minibatch visits.
@@ -163,6 +164,8 @@ class SimpleLoss(AbstractLoss):
         self, key: Array, model: DiffusionModel, x_0: Array, context: Array | None
     ) -> Float[Array, ""]:
         """See `AbstractLoss.__call__`."""
+        # With the lower variance a divergence is the squared error, but for its weight.
+        model = replace_fitted(model, lambda _: LowerVariance())
         per_step = self.steps.sum_terms(key, model, x_0, context)[1]
         squared_errors = -noise_weights(model) * per_step
         return jnp.mean(squared_errors) / math.prod(model.event_shape)

@@ -22,6 +22,7 @@ from ..checks import is_key
 from ..model import DiffusionModel
 from ..serialisation import load, save
 from ..structure import Describer, LoadError
+from ..variance import only_fitted
 
 FILE = "run.dppl"
 
@@ -77,6 +78,7 @@ def record(
         "model": model,
         "key": f"{key.dtype} {jax.random.key_data(key).tolist()}",
         "trainable": names(params),
+        "variance": names(only_fitted(model)),
         "optimizer": names(eqx.filter_eval_shape(optimizer.init, params)),
         "num_iterations": num_iterations,
         **{name: _in_words(value) for name, value in options.items()},

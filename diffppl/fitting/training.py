@@ -22,8 +22,11 @@ from ..data import AbstractSource, InMemory
 from ..model import DiffusionModel
 from ..networks import AbstractDenoiser
 from ..objectives import AbstractSteps, bound
+from ..scaling import Scaling
 from ..schedules import AbstractSchedule, Learned
+from ..variance import FittedVariance, find_fitted, replace_fitted
 from .losses import AbstractLoss
+from .reverse_variance import updated
 
 # What is trained --------------------------------------------------------------------------------
 
@@ -79,12 +82,14 @@ class FitState(eqx.Module):
         params: the trainable part of a model.
         average: their moving average, or None.
         opt_state: the optimiser's own.
+        variance: the reverse variance that the data ask for, if the model takes it from there.
         iteration: how many iterations are done.
     """
 
     params: PyTree
     average: PyTree
     opt_state: PyTree
+    variance: FittedVariance | None
     iteration: Int[Array, ""]
 
     def __repr__(self) -> str:
@@ -100,31 +105,43 @@ class Recipe(eqx.Module):
     optimizer: optax.GradientTransformation
     ema_decay: Float[Array, ""] | None
     batch_size: int
+    scaling: Scaling | None = None  # of minibatches that come in the user's units
 
 
 def initial_state(params: PyTree, recipe: Recipe) -> FitState:
     """The state before the first iteration."""
     average = None if recipe.ema_decay is None else params
-    return FitState(params, average, recipe.optimizer.init(params), jnp.zeros((), jnp.int32))
+    variance = find_fitted(recipe.frozen)
+    if variance is not None and variance.errors is None:  # of a chain that has none
+        variance = None
+    opt_state = recipe.optimizer.init(params)
+    return FitState(params, average, opt_state, variance, jnp.zeros((), jnp.int32))
+
+
+def model_of(params: PyTree, state: FitState, recipe: Recipe) -> DiffusionModel:
+    """A model from its trained part, with the state's reverse variance."""
+    model = eqx.combine(params, recipe.frozen)
+    return model if state.variance is None else replace_fitted(model, lambda _: state.variance)
 
 
 def _iterate(
     key: Array, state: FitState, recipe: Recipe, source: AbstractSource
 ) -> tuple[FitState, Float[Array, ""], Bool[Array, ""]]:
     """One iteration: the new state, the loss, and whether it and its gradient are finite."""
-    key_batch, key_loss = jax.random.split(key)
+    key_batch, key_loss, key_errors = jax.random.split(key, 3)
     x_0, context = source.batch(key_batch, recipe.batch_size)
+    context = None if context is None else jnp.asarray(context, float)
+    process = eqx.combine(state.params, recipe.frozen).process
+    is_allowed = jnp.all(process.support(x_0))  # before states are cast to whole numbers
+    x_0 = jnp.asarray(x_0, process.dtype)
+    x_0 = x_0 if recipe.scaling is None else recipe.scaling.to_model(x_0)
 
     def objective(params: PyTree) -> Float[Array, ""]:
-        model = eqx.combine(params, recipe.frozen)
-        x = model.to_model(jnp.asarray(x_0, model.process.dtype))
-        contexts = None if context is None else jnp.asarray(context, float)
-        return recipe.loss(key_loss, model, x, contexts)
+        return recipe.loss(key_loss, model_of(params, state, recipe), x_0, context)
 
     loss, gradient = jax.value_and_grad(objective)(state.params)
     if not isinstance(source, InMemory):  # whose rows were checked, every one
-        process = eqx.combine(state.params, recipe.frozen).process
-        loss = jnp.where(jnp.all(process.support(x_0)), loss, jnp.nan)
+        loss = jnp.where(is_allowed, loss, jnp.nan)
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
     # A line search asks for the loss again, with this iteration's minibatch and noise.
     extra = {"value": loss, "grad": gradient, "value_fn": objective}
@@ -137,7 +154,11 @@ def _iterate(
         average = jax.tree.map(
             lambda old, new: old + ((1 - decay) * (new - old)).astype(old.dtype), average, params
         )
-    return FitState(params, average, opt_state, state.iteration + 1), loss, finite
+    variance = state.variance
+    if variance is not None:
+        model = model_of(params if average is None else average, state, recipe)
+        variance = updated(key_errors, model, variance, x_0, context, state.iteration)
+    return FitState(params, average, opt_state, variance, state.iteration + 1), loss, finite
 
 
 @eqx.filter_jit

@@ -65,13 +65,12 @@ def entropy_bounds(key: Array, model: DiffusionModel, x_0: Any) -> EntropyBounds
             f"model has a {type(model.process).__name__} whose end has no entropy, an absorbing "
             "chain: equation 24 does not hold for it."
         )
-    return _entropy_bounds(key, model, x_0)
+    return _entropy_bounds(key, model, model.to_model(x_0))
 
 
 @eqx.filter_jit
 def _entropy_bounds(key: Array, model: DiffusionModel, x_0: Array) -> EntropyBounds:
     process, n = model.process, x_0.shape[0]
-    x_0 = model.to_model(x_0)
 
     def total(kernel: Distribution) -> Array:
         # NumPyro's normal gives its entropy in the shape of the scale alone.

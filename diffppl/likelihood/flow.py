@@ -28,13 +28,13 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from ..checks import check_instance, check_key, size_field
 from ..entry import as_context, check_context, check_data, check_ends_in
 from ..flow import Integrator, angles, check_real, over_batch, velocity
 from ..model import DiffusionModel
-from ..values import as_array, as_numbers
+from ..values import as_numbers
 from .estimate import LogEstimate
 
 
@@ -88,7 +88,7 @@ class Hutchinson(AbstractTrace):
 
 def flow_log_density(
     model: DiffusionModel,
-    x_0: Array,
+    x_0: ArrayLike,
     context: Array | None = None,
     *,
     integrator: Integrator = Integrator(),  # noqa: B008 (immutable)
@@ -100,7 +100,7 @@ def flow_log_density(
 
     Args:
         model: a model of real data.
-        x_0: user's units, shape `(*batch, *event_shape)`.
+        x_0: user's units, shape `(*batch, *event_shape)`; NumPy's are centred in double precision.
         context: shape `(*context_batch, *context_shape)`, broadcast against the batch.
         integrator: how the differential equation is solved.
     """
@@ -112,9 +112,9 @@ def flow_log_density(
     def single(x: Array, context: Array | None) -> Array:
         return _log_density(model, x, context, exact, None, integrator)[0]
 
-    x_0 = as_array("x_0", as_numbers("x_0", x_0), model.process.dtype)
+    x_0 = as_numbers("x_0", x_0)
     check_ends_in("x_0", x_0.shape, "event_shape", model.event_shape)
-    x_0 = model.to_model(x_0)
+    x_0 = model.to_model(x_0).astype(model.process.dtype)
     return over_batch(model, single, x_0, context) - model.log_abs_det()
 
 
@@ -147,7 +147,7 @@ def flow_likelihood(
     check_instance("integrator", integrator, Integrator)
     x_0 = check_data("x_0", x_0, model)
     context = check_context(context, model, x_0.shape[0])
-    return _flow_likelihood(key, model, x_0, context, trace, integrator)
+    return _flow_likelihood(key, model, model.to_model(x_0), context, trace, integrator)
 
 
 @eqx.filter_jit
@@ -165,7 +165,7 @@ def _flow_likelihood(
 
     keys = jax.random.split(key, x_0.shape[0])
     in_axes = (0, 0, None if context is None else 0)
-    values = jax.vmap(single, in_axes)(keys, model.to_model(x_0), context) - model.log_abs_det()
+    values = jax.vmap(single, in_axes)(keys, x_0, context) - model.log_abs_det()
     values = eqx.error_if(
         values,
         jnp.any(jnp.isnan(values)),

@@ -148,7 +148,7 @@ def jarzynski(
     batch_size = check_size("batch_size", batch_size)
     x_0 = check_data("x_0", x_0, model)
     context = check_context(context, model, x_0.shape[0])
-    return PathWork(_work(key, model, x_0, context, num_trajectories, batch_size))
+    return PathWork(_work(key, model, model.to_model(x_0), context, num_trajectories, batch_size))
 
 
 @eqx.filter_jit
@@ -160,7 +160,7 @@ def _work(
     num_trajectories: int,
     batch_size: int,
 ) -> Float[Array, "n S"]:
-    n, x_0 = x_0.shape[0], model.to_model(x_0)
+    n = x_0.shape[0]
 
     def one(key: Array, index: Array) -> Array:
         return path_work(key, model, x_0[index], None if context is None else context[index])

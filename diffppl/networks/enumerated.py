@@ -77,11 +77,6 @@ class EnumeratedDenoiser(AbstractDenoiser):
         self.one_hot = jnp.asarray(np.eye(number)[listed], dtype=float)
         self.log_probabilities = jnp.asarray(np.log(probs[probs > 0]), dtype=float)
 
-    @property
-    def gives_variance(self) -> bool:
-        """Logits say all."""
-        return False
-
     def __call__(
         self, x_t: Array, t: int | Int[Array, ""], context: Array | None
     ) -> Float[Array, "..."]:

@@ -30,13 +30,12 @@ Numbers = ArrayLike | Sequence
 class AbstractDenoiser(eqx.Module):
     """An exact answer in place of a network. Its raw output is what `Data()` means.
 
-    For real data E[x_0 given x_t], in model units; if `gives_variance`, a leading axis of two,
-    whose second channel is log(Var[x_0 given x_t] / (1 - alpha_bar_t)) per coordinate, as
-    `Data(LearnedVariance())` has it. For bits log-odds; for categories log-probabilities on a
-    trailing axis. A model given one chooses that prediction by itself.
+    For real data a leading axis of two: E[x_0 | x_t], in model units, and
+    log(Var[x_0 | x_t] / (1 - alpha_bar_t)), coordinate by coordinate, as `Data(LearnedVariance())`
+    has it: each coordinate of the reverse kernel then has its exact mean and variance. For bits
+    log-odds; for categories log-probabilities on a trailing axis. A model given one chooses that
+    prediction by itself.
     """
-
-    gives_variance: eqx.AbstractVar[bool]
 
     @abc.abstractmethod
     def __call__(
@@ -53,9 +52,8 @@ class GaussianDenoiser(AbstractDenoiser):
         schedule: the process's own.
         mean: shape `event_shape`.
         covariance: one variance for every coordinate; variances, shape `event_shape`; or a
-            matrix over the flattened event, shape `(d, d)`. It may be singular.
-        gives_variance: also say Var[x_0 given x_t], so that each coordinate of the reverse
-            kernel has its exact variance. For a diagonal covariance that is the exact kernel.
+            matrix over the flattened event, shape `(d, d)`. It may be singular. For a diagonal one
+            the reverse kernel is exact.
 
     Raises:
         TypeError: `schedule` is not a schedule.
@@ -74,16 +72,8 @@ class GaussianDenoiser(AbstractDenoiser):
     mean: Float[Array, "..."]
     eigenvalues: Float[Array, " d"]
     eigenvectors: Float[Array, "d d"] | None
-    gives_variance: bool = eqx.field(static=True)
 
-    def __init__(
-        self,
-        schedule: AbstractSchedule,
-        mean: Numbers,
-        covariance: Numbers,
-        *,
-        gives_variance: bool = False,
-    ) -> None:
+    def __init__(self, schedule: AbstractSchedule, mean: Numbers, covariance: Numbers) -> None:
         check_schedule(schedule)
         loc = finite("mean", mean)
         eigenvalues, eigenvectors = spectrum(
@@ -93,12 +83,11 @@ class GaussianDenoiser(AbstractDenoiser):
         self.mean = jnp.asarray(loc, dtype=float)
         self.eigenvalues = jnp.asarray(eigenvalues, dtype=float)
         self.eigenvectors = None if eigenvectors is None else jnp.asarray(eigenvectors, dtype=float)
-        self.gives_variance = gives_variance
 
     def __call__(
         self, x_t: Array, t: int | Int[Array, ""], context: Array | None
     ) -> Float[Array, "..."]:
-        """E[x_0 given x_t], and log(Var / (1 - alpha_bar_t)) if `gives_variance`."""
+        """E[x_0 | x_t] and log(Var[x_0 | x_t] / (1 - alpha_bar_t))."""
         del context
         alpha_bar, noise = self.schedule.alpha_bar()[t], self.schedule.noise()[t]
         ratio = self.eigenvalues / (alpha_bar * self.eigenvalues + noise)
@@ -110,7 +99,7 @@ class GaussianDenoiser(AbstractDenoiser):
             change = self.eigenvectors @ (jnp.sqrt(alpha_bar) * ratio * rotated)
             ratio = self.eigenvectors**2 @ ratio
         mean = self.mean + change.reshape(self.mean.shape)
-        return with_variance(mean, ratio) if self.gives_variance else mean
+        return with_variance(mean, ratio)
 
 
 # What known answers share ---------------------------------------------------------------------

@@ -150,7 +150,6 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
         covariances: one variance for all; one each, shape `(num_components,)`; diagonals, shape
             `(num_components, *event_shape)`; or matrices over the flattened event, shape
             `(num_components, d, d)`. Zero makes point masses: an empirical prior.
-        gives_variance: also say Var[x_0 given x_t], coordinate by coordinate.
 
     Raises:
         TypeError: `schedule` is not a schedule.
@@ -170,16 +169,9 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
     schedule: AbstractSchedule
     log_weights: Float[Array, " components"]
     components: AbstractComponents
-    gives_variance: bool = eqx.field(static=True)
 
     def __init__(
-        self,
-        schedule: AbstractSchedule,
-        weights: Numbers,
-        means: Numbers,
-        covariances: Numbers,
-        *,
-        gives_variance: bool = False,
+        self, schedule: AbstractSchedule, weights: Numbers, means: Numbers, covariances: Numbers
     ) -> None:
         check_schedule(schedule)
         locs, spreads = finite("means", means), finite("covariances", covariances)
@@ -192,12 +184,11 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
         self.schedule = schedule
         self.log_weights = jnp.asarray(np.log(probs[used]), dtype=float)
         self.components = _components(locs, spreads, used)
-        self.gives_variance = gives_variance
 
     def __call__(
         self, x_t: Array, t: int | Int[Array, ""], context: Array | None
     ) -> Float[Array, "..."]:
-        """E[x_0 given x_t], and log(Var / (1 - alpha_bar_t)) if `gives_variance`."""
+        """E[x_0 | x_t] and log(Var[x_0 | x_t] / (1 - alpha_bar_t))."""
         del context
         mean, ratio = self.components.moments(
             jnp.ravel(x_t),
@@ -205,8 +196,7 @@ class GaussianMixtureDenoiser(AbstractDenoiser):
             self.schedule.noise()[t],
             self.log_weights,
         )
-        mean = mean.reshape(x_t.shape)
-        return with_variance(mean, ratio) if self.gives_variance else mean
+        return with_variance(mean.reshape(x_t.shape), ratio)
 
 
 def check_probabilities(name: str, values: Numbers, number: int) -> np.ndarray:

@@ -3,14 +3,16 @@
 With a_t = sqrt(alpha_bar_t), s_t = sqrt(1 - alpha_bar_t), D = E[x_0 given x_t] and the noise that
 explains x_t, eps = (x_t - a_t D) / s_t, for t = T..2
 
-    x_{t-1} = a_{t-1} D + sqrt(s_{t-1}^2 - sigma_t^2) eps + sigma_t z,     z ~ N(0, I)
-    sigma_t^2 = eta^2 beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t)
+    x_{t-1} = a_{t-1} D + sqrt(s_{t-1}^2 - sigma_t^2) eps + sqrt(sigma_t^2 + eta^2 b^2 w) z
+    sigma_t^2 = eta^2 beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t),     z ~ N(0, I)
 
-At eta = 1 this is the reverse kernel with the variance of q(x_{t-1} given x_t, x_0); at eta = 0 it
-is a first-order solver of the probability flow.
+where w is the model's Var[x_0 | x_t] and b = a_{t-1} - a_t sqrt(s_{t-1}^2 - sigma_t^2) / s_t. At
+eta = 1 this is the reverse kernel, and at eta = 0 a first-order solver of the probability flow,
+without noise. (In the paper w = 0; Bao et al. count w at every eta.)
 
 References:
     Song, Meng and Ermon 2021, "Denoising Diffusion Implicit Models", equations 12 and 16.
+    Bao, Li, Zhu and Zhang 2022, "Analytic-DPM", section 4.
 """
 
 from typing import final
@@ -35,7 +37,7 @@ class DDIM(AbstractChainSampler):
 
     Args:
         num_steps: read the chain at so many of its levels; None for all.
-        eta: from 0, deterministic, to 1, ancestral sampling with `LowerVariance`.
+        eta: from 0, deterministic, to 1, ancestral sampling.
     """
 
     num_steps: int | None = eqx.field(static=True)
@@ -66,12 +68,15 @@ class DDIM(AbstractChainSampler):
         """The update of the module's docstring."""
         schedule, x = model.process.schedule, state.x
         alpha_bar, noise = schedule.alpha_bar(), schedule.noise()
-        denoised = model.denoise(x, t, context)
-        eps = (x - jnp.sqrt(alpha_bar[t]) * denoised) / jnp.sqrt(noise[t])
-        sigma2 = jnp.asarray(self.eta) ** 2 * schedule.beta()[t] * noise[t - 1] / noise[t]
+        estimate, eta2 = model.estimate(x, t, context), jnp.asarray(self.eta) ** 2
+        signal, before = jnp.sqrt(alpha_bar[t]), jnp.sqrt(alpha_bar[t - 1])
+        eps = (x - signal * estimate.mean) / jnp.sqrt(noise[t])
+        sigma2 = eta2 * schedule.beta()[t] * noise[t - 1] / noise[t]
         left = jnp.sqrt(jnp.maximum(noise[t - 1] - sigma2, 0.0))
+        b = before - signal * left / jnp.sqrt(noise[t])
+        spread = jnp.sqrt(sigma2 + eta2 * b**2 * estimate.variance)
         z = jax.random.normal(key, x.shape, x.dtype)
-        x = jnp.sqrt(alpha_bar[t - 1]) * denoised + left * eps + jnp.sqrt(sigma2) * z
+        x = before * estimate.mean + left * eps + spread * z
         return SamplerState(x, None)
 
     def last(
