@@ -5,6 +5,7 @@ collections of xarray data sets, so the data sets are made here and only the las
 """
 
 import importlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 Dims = Mapping[str, Sequence[str]] | None
 Coords = Mapping[str, Any] | None
 
-_FEWEST_WEIGHTS = 25  # that the tail of weights can be fit to
+_MIN_WEIGHTS = 25  # that the tail of weights can be fit to
 
 
 def from_posterior(posterior: "Posterior", *, dims: Dims = None, coords: Coords = None) -> Any:
@@ -31,43 +32,50 @@ def from_posterior(posterior: "Posterior", *, dims: Dims = None, coords: Coords 
     Raises:
         ValueError: `dims` names a site that the program does not have.
     """
-    samples = posterior.get_samples(group_by_chain=True)
-    predictions = posterior.posterior_predictive()
-    observed = posterior.observed_data()
-    likelihoods = posterior.log_likelihood()
-    prior = {name: np.asarray(x)[None] for name, x in posterior.prior().items()}
-    unknown = set(dims or {}) - samples.keys() - observed.keys()
-    if unknown:
+    dims = {_plain(name): names for name, names in (dims or {}).items()}
+    samples = _renamed(posterior.get_samples(group_by_chain=True))
+    observed = _renamed(posterior.observed_data())
+    likelihoods = _renamed(posterior.log_likelihood())
+    if unknown := set(dims) - samples.keys() - observed.keys():
         raise ValueError(
             f"dims names {sorted(unknown)}, but the program's sites are "
             f"{sorted(samples.keys() | observed.keys())}."
         )
     chains = ["chain", "draw"]
-    sample_stats = _dataset(posterior.draws.sample_stats, chains, None, coords)
+    sample_stats = _dataset(posterior.sample_stats(), chains, None, coords)
     if posterior.step_stats:
-        num_steps = next(iter(posterior.step_stats.values())).shape[1]
-        step = {"step": np.arange(num_steps - 1, -1, -1), **dict(coords or {})}
+        num_entries = next(iter(posterior.step_stats.values())).shape[1]
+        step = {"step": np.arange(num_entries - 1, -1, -1), **dict(coords or {})}
         sample_stats = sample_stats.merge(
             _dataset(posterior.step_stats, ["chain", "step"], None, step)
         )
+    known = _renamed(posterior.known_entries())
+    constants = {name: np.where(mask, samples[name][0, 0], np.nan) for name, mask in known.items()}
+    prior = {name: x[None] for name, x in _renamed(posterior.prior()).items()}
+    predictions = _renamed(posterior.posterior_predictive())
     groups = {
-        "posterior": _dataset(samples, chains, dims, coords),
+        "posterior": _without_known(_dataset(samples, chains, dims, coords), known),
         "prior": _dataset(prior, chains, dims, coords),
         "log_likelihood": _dataset(likelihoods, chains, _leading(dims, likelihoods), coords),
         "sample_stats": sample_stats,
         "observed_data": _dataset(observed, [], dims, coords),
         "posterior_predictive": _dataset(predictions, chains, dims, coords),
     }
-    log_evidence = posterior.log_evidence
+    if constants:
+        groups["constant_data"] = _dataset(constants, [], dims, coords)
+    evidence = posterior.log_evidence
     groups["posterior"].attrs.update(
         inference_library="diffppl",
         method=repr(posterior.method),
         explanation=posterior.explanation,
         exactness=posterior.exactness.value,
+        faults="; ".join(posterior.faults),
         num_denoiser_calls=posterior.num_denoiser_calls,
         pareto_k=posterior.pareto_k,
-        log_evidence=log_evidence.value,
-        log_evidence_standard_error=log_evidence.standard_error,
+        log_evidence=evidence.value,
+        log_evidence_standard_error=evidence.standard_error,
+        log_evidence_interval=np.asarray(evidence.interval),
+        log_evidence_fault=evidence.fault,
     )
     return _collect(groups)
 
@@ -83,17 +91,72 @@ def from_calibration(calibration: "Calibration") -> Any:
 
 
 def pareto_k(log_weights: np.ndarray) -> np.ndarray:
-    """Pareto k-hat along the last axis; NaN where there are too few weights."""
-    if log_weights.shape[-1] < _FEWEST_WEIGHTS:
-        return np.full(log_weights.shape[:-1], np.nan)
+    """Pareto k-hat along the last axis; NaN where there are too few weights, or all are equal."""
+    shape, num = log_weights.shape[:-1], log_weights.shape[-1]
+    if num < _MIN_WEIGHTS:
+        return np.full(shape, np.nan)
+    rows = log_weights.astype(np.float64).reshape(-1, num)
+    return np.reshape([_pareto_k(row) for row in rows], shape)
+
+
+def _pareto_k(log_weights: np.ndarray) -> float:
     import arviz
 
-    log_weights = log_weights.astype(np.float64)
     psislw: Any = getattr(arviz, "psislw", None)
-    if psislw is not None:
-        return np.asarray(psislw(log_weights)[1])
-    stats: Any = importlib.import_module("arviz_stats.base").array_stats
-    return np.asarray(stats.psislw(-log_weights)[1])
+    try:
+        if psislw is not None:
+            return float(psislw(log_weights)[1])
+        stats: Any = importlib.import_module("arviz_stats.base").array_stats
+        return float(stats.psislw(-log_weights)[1])
+    except ValueError:  # a tail of equal weights
+        return math.nan
+
+
+def _plain(name: str) -> str:
+    """A site's name without "/" (of `numpyro.handlers.scope`), which separates groups in xarray."""
+    return name.replace("/", ".")
+
+
+def _renamed(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Arrays by plain names.
+
+    Raises:
+        ValueError: two sites whose plain names are the same.
+    """
+    renamed = {_plain(name): np.asarray(x) for name, x in values.items()}
+    if len(renamed) < len(values):
+        raise ValueError(
+            f"the sites {sorted(values)} are not told apart where '/' becomes '.'; rename one."
+        )
+    return renamed
+
+
+def _without_known(dataset: Any, known: Mapping[str, np.ndarray]) -> Any:
+    """Draws without the entries that were observed without noise.
+
+    A site with such entries becomes a vector of the others, on a dimension `{name}_unknown` that is
+    labelled by their indices: diagnostics of constants are not defined.
+    """
+    for name, mask in known.items():
+        variable = dataset[name]
+        own = list(variable.dims[2:])
+        dataset = dataset.drop_vars(name)
+        if mask.all():
+            continue
+        labels = [variable[dimension].values for dimension in own]
+        index = np.argwhere(~mask)
+        named = [
+            ",".join(str(axis[i]) for axis, i in zip(labels, row, strict=True)) for row in index
+        ]
+        free = variable.values[:, :, ~mask]
+        dimension = f"{name}_unknown"
+        dataset = dataset.assign_coords({dimension: named})
+        dataset[name] = (("chain", "draw", dimension), free)
+    return dataset.drop_dims([d for d in dataset.dims if not _is_used(dataset, d)])
+
+
+def _is_used(dataset: Any, dimension: str) -> bool:
+    return any(dimension in variable.dims for variable in dataset.data_vars.values())
 
 
 def _leading(dims: Dims, values: Mapping[str, Any]) -> Dims:

@@ -5,12 +5,12 @@ from jaxtyping import ArrayLike
 
 
 def gaussian_chain_moments(
-    mean: ArrayLike, variance: ArrayLike, alpha_bar: ArrayLike
+    mean: ArrayLike, variance: ArrayLike, alpha_bar: ArrayLike, *, lower: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variances of x_0 of a reverse chain with E[x_0 given x_t] of N(mean, variance).
 
-    Its kernels are linear and have the lower variance, so that the number of steps matters; the
-    edge step is the fixed one.
+    Its kernels are linear and have the lower variance, so that the number of steps matters, or that
+    of Var[x_0 given x_t]; the edge step is the fixed one.
     """
     m, c, abar = (np.asarray(x, np.float64) for x in (mean, variance, alpha_bar))
     at, spread = np.zeros_like(m), np.ones_like(m)
@@ -24,6 +24,8 @@ def gaussian_chain_moments(
             slope = b * gain + np.sqrt(1 - beta) * (1 - before) / (1 - now)
             shift = b * (1 - np.sqrt(now) * gain) * m
             added = beta * (1 - before) / (1 - now)
+            if not lower:
+                added = added + b**2 * c * (1 - now) / (now * c + 1 - now)
         at, spread = slope * at + shift, slope**2 * spread + added
     return at, spread
 

@@ -19,7 +19,7 @@ SCALING = dp.Scaling(3.0, 2.0)
 SCHEDULE = dp.schedules.LogSNRLinear(40, noise_to_signal=(0.01, 50.0))
 MODEL = dp.DiffusionModel(
     dp.GaussianDiffusion(SCHEDULE),
-    dp.networks.GaussianDenoiser(SCHEDULE, MEAN, VARIANCE, gives_variance=True),
+    dp.networks.GaussianDenoiser(SCHEDULE, MEAN, VARIANCE),
     (3,),
     scaling=SCALING,
 )
@@ -89,9 +89,7 @@ def test_sites_keep_their_models_whatever_their_names() -> None:
     """Site "b" comes before site "a", and each keeps its own model and its own known entry."""
 
     def prior(mean: float) -> dp.DiffusionModel:
-        network = dp.networks.GaussianDenoiser(
-            SCHEDULE, [mean, 0.0], [0.5, 0.7], gives_variance=True
-        )
+        network = dp.networks.GaussianDenoiser(SCHEDULE, [mean, 0.0], [0.5, 0.7])
         return dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), network, (2,))
 
     first, second = prior(-2.0), prior(1.5)
@@ -160,10 +158,14 @@ def test_many_observations_are_solved_by_conjugate_gradients() -> None:
         x = numpyro.sample("x", MODEL())
         numpyro.sample("y", dist.Normal(matrix @ x, 2.0).to_event(1), obs=y)
 
-    precision = np.diag(1 / USER_VARIANCE) + matrix.T @ matrix / 4
-    mean = np.linalg.solve(precision, USER_MEAN / USER_VARIANCE + matrix.T @ y / 4)
-    total = matrix @ np.diag(USER_VARIANCE) @ matrix.T + 4 * np.eye(40)
-    truth = scipy.stats.multivariate_normal(matrix @ USER_MEAN, total).logpdf(y)
+    chain = chain_oracles.gaussian_chain_moments(
+        MEAN, VARIANCE, np.asarray(SCHEDULE.alpha_bar()), lower=False
+    )
+    prior_mean, variance = 3 + 2 * chain[0], 4 * chain[1]
+    precision = np.diag(1 / variance) + matrix.T @ matrix / 4
+    mean = np.linalg.solve(precision, prior_mean / variance + matrix.T @ y / 4)
+    total = matrix @ np.diag(variance) @ matrix.T + 4 * np.eye(40)
+    truth = scipy.stats.multivariate_normal(matrix @ prior_mean, total).logpdf(y)
     for covariance in (dp.twists.Isotropic(), dp.twists.Tweedie()):
         twist = dp.twists.MomentMatching(covariance)
         posterior = draw(program, dp.TwistedSMC(1_000, twist=twist), y=jnp.asarray(y))

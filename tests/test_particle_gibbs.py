@@ -25,7 +25,7 @@ MAP, NOISE = np.array([[1.0, -0.7]]), 0.4
 def gaussian_model(num_steps: int = 12, **settings) -> dp.DiffusionModel:
     """Few steps: the chain is exact for normal data however few."""
     schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.05, 50.0))
-    network = dp.networks.GaussianDenoiser(schedule, MEAN, VARIANCE, gives_variance=True)
+    network = dp.networks.GaussianDenoiser(schedule, MEAN, VARIANCE)
     return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (2,), **settings)
 
 

@@ -19,6 +19,7 @@ from numpyro.infer.autoguide import AutoNormal
 import diffppl as dp
 
 from . import chain_oracles, oracles, statistics
+from .lower import lower_model
 from .marks import slow
 
 SCHEDULE = dp.schedules.LogSNRLinear(10, noise_to_signal=(0.3, 20.0))
@@ -29,8 +30,7 @@ MATRIX, NOISE, Y = np.array([[1.0, 0.5, 1.0]]), np.array([[1.0]]), np.array([21.
 
 
 def normal_model(schedule, scaling=SCALING) -> dp.DiffusionModel:
-    network = dp.networks.GaussianDenoiser(schedule, MEAN, VARIANCE)
-    return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (2,), scaling=scaling)
+    return lower_model(schedule, MEAN, VARIANCE, scaling=scaling)
 
 
 MODEL = normal_model(SCHEDULE)

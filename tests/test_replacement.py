@@ -113,7 +113,8 @@ def unknown_noise(y=None):
 
 def unknown_shift(y=None):
     x = numpyro.sample("x", NORMAL())
-    numpyro.sample("shift", dist.Normal(), obs=None)
+    shift = numpyro.sample("shift", dist.Normal())
+    numpyro.factor("near", -0.5 * shift**2)
     numpyro.sample("y", dist.Delta(x, event_dim=1), obs=y)
 
 
@@ -165,8 +166,8 @@ def test_what_a_method_refuses(program, method, message: str) -> None:
 
 def test_bad_settings() -> None:
     for make, message in (
-        (lambda: dp.Replacement(0), "num_repeats=0 must be 1"),
-        (lambda: dp.SplitGibbs(1), "num_sweeps=1 must be 2"),
+        (lambda: dp.Replacement(0), "num_repeats=0 must be a whole number, 1"),
+        (lambda: dp.SplitGibbs(1), "num_sweeps=1 must be a whole number, 2 or more"),
         (lambda: dp.SplitGibbs(noise_share=0.0), "noise_share=0.0 must be more than 0"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -51,7 +51,7 @@ NOISE = np.array([0.3, 0.6])
 
 def gaussian_model(num_steps: int = 60) -> dp.DiffusionModel:
     schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.01, 50.0))
-    network = dp.networks.GaussianDenoiser(schedule, MEAN, VARIANCE, gives_variance=True)
+    network = dp.networks.GaussianDenoiser(schedule, MEAN, VARIANCE)
     return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (3,))
 
 
@@ -154,7 +154,7 @@ WEIGHTS, MEANS, SCALES = np.array([0.65, 0.35]), np.array([-1.0, 0.9]), np.array
 def mixture_model(num_steps: int = 100) -> dp.DiffusionModel:
     schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.01, 50.0))
     network = dp.networks.GaussianMixtureDenoiser(
-        schedule, WEIGHTS, MEANS[:, None], SCALES[:, None] ** 2, gives_variance=True
+        schedule, WEIGHTS, MEANS[:, None], SCALES[:, None] ** 2
     )
     return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (1,))
 

@@ -83,6 +83,7 @@ ENTRIES: dict[str, Callable] = {
 
 
 @pytest.mark.filterwarnings("ignore:data have a mean square")
+@pytest.mark.filterwarnings("ignore:column . of data .* hardly exceeds the noise")
 @pytest.mark.parametrize("name", ENTRIES)
 def test_an_entry_traces_once(name):
     counter, entry = Counter(), ENTRIES[name]

@@ -1,13 +1,13 @@
 """Room 5: posterior inference in any NumPyro program that contains a diffusion prior.
 
-*What lives here*: the factoring of a program into diffusion sites and everything else
-(`program`, `target`), approximations to p(y given x_t) (`twists`), the reverse chains that are
-conditioned (`chains`), methods that draw from the posterior (`TwistedSMC`, `Guidance`,
+*What lives here*: a program bound to its data (`bound`), the density that it defines (`target`),
+approximations to p(y | x_t) (`twists`), the reverse chains that are conditioned (`chains`) and
+their guided kernels (`kernels`), methods that draw from the posterior (`TwistedSMC`, `Guidance`,
 `Replacement`, `SplitGibbs`), the runner that a user meets (`Posterior`), and what NumPyro's own
 inference takes: a kernel (`ParticleGibbs`) and reparameterisations (`FlowReparam`, `ChainReparam`).
 
-*The contract*: a method is an `AbstractMethod`: it states its exactness and draws one chain,
-purely, inside one compiled call. A twist is an `AbstractTwist`.
+*The contract*: a method is an `AbstractMethod`: it states its exactness and draws one chain by pure
+functions. A twist is an `AbstractTwist`: it evaluates.
 
 *To add one*: a new file with a final subclass, and a row in `tests/registry.py`, which holds it
 against posteriors that are known.
@@ -18,7 +18,7 @@ against posteriors that are known.
 from .chains import AbstractChain as AbstractChain
 from .chains import CovarianceMatched as CovarianceMatched
 from .chains import ModelChain as ModelChain
-from .credentials import LogEvidence as LogEvidence
+from .evidence import LogEvidence as LogEvidence
 from .guidance import Guidance as Guidance
 from .method import AbstractMethod as AbstractMethod
 from .method import Draws as Draws

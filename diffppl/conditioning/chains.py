@@ -1,8 +1,8 @@
 """The reverse chain whose posterior a weighted method draws, and how a step of it is guided.
 
 A method that is exact or consistent is so for a *chain*: the model's own, or a better one that the
-same denoiser gives. Both are respected to the last bit of weight; what differs is how near the
-chain's x_0 comes to the distribution that the network was fit to.
+same denoiser gives. Weights are exact for either; what differs is how near the chain's x_0 comes to
+the distribution that the network was fit to.
 """
 
 import abc
@@ -15,28 +15,24 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from .. import samplers
+from .. import linalg, samplers
 from ..matched import MatchedStep, matched_edge, matched_step
 from ..processes import GaussianDiffusion
-from .observations import Observations
+from .kernels import GuidedKernel, LastKernel
+from .moments import Observations
 from .program import Values
-from .target import Target
+from .target import Level, Target
 from .twists import AbstractTwist, Twisted
 from .twists.base import flat_like, tweedie_factor
-from .twists.gaussian import (
-    MOST_DENSE,
-    AbstractGaussianTwist,
-    factorised,
-    log_density_and_solution,
-    normal_log_density,
-    rounding_slack,
-)
+from .twists.normal import MAX_DENSE, log_density_and_solution, rounding_variance
 
-_LARGEST_SHARE = 0.98  # of the observations' covariance that one step may explain
+_MAX_SHARE = 0.98
+"""Of the observations' covariance that one step may explain. What is left must be positive definite
+in float32: its condition is then at most 50."""
 
 
 class Particle(NamedTuple):
-    """x_t, what a twist says of it, and the other latents."""
+    """Every diffusion site at its time, the twist there, and the latents."""
 
     x: Values
     twisted: Twisted
@@ -44,7 +40,10 @@ class Particle(NamedTuple):
 
 
 class AbstractChain(eqx.Module):
-    """A reverse chain p, and a guided kernel q for each of its steps; for one particle."""
+    """A reverse chain p, and a guided kernel q for each of its steps; for one particle.
+
+    To add one, subclass this, mark it `typing.final`, and add a row to the tests' registry.
+    """
 
     @abc.abstractmethod
     def check(self, target: Target, twist: AbstractTwist) -> None:
@@ -55,16 +54,20 @@ class AbstractChain(eqx.Module):
         """The chain without observations."""
 
     @abc.abstractmethod
-    def propose(
-        self, key: Array, target: Target, twist: AbstractTwist, particle: Particle, t: Array
-    ) -> tuple[Values, Float[Array, ""]]:
-        """Draw x_{t-1} from q; also log p(x_{t-1} given x_t) - log q."""
+    def num_denoiser_calls(self) -> int:
+        """Of a step, beside those of the twist."""
 
     @abc.abstractmethod
-    def finish(
-        self, key: Array, target: Target, twist: AbstractTwist, particle: Particle
+    def step(
+        self, key: Array, target: Target, particle: Particle, level: Level
     ) -> tuple[Values, Float[Array, ""]]:
-        """Draw x_0 from x_1; also log p(x_0 given x_1) - log q."""
+        """Draw x_{t-1} of the running stage from q; also log p(x_{t-1} | x_t) - log q."""
+
+    @abc.abstractmethod
+    def last_step(
+        self, key: Array, target: Target, particle: Particle, stage: int
+    ) -> tuple[Values, Float[Array, ""]]:
+        """Draw x_0 of the running stage from x_1; also log p(x_0 | x_1) - log q."""
 
 
 @final
@@ -72,23 +75,31 @@ class ModelChain(AbstractChain):
     """The model's own kernels, those whose ELBO `fit` maximised; for every kind of data."""
 
     def check(self, target: Target, twist: AbstractTwist) -> None:
-        """Everything goes."""
+        """No program is refused."""
 
     def sampler(self) -> samplers.Ancestral:
         """See `AbstractChain.sampler`."""
         return samplers.Ancestral()
 
-    def propose(
-        self, key: Array, target: Target, twist: AbstractTwist, particle: Particle, t: Array
-    ) -> tuple[Values, Float[Array, ""]]:
-        """See `AbstractChain.propose`."""
-        return twist.propose(key, target, particle.x, particle.twisted, t, particle.latents)
+    def num_denoiser_calls(self) -> int:
+        """None: the twist has made them."""
+        return 0
 
-    def finish(
-        self, key: Array, target: Target, twist: AbstractTwist, particle: Particle
+    def step(
+        self, key: Array, target: Target, particle: Particle, level: Level
     ) -> tuple[Values, Float[Array, ""]]:
-        """See `AbstractChain.finish`."""
-        return twist.finish(key, target, particle.x, particle.twisted, particle.latents)
+        """See `AbstractChain.step`."""
+        kernel = GuidedKernel(target, particle.x, particle.twisted, level)
+        x = kernel.sample(key)
+        return x, kernel.log_ratio(x)
+
+    def last_step(
+        self, key: Array, target: Target, particle: Particle, stage: int
+    ) -> tuple[Values, Float[Array, ""]]:
+        """See `AbstractChain.last_step`."""
+        kernel = LastKernel(target, particle.x, particle.twisted, stage, particle.latents)
+        x_0 = kernel.sample(key)
+        return x_0, kernel.log_ratio(x_0)
 
 
 @final
@@ -112,20 +123,14 @@ class CovarianceMatched(AbstractChain):
 
     def check(self, target: Target, twist: AbstractTwist) -> None:
         """Real data, and a twist that has a gradient."""
-        for name, model in target.models().items():
-            if not isinstance(model.process, GaussianDiffusion):
-                raise ValueError(  # noqa: TRY004 (the program is at fault, not a type)
-                    f"chain=CovarianceMatched() is for real data, but site {name!r} has "
-                    f"{type(model.process).__name__}; use chain=ModelChain()."
-                )
-        if not isinstance(twist, AbstractGaussianTwist):
-            raise ValueError(  # noqa: TRY004 (a setting that does not suit, as above)
-                f"chain=CovarianceMatched() needs a twist with a gradient, which "
-                f"{type(twist).__name__}() has not; use chain=ModelChain()."
-            )
-        if (observed := target.num_observed()) > MOST_DENSE:
+        for name in target.sites(discrete=True):
             raise ValueError(
-                f"chain=CovarianceMatched() conditions on at most {MOST_DENSE} numbers, and the "
+                f"chain=CovarianceMatched() is for real data, but site {name!r} has "
+                f"{type(target.models[name].process).__name__}; use chain=ModelChain()."
+            )
+        if (observed := target.num_observed()) > MAX_DENSE:
+            raise ValueError(
+                f"chain=CovarianceMatched() conditions on at most {MAX_DENSE} numbers, and the "
                 f"program observes {observed}; use chain=ModelChain()."
             )
 
@@ -133,19 +138,24 @@ class CovarianceMatched(AbstractChain):
         """See `AbstractChain.sampler`."""
         return samplers.CovarianceMatched()
 
-    def propose(
-        self, key: Array, target: Target, twist: AbstractTwist, particle: Particle, t: Array
+    def num_denoiser_calls(self) -> int:
+        """One, with its Jacobian-vector product."""
+        return 1
+
+    def step(
+        self, key: Array, target: Target, particle: Particle, level: Level
     ) -> tuple[Values, Float[Array, ""]]:
-        """See `AbstractChain.propose`."""
-        del twist
+        """See `AbstractChain.step`."""
         linear = particle.twisted.linear
         assert linear is not None
-        x_t, unravel = ravel_pytree(particle.x)
-        step = _steps(target, particle.x, lambda process: matched_step(process, t))
-        denoised = _denoiser(target, particle, unravel, t)
+        names = target.sites(level.stage)
+        running = {name: particle.x[name] for name in names}
+        x_t, unravel = ravel_pytree(running)
+        step = _steps(target, running, lambda process: matched_step(process, level.t))
+        denoised = _denoiser(target, particle, unravel, level)
         _, pull_back = jax.vjp(denoised, x_t)
 
-        factor = flat_like(tweedie_factor(target, t), particle.x)
+        factor = flat_like(tweedie_factor(target, level, names), running)
         along = step.x_0 * factor * linear.score / step.scale
         u = along - step.shrink * pull_back(along)[0]
         rows = step.reach * linear.rows
@@ -158,54 +168,62 @@ class CovarianceMatched(AbstractChain):
         mean, pushed = jax.jvp(denoised, (x_t,), (z,))
         x = step.x_0 * mean + step.x_t * x_t + step.scale * (z + step.grow * pushed)
         if linear.residual.size:
-            log_ratio -= normal_log_density(linear.residual - rows @ z, rest)[0]
+            factor = linalg.cholesky(rest)
+            log_ratio -= log_density_and_solution(linear.residual - rows @ z, factor)[0]
         return unravel(x), log_ratio
 
-    def finish(
-        self, key: Array, target: Target, twist: AbstractTwist, particle: Particle
+    def last_step(
+        self, key: Array, target: Target, particle: Particle, stage: int
     ) -> tuple[Values, Float[Array, ""]]:
-        """See `AbstractChain.finish`."""
-        del twist
-        x_1, unravel = ravel_pytree(particle.x)
-        step = _steps(target, particle.x, matched_edge)
-        denoised = _denoiser(target, particle, unravel, 1)
+        """See `AbstractChain.last_step`."""
+        names, is_last = target.sites(stage), stage == target.structure.num_stages - 1
+        running = {name: particle.x[name] for name in names}
+        x_1, unravel = ravel_pytree(running)
+        step = _steps(target, running, matched_edge)
+        denoised = _denoiser(target, particle, unravel, Level(stage, 1))
         mean, pull_back = jax.vjp(denoised, x_1)
 
-        def observe(flat: Array, *, exact: bool) -> Observations:
-            return target.observations(unravel(flat), particle.latents, exact=exact)
+        def observe(flat: Array, *, noiseless: tuple[str, ...]) -> Observations:
+            # Before the last stage only the known entries of this one are conditioned on.
+            seen = target.observations(
+                particle.x | unravel(flat), particle.latents, noiseless=noiseless
+            )
+            return (
+                seen if is_last else seen.last(target.without_effect(names).size * bool(noiseless))
+            )
 
         def transposed(vector: Array) -> Array:
             """L' times a vector."""
             scaled = step.scale * vector
             return scaled + step.grow * pull_back(scaled)[0]
 
-        u = transposed(jax.grad(lambda flat: observe(flat, exact=False).log_rest)(mean))
-        seen = observe(mean, exact=True)
-        jacobian = jax.jacrev(lambda flat: observe(flat, exact=True).mean)(mean)
+        u = transposed(jax.grad(lambda flat: observe(flat, noiseless=()).log_rest)(mean))
+        seen = observe(mean, noiseless=names)
+        jacobian = jax.jacrev(lambda flat: observe(flat, noiseless=names).mean)(mean)
         rows = jax.vmap(transposed)(jacobian)
         # Known entries have no noise of their own: the chain's last step must reach them.
-        noisy = observe(mean, exact=False)
+        noisy = observe(mean, noiseless=())
         first = slice(noisy.value.size)
-        noise = noisy.covariance.as_matrix() + rounding_slack(rows @ rows.T)[first, first]
-        error = jnp.zeros((seen.value.size, seen.value.size)).at[first, first].set(noise)
-        error = error + _hidden(target, seen.value.size)
+        noise = noisy.covariance.as_matrix() + rounding_variance(rows @ rows.T)[first, first]
+        without = target.without_effect(names)
+        error = jax.scipy.linalg.block_diag(noise, jnp.diag(jnp.where(without, 1.0, 0.0)))
         residual = seen.value - seen.mean
         total = rows @ rows.T + error
         z, log_ratio = _conditioned(key, u, residual, rows, total, error)
-        if target.exact is not None:  # hidden observations say nothing
-            log_ratio += 0.5 * jnp.log(2 * jnp.pi) * jnp.sum(~target.exact.visible)
+        log_ratio += 0.5 * jnp.log(2 * jnp.pi) * jnp.sum(without)
         if noisy.value.size:
-            log_ratio -= normal_log_density((residual - rows @ z)[first], noise)[0]
+            left = (residual - rows @ z)[first]
+            log_ratio -= log_density_and_solution(left, linalg.cholesky(noise))[0]
         _, pushed = jax.jvp(denoised, (x_1,), (z,))
         x_0 = unravel(mean + step.scale * (z + step.grow * pushed))
-        return target.pinned(x_0), log_ratio
+        return target.clamp(x_0), log_ratio
 
 
 def _steps(
     target: Target, like: Values, make: Callable[[GaussianDiffusion], MatchedStep]
 ) -> MatchedStep:
-    """The numbers of a step for every coordinate of every site."""
-    each = {name: make(model.process) for name, model in target.models().items()}  # pyright: ignore
+    """The numbers of a step for every coordinate of the running sites."""
+    each = {name: make(target.models[name].process) for name in like}  # pyright: ignore
     names = MatchedStep._fields
     return MatchedStep(
         *(flat_like({site: getattr(s, name) for site, s in each.items()}, like) for name in names)
@@ -213,15 +231,13 @@ def _steps(
 
 
 def _denoiser(
-    target: Target, particle: Particle, unravel: Callable[[Array], Values], t: Array | int
+    target: Target, particle: Particle, unravel: Callable[[Array], Values], level: Level
 ) -> Callable[[Array], Array]:
-    contexts = target.contexts(particle.latents)
+    """E[x_0 | x_t] of the running sites, flattened, as a function of their x_t."""
 
     def denoised(flat: Array) -> Array:
-        x = unravel(flat)
-        return ravel_pytree(
-            target.map_sites(lambda model, x, context: model.denoise(x, t, context), x, contexts)
-        )[0]
+        estimates = target.estimate(particle.x | unravel(flat), level, particle.latents)
+        return ravel_pytree({name: estimate.mean for name, estimate in estimates.items()})[0]
 
     return denoised
 
@@ -230,10 +246,9 @@ def _share(covariance: Float[Array, "m m"], rows: Float[Array, "m d"]) -> Float[
     """What must be taken off rows rows' for the covariance to be larger."""
     if not rows.shape[0]:
         return jnp.ones(())
-    factor = jnp.linalg.cholesky(covariance)
-    white = jax.scipy.linalg.solve_triangular(factor, rows, lower=True)
-    largest = jnp.linalg.eigvalsh(white @ white.T)[-1]
-    return jnp.minimum(1.0, _LARGEST_SHARE / jnp.maximum(largest, 1e-30))
+    white = linalg.solve_triangular(linalg.cholesky(covariance), rows)
+    largest = linalg.largest_eigenvalue(white @ white.T)
+    return jnp.minimum(1.0, _MAX_SHARE / jnp.maximum(largest, 1e-30))
 
 
 def _conditioned(
@@ -254,7 +269,7 @@ def _conditioned(
     if residual.size:
         error = jax.random.normal(key_rest, residual.shape, u.dtype)
         drawn = rows @ e + _root(rest) @ error
-        factor, ahead = factorised(total), residual - rows @ u
+        factor, ahead = linalg.cholesky(total), residual - rows @ u
         log_normaliser, _ = log_density_and_solution(ahead, factor)
         _, solved = log_density_and_solution(ahead - drawn, factor)
         e = e + rows.T @ solved
@@ -265,13 +280,4 @@ def _root(covariance: Float[Array, "m m"]) -> Float[Array, "m m"]:
     """A square root of a covariance that may have rows of zeros."""
     variance = jnp.diagonal(covariance)
     empty = jnp.diag(jnp.where(variance > 0, 0.0, 1.0))
-    return jnp.linalg.cholesky(covariance + empty) * (variance > 0)[:, None]
-
-
-def _hidden(target: Target, size: int) -> Float[Array, "m m"]:
-    """Unit variance for the exact observations that a mask hides; they stand last."""
-    if target.exact is None:
-        return jnp.zeros((size, size))
-    visible = target.exact.visible
-    ones = jnp.zeros(size).at[size - visible.size :].set(jnp.where(visible, 0.0, 1.0))
-    return jnp.diag(ones)
+    return linalg.cholesky(covariance + empty) * (variance > 0)[:, None]

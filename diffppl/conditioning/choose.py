@@ -3,17 +3,28 @@
 import math
 from typing import NamedTuple
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
 from .method import AbstractMethod
-from .moves import can_move
+from .program import Values
+from .rejuvenation import can_move
 from .smc import TwistedSMC
 from .split_gibbs import SplitGibbs
+from .states import num_states
 from .target import Target
-from .twists import Quadrature
-from .twists.moments import MOST_FOR_TWEEDIE
+from .twists import Enumeration, LinearPower, Perturbation, Quadrature
+from .twists.expected import coordinate_changes
+from .twists.normal import MAX_DENSE
 
-_FEWEST_PARTICLES = 1_000
+_MIN_PARTICLES = 1_000
 _FEW_COORDINATES = 2
 _LARGEST_EVENT = 20_000  # numbers, above which a thousand particles and their derivatives are many
+_MAX_COUPLING = 0.1  # nats, by which single changes may miss the likelihood of several
+_NUM_PAIRS = 16
 
 
 class Choice(NamedTuple):
@@ -24,28 +35,89 @@ class Choice(NamedTuple):
 
 
 def choose(target: Target, num_samples: int) -> Choice:
-    """A method for a program; abstract values only."""
-    num_particles = max(_FEWEST_PARTICLES, num_samples)
+    """A method for a program and its data, not yet resolved."""
+    num_particles = max(_MIN_PARTICLES, num_samples)
     smc = TwistedSMC(num_particles)
-    models = target.models()
-    if any(model.process.support.is_discrete for model in models.values()):
-        return Choice(smc, "the data are discrete: ExpectedLikelihood() looks ahead at every state")
-    size = sum(math.prod(site.shape) for site in target.sites.diffusion.values())
-    if size > _LARGEST_EVENT and not target.sites.latents:
+    if target.sites(discrete=True):
+        return _for_states(target, num_particles)
+    size = sum(math.prod(shape) for shape in target.structure.shapes.values())
+    one_stage = target.structure.num_stages == 1
+    if size > _LARGEST_EVENT and one_stage and not target.structure.latents:
         return Choice(
             SplitGibbs(), f"x has {size:,} numbers: too many for the derivatives of particles"
         )
-    if size <= _FEW_COORDINATES and target.exact is None:
+    if size <= _FEW_COORDINATES and one_stage and not target.has_noiseless:
         return Choice(
             TwistedSMC(num_particles, twist=Quadrature()),
             f"x has {size} number{'s' * (size > 1)}: few enough to average any likelihood over",
         )
     observed = target.num_observed()
-    others = " and the other latents are moved along" if can_move(target) else ""
+    others = " and the latents are moved along" if can_move(target) else ""
     if observed == 0:
         reason = "the observations have no moments and enter by their gradient"
-    elif observed <= MOST_FOR_TWEEDIE:
+    elif observed <= MAX_DENSE:
         reason = f"few numbers are observed ({observed}), so their full covariance is affordable"
     else:
         reason = f"many numbers are observed ({observed}), so their covariance is taken isotropic"
     return Choice(smc, reason + others)
+
+
+def _for_states(target: Target, num_particles: int) -> Choice:
+    smc = TwistedSMC(num_particles)
+    if target.sites(discrete=False):
+        return Choice(smc, "the data are real and discrete: Mixed() has a twist for each kind")
+    for twist, reason in _FOR_COUPLED_STATES:
+        try:
+            twist.resolve(target)
+        except ValueError:
+            continue  # too many states; or noisy states are not data, or an entry is known
+        if float(_coupling(jax.random.key(0), target)) <= _MAX_COUPLING:
+            break
+        return Choice(TwistedSMC(num_particles, twist=twist), reason)
+    return Choice(smc, "the data are discrete: ExpectedLikelihood() averages over every state")
+
+
+_FOR_COUPLED_STATES = (
+    (Enumeration(), "the likelihood couples few coordinates: Enumeration() sums over their states"),
+    (
+        Perturbation(LinearPower()),
+        "the likelihood couples many coordinates of discrete data: Perturbation() changes each in "
+        "the light of the others at every level",
+    ),
+)
+
+
+@eqx.filter_jit
+def _coupling(key: Array, target: Target) -> Float[Array, ""]:
+    """By how many nats the effects of single changes miss that of all of them, at most."""
+
+    def miss(key: Array) -> Array:
+        key_x, key_u = jax.random.split(key)
+        x, other = (_random_states(key, target) for key in jax.random.split(key_x))
+        latents, _ = target.draw_latents(key_u)
+        states = {
+            name: jnp.zeros((*shape, int(np.max(_num_states(target, name)))))
+            for name, shape in target.structure.shapes.items()
+        }
+        base, changes = coordinate_changes(x, states, lambda x: target.log_likelihood(x, latents))
+        each = {
+            name: jnp.take_along_axis(changes[name], other[name][..., None], axis=-1) for name in x
+        }
+        predicted = sum((jnp.sum(change) for change in each.values()), base)
+        return jnp.abs(target.log_likelihood(other, latents) - predicted)
+
+    return jnp.max(jax.vmap(miss)(jax.random.split(key, _NUM_PAIRS)))
+
+
+def _num_states(target: Target, name: str) -> Int[np.ndarray, "..."]:
+    return num_states(target.models[name].process, target.structure.shapes[name])
+
+
+def _random_states(key: Array, target: Target) -> Values:
+    keys = target.split_key(key)
+    return {
+        name: jax.random.randint(keys[name], shape, 0, _num_states(target, name)).astype(
+            target.models[name].process.dtype
+        )
+        for name, shape in target.structure.shapes.items()
+    }

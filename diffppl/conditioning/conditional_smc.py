@@ -3,7 +3,7 @@
 n - 1 particles run freely beside one that is held to a given path x'_T, .., x'_0. At every step the
 held particle draws itself a new past,
 
-    P(ancestor = i) proportional to w_t^i p(x'_{t-1} given x_t^i) / psi_t(x_t^i),
+    P(ancestor = i) proportional to w_t^i p(x'_{t-1} | x_t^i) / psi_t(x_t^i),
 
 with w_t the weights of twisted SMC, and at the end one path is chosen by its weight. The posterior
 of paths is left invariant, whatever n.
@@ -12,18 +12,21 @@ References:
     Andrieu, Doucet and Holenstein 2010; Lindsten, Jordan and Schön 2014 (ancestor sampling).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .kernels import GuidedKernel, LastKernel
 from .method import draw_base
 from .program import Values
-from .target import Target
+from .target import Level, Target
 from .twists import AbstractTwist, Twisted
 
 _Particles = tuple[Values, Twisted, Float[Array, " n"]]
+_Kernels = Callable[[Values, Twisted], Any]
 
 
 def conditional_smc(
@@ -40,10 +43,11 @@ def conditional_smc(
         """The last particle is the reference."""
         return {name: x[name].at[-1].set(reference[name]) for name in x}
 
-    def look(x: Values, t: Array | int) -> Twisted:
-        return jax.vmap(lambda x: twist.look(target, x, jnp.asarray(t), nothing))(x)
+    def evaluate(x: Values, t: Array | int) -> Twisted:
+        level = Level(0, jnp.asarray(t))
+        return jax.vmap(lambda x: twist.evaluate(target, x, level, nothing))(x)
 
-    def parents(
+    def ancestors(
         key: Array, log_weights: Array, twisted: Twisted, log_transition: Array
     ) -> Int[Array, " n"]:
         """Free particles choose by weight, the held one by how well it continues."""
@@ -52,77 +56,62 @@ def conditional_smc(
         kept = log_weights + log_transition - twisted.log_value
         return jnp.where(held, jax.random.categorical(key_held, kept), free)
 
-    def log_transition(x: Values, twisted: Twisted, t: Array | int, reference: Values) -> Array:
-        """log p(reference given x_t) of each particle."""
-
-        def single(x: Values, twisted: Twisted) -> Array:
-            total = jnp.zeros(())
-            for name, model in target.models().items():
-                process, estimate = model.process, twisted.estimates[name]
-                last = isinstance(t, int)
-                kernel = (
-                    process.edge(x[name], estimate)
-                    if last
-                    else process.reverse(x[name], estimate, t)
-                )
-                total = total + jnp.sum(kernel.log_prob(reference[name]))
-            return total
-
-        return jax.vmap(single)(x, twisted)
-
     def advance(
-        key: Array, particles: _Particles, t: Array | int, reference: Values
+        key: Array, particles: _Particles, kernel: _Kernels, reference: Values
     ) -> tuple[Values, Twisted, Array, Array]:
-        """Choose parents, move them, and weigh the moves."""
+        """Choose ancestors, move the particles, and weigh the moves."""
         x, twisted, log_weights = particles
-        key_parents, key_move = jax.random.split(key)
-        transition = log_transition(x, twisted, t, reference)
-        parent = parents(key_parents, log_weights, twisted, transition)
-        x, twisted = jax.tree.map(lambda leaf: leaf[parent], (x, twisted))
-        keys = jax.random.split(key_move, n)
+        key_ancestors, key_move = jax.random.split(key)
+        transition = jax.vmap(lambda x, twisted: kernel(x, twisted).log_own(reference))(x, twisted)
+        chosen = ancestors(key_ancestors, log_weights, twisted, transition)
+        x, twisted = jax.tree.map(lambda leaf: leaf[chosen], (x, twisted))
 
-        def move(key: Array, x: Values, twisted: Twisted, given: Any) -> tuple[Values, Array]:
-            if isinstance(t, int):
-                return twist.finish(key, target, x, twisted, nothing, given=given)
-            return twist.propose(key, target, x, twisted, t, nothing, given=given)
+        def move(key: Array, x: Values, twisted: Twisted, is_held: Array) -> tuple[Values, Array]:
+            guided = kernel(x, twisted)
+            drawn = guided.sample(key)
+            drawn = {name: jnp.where(is_held, reference[name], drawn[name]) for name in drawn}
+            return drawn, guided.log_ratio(drawn)
 
-        free = jax.vmap(lambda key, x, twisted: move(key, x, twisted, None)[0])
-        drawn = free(keys, x, twisted)
-        drawn = hold(drawn, reference)
-        _, log_ratio = jax.vmap(move)(keys, x, twisted, drawn)
-        return drawn, twisted, log_ratio, parent
+        drawn, log_ratio = jax.vmap(move)(jax.random.split(key_move, n), x, twisted, held)
+        return drawn, twisted, log_ratio, chosen
 
     def step(particles: _Particles, inputs: Any) -> tuple[_Particles, Any]:
         key, t, reference = inputs
-        x, before, log_ratio, parent = advance(key, particles, t, reference)
-        twisted = look(x, t - 1)
+        level = Level(0, t)
+        x, before, log_ratio, chosen = advance(
+            key, particles, lambda x, twisted: GuidedKernel(target, x, twisted, level), reference
+        )
+        twisted = evaluate(x, t - 1)
         log_weights = log_ratio + twisted.log_value - before.log_value
-        return (x, twisted, log_weights), (x, parent)
+        return (x, twisted, log_weights), (x, chosen)
 
     key_base, key_steps, key_last, key_choose = jax.random.split(key, 4)
     x_T = hold(draw_base(key_base, target, n), {name: x[0] for name, x in path.items()})
-    twisted = look(x_T, target.num_steps)
+    twisted = evaluate(x_T, target.num_steps)
     times = jnp.arange(target.num_steps, 1, -1)
     keys = jax.random.split(key_steps, len(times))
     references = {name: x[1:-1] for name, x in path.items()}
-    particles, (xs, ancestors) = jax.lax.scan(
+    particles, (xs, chosen) = jax.lax.scan(
         step, (x_T, twisted, twisted.log_value), (keys, times, references)
     )
-    x_0, before, log_ratio, parent = advance(
-        key_last, particles, 1, {name: x[-1] for name, x in path.items()}
+    x_0, before, log_ratio, last = advance(
+        key_last,
+        particles,
+        lambda x, twisted: LastKernel(target, x, twisted, 0, nothing),
+        {name: x[-1] for name, x in path.items()},
     )
     log_likelihood = jax.vmap(lambda x: target.log_likelihood(x, nothing))(x_0)
     log_weights = log_likelihood + log_ratio - before.log_value
 
     # One path, traced back from x_0.
-    chosen = jax.random.categorical(key_choose, log_weights)
-    ancestors = jnp.concatenate([ancestors, parent[None]])
+    index = jax.random.categorical(key_choose, log_weights)
+    every = jnp.concatenate([chosen, last[None]])
 
-    def back(index: Array, parents: Array) -> tuple[Array, Array]:
-        return parents[index], parents[index]
+    def back(index: Array, chosen: Array) -> tuple[Array, Array]:
+        return chosen[index], chosen[index]
 
-    _, lineage = jax.lax.scan(back, chosen, ancestors, reverse=True)
-    lineage = jnp.concatenate([lineage, chosen[None]])
+    _, lineage = jax.lax.scan(back, index, every, reverse=True)
+    lineage = jnp.concatenate([lineage, index[None]])
 
     def trace(x_T: Array, xs: Array, x_0: Array) -> Array:
         every = jnp.concatenate([x_T[None], xs, x_0[None]])

@@ -5,12 +5,16 @@ from typing import Any, ClassVar, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
+from ..checks import check_fields, size_field
 from ..samplers import Ancestral
+from .kernels import GuidedKernel, LastKernel
 from .method import AbstractMethod, Draws, Exactness, draw_base, only_diffusion_sites, unweighted
-from .target import Target
-from .twists import AbstractTwist, default_twist
+from .program import Values
+from .target import Level, Target
+from .twists import AbstractTwist
+from .twists.default import resolved_twist
 
 
 @final
@@ -21,7 +25,7 @@ class Guidance(AbstractMethod):
     Bayes' rule, `MomentMatching(Isotropic())` that of PiGDM, `MomentMatching(Tweedie())` moment
     matching (TMPD), and `Perturbation()` the paper's own rule.
 
-    *Bias*. Exact only where E[x_0 given x_t] is linear (normal data), for moment matching with the
+    *Bias*. Exact only where E[x_0 | x_t] is linear (normal data), for moment matching with the
     true covariance, as the number of steps grows. There the isotropic one is a little off in the
     mean, and the point estimate is overconfident (variances 30% too small in one example).
     The weights of modes come out wrong, since a trajectory is never corrected for having chosen
@@ -32,8 +36,8 @@ class Guidance(AbstractMethod):
     end, where the observations are much sharper than a step of the chain. There is no evidence.
 
     Args:
-        twist: `MomentMatching()` for real data and `ExpectedLikelihood()` for discrete data if
-            it is None.
+        twist: `MomentMatching()` for real data, `ExpectedLikelihood()` for discrete data and
+            `Mixed()` for programs with both if it is None.
         num_steps: read the chain at fewer steps; None keeps them all.
 
     Example:
@@ -46,52 +50,65 @@ class Guidance(AbstractMethod):
 
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
     twist: AbstractTwist | None = None
-    num_steps: int | None = eqx.field(static=True, default=None)
+    num_steps: int | None = eqx.field(
+        static=True, default=None, converter=size_field("num_steps", optional=True)
+    )
 
-    def check(self, target: Target, num_samples: int) -> None:
-        """See `AbstractMethod.check`."""
+    def __check_init__(self) -> None:
+        check_fields(self)
+
+    def resolve(self, target: Target, num_samples: int) -> "Guidance":
+        """See `AbstractMethod.resolve`."""
         del num_samples
         only_diffusion_sites(target, self)
-        self._twist(target).check(target)
+        return Guidance(twist=resolved_twist(self.twist, target), num_steps=self.num_steps)
 
-    def prior_sampler(self, target: Target) -> Ancestral:
+    def prior_sampler(self) -> Ancestral:
         """See `AbstractMethod.prior_sampler`."""
-        del target
         return Ancestral()
 
     def num_denoiser_calls(self, target: Target, num_samples: int) -> int:
         """See `AbstractMethod.num_denoiser_calls`."""
-        return num_samples * target.num_steps
+        return num_samples * target.num_steps * target.structure.num_stages
 
-    def _twist(self, target: Target) -> AbstractTwist:
-        return default_twist(target) if self.twist is None else self.twist
+    def phases(self, target: Target) -> tuple[int, ...]:
+        """The steps t = T..2 of each stage."""
+        return (target.num_steps - 1,) * target.structure.num_stages
 
-    def num_ticks(self, target: Target) -> int:
-        """See `AbstractMethod.num_ticks`."""
-        return target.num_steps
+    def init(self, key: Array, target: Target, num_samples: int) -> Values:
+        """Draws of x_T."""
+        return draw_base(key, target, num_samples)
 
-    def draw(self, key: Array, target: Target, num_samples: int, tick: Any) -> Draws:
-        """See `AbstractMethod.draw`."""
-        twist, latents = self._twist(target), jnp.zeros(0)
-        key_base, key_steps, key_last = jax.random.split(key, 3)
+    def step(
+        self, key: Array, target: Target, state: Values, phase: int, i: Int[Array, ""]
+    ) -> Values:
+        """From x_t to x_{t-1}."""
+        level, twist = Level(phase, target.num_steps - i), self._resolved()
 
-        def step(x: Any, inputs: tuple[Array, Array]) -> tuple[Any, None]:
-            tick()
-            key, t = inputs
+        def single(key: Array, x: Values) -> Values:
+            twisted = twist.evaluate(target, x, level, jnp.zeros(0))
+            return GuidedKernel(target, x, twisted, level).sample(key)
 
-            def single(key: Array, x: Any) -> Any:
-                twisted = twist.look(target, x, t, latents)
-                return twist.propose(key, target, x, twisted, t, latents)[0]
+        return state | jax.vmap(single)(_split(key, state), state)
 
-            return jax.vmap(single)(jax.random.split(key, num_samples), x), None
+    def end(
+        self, key: Array, target: Target, state: Values, phase: int, num_samples: int
+    ) -> Values | Draws:
+        """From x_1 to x_0."""
+        level, twist, nothing = Level(phase, jnp.asarray(1)), self._resolved(), jnp.zeros(0)
 
-        def last(key: Array, x: Any) -> Any:
-            twisted = twist.look(target, x, jnp.asarray(1), latents)
-            return twist.finish(key, target, x, twisted, latents)[0]
+        def single(key: Array, x: Values) -> Values:
+            twisted = twist.evaluate(target, x, level, nothing)
+            return LastKernel(target, x, twisted, phase, nothing).sample(key)
 
-        times = jnp.arange(target.num_steps, 1, -1)
-        keys = jax.random.split(key_steps, len(times))
-        x_1, _ = jax.lax.scan(step, draw_base(key_base, target, num_samples), (keys, times))
-        x_0 = jax.vmap(last)(jax.random.split(key_last, num_samples), x_1)
-        tick()
-        return unweighted(target, x_0, num_samples)
+        x = state | jax.vmap(single)(_split(key, state), state)
+        is_last = phase == target.structure.num_stages - 1
+        return unweighted(target, x, num_samples) if is_last else x
+
+    def _resolved(self) -> AbstractTwist:
+        assert self.twist is not None, "resolve the method first"
+        return self.twist
+
+
+def _split(key: Array, x: Any) -> Array:
+    return jax.random.split(key, jax.tree.leaves(x)[0].shape[0])

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
@@ -13,11 +12,14 @@ from numpyro import handlers
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.primitives import Messenger
 
+from ..checks import check_instance, check_size
+from .bound import BoundProgram, check_program
 from .conditional_smc import conditional_smc
-from .inspection import inspect_program
-from .program import Program, Values, diffusion_distribution, run_program
+from .program import Program, Values, diffusion_distribution
 from .target import Target
-from .twists import AbstractTwist, default_twist
+from .twists import AbstractTwist
+from .twists.default import resolved_twist
+from .validation import check_observations
 
 
 class ParticleGibbsState(NamedTuple):
@@ -54,8 +56,8 @@ class ParticleGibbs(MCMCKernel):
         >>> mcmc.run(jax.random.key(0), y=0.3)
         >>> az.from_numpyro(mcmc)
 
-        With other latents, handing `kernel.model` to NUTS spares it the prior density of x, which
-        it need not know:
+        With other latents, hand `kernel.model` to NUTS: it leaves out the prior density of x, a
+        constant there:
 
         >>> kernel = dp.ParticleGibbs(program)
         >>> MCMC(Gibbs([(kernel, ["x"]), (NUTS(kernel.model), None)]), num_warmup=200, ...)
@@ -71,10 +73,11 @@ class ParticleGibbs(MCMCKernel):
         num_steps: int | None = None,
         twist: AbstractTwist | None = None,
     ) -> None:
-        if not callable(program):
-            raise TypeError(f"program is {type(program).__name__}; it must be a NumPyro program.")
-        if num_particles < 2:
-            raise ValueError(f"num_particles={num_particles} must be 2 or more.")
+        check_program(program)
+        num_particles = check_size("num_particles", num_particles, least=2)
+        num_steps = num_steps if num_steps is None else check_size("num_steps", num_steps)
+        twist = twist if twist is None else check_instance("twist", twist, AbstractTwist)
+        self._original: Program = program
         self._program: Program = program
         self._model: Program = GivenDiffusionSites(program)
         self.num_particles = num_particles
@@ -117,32 +120,45 @@ class ParticleGibbs(MCMCKernel):
 
     def _check(self, args: Any, kwargs: Any) -> None:
         """Refuse what cannot be done, before any work."""
-        dynamic, static = eqx.partition((args, kwargs), eqx.is_array)
-
-        def look(dynamic: Any) -> None:
-            args, kwargs = eqx.combine(dynamic, static)
-            target = Target(self._program, args, kwargs, self.num_steps)
-            if target.sites.latents:
-                raise ValueError(
-                    f"ParticleGibbs draws diffusion sites only, but the program has the latent "
-                    f"site {target.sites.latents[0]!r}: use numpyro.infer.Gibbs([(kernel, "
-                    f"{list(target.sites.diffusion)}), (NUTS(kernel.model), None)])."
-                )
-            self._twist(target).check(target)
-
-        if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(dynamic)):
-            inspect_program(self._program, args, kwargs)
-        jax.eval_shape(look, dynamic)
+        bound = BoundProgram(self._program, args, kwargs)
+        structure = bound.structure
+        if structure.latents:
+            raise ValueError(
+                f"ParticleGibbs draws diffusion sites only, but the program has the latent "
+                f"site {structure.latents[0]!r}: use numpyro.infer.Gibbs([(kernel, "
+                f"{list(structure.shapes)}), (NUTS(kernel.model), None)])."
+            )
+        if structure.num_stages > 1:
+            name = structure.stage(1)[0]
+            raise ValueError(
+                f"ParticleGibbs moves all diffusion sites at once, but the network or context of "
+                f"site {name!r} depends on another one; use TwistedSMC()."
+            )
+        if self._program is not self._original:
+            # Beside other blocks, a network that depends on their latents would be seen by NUTS
+            # through the density of its flow, and here through that of its chain.
+            kwargs = {name: value for name, value in kwargs.items() if name != "_gibbs_sites"}
+            for site in BoundProgram(self._original, args, kwargs).structure.diffusion:
+                if site.latents:
+                    raise ValueError(
+                        f"the network or context of site {site.name!r} depends on the latent site "
+                        f"{site.latents[0]!r}, of which ParticleGibbs beside another block would "
+                        "have two different posteriors; use TwistedSMC()."
+                    )
+        target = Target(bound, self.num_steps)
+        resolved_twist(self.twist, target)
+        if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(bound)):
+            check_observations(bound)
 
     def _init(self, key: Array, x_0: Values | None, args: Any, kwargs: Any) -> ParticleGibbsState:
         key_prior, key_path, key_next = jax.random.split(key, 3)
-        target = Target(self._program, args, kwargs, self.num_steps)
+        target = self._target(args, kwargs)
         if x_0 is None:
             seeded = handlers.seed(self._program, key_prior)
             trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-            x_0 = {name: trace[name]["value"] for name in target.models()}
+            x_0 = {name: trace[name]["value"] for name in target.models}
         values = target.map_sites(lambda model, x: model.to_model(x), dict(x_0))
-        values = target.pinned(values)
+        values = target.clamp(values)
 
         def path(model: Any, x: Array, key: Array) -> Array:
             def step(x: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -156,7 +172,7 @@ class ParticleGibbs(MCMCKernel):
             return jnp.concatenate([xs[::-1], x[None]])
 
         paths = target.map_sites(path, values, target.split_key(key_path))
-        return ParticleGibbsState(target.to_user(values), paths, jnp.ones(()), key_next)
+        return ParticleGibbsState(_to_user(target, values), paths, jnp.ones(()), key_next)
 
     def sample(self, state: Any, model_args: Any, model_kwargs: Any) -> ParticleGibbsState:
         """One iteration: a new path, given the old one."""
@@ -173,12 +189,10 @@ class ParticleGibbs(MCMCKernel):
         args, kwargs = model_args or (), model_kwargs or {}
 
         def add(z: Values) -> Values:
-            trace = run_program(self._program, args, kwargs, z)
-            return z | {
-                name: site["value"]
-                for name, site in trace.items()
-                if site["type"] == "deterministic"
-            }
+            target = self._target(args, kwargs)
+            x_0 = target.map_sites(lambda model, x: model.to_model(x), z)
+            values = target.evaluate(x_0, jnp.zeros(0)).values
+            return z | {name: values[name] for name in target.structure.deterministic}
 
         return add
 
@@ -191,25 +205,28 @@ class ParticleGibbs(MCMCKernel):
         """How much of the path the last iteration renewed."""
         return f"{100 * float(jnp.mean(state.renewed)):.0f} % of the path renewed"
 
-    def _twist(self, target: Target) -> AbstractTwist:
-        return default_twist(target) if self.twist is None else self.twist
+    def _target(self, args: Any, kwargs: Any) -> Target:
+        return Target(BoundProgram(self._program, args, kwargs), self.num_steps)
 
     def _step(self, state: ParticleGibbsState, args: Any, kwargs: Any) -> ParticleGibbsState:
-        target = Target(self._program, args, kwargs, self.num_steps)
+        target = self._target(args, kwargs)
         key, key_next = jax.random.split(state.rng_key)
-        path, renewed = conditional_smc(
-            key, target, self._twist(target), state.path, self.num_particles
-        )
+        twist = resolved_twist(self.twist, target)
+        path, renewed = conditional_smc(key, target, twist, state.path, self.num_particles)
         x_0 = {name: x[-1] for name, x in path.items()}
-        return ParticleGibbsState(target.to_user(x_0), path, renewed, key_next)
+        return ParticleGibbsState(_to_user(target, x_0), path, renewed, key_next)
+
+
+def _to_user(target: Target, x_0: Values) -> Values:
+    values = target.evaluate(x_0, jnp.zeros(0)).values
+    return {name: values[name] for name in x_0}
 
 
 @final
 class GivenDiffusionSites:
-    """A program whose diffusion sites add nothing to the density, being given.
+    """A program whose diffusion sites, being given, add nothing to the density.
 
-    A site with a context keeps its density, which other latents may change. Equal to the program
-    that it wraps, as the blocks of a `numpyro.infer.Gibbs` must be.
+    Equal to the program that it wraps, as the blocks of a `numpyro.infer.Gibbs` must be.
     """
 
     def __init__(self, program: Program) -> None:
@@ -231,6 +248,5 @@ class GivenDiffusionSites:
 class _WithoutPriors(Messenger):
     def process_message(self, msg: Any) -> None:
         if msg["type"] == "sample":
-            found = diffusion_distribution(msg["fn"])
-            if found is not None and found.context is None:
+            if diffusion_distribution(msg["fn"]) is not None:
                 msg["fn"] = msg["fn"].mask(mask=False)

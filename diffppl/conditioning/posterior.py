@@ -1,26 +1,29 @@
 """The runner: posterior draws of a program, in the shape of `numpyro.infer.MCMC`."""
 
+import warnings
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from numpyro.diagnostics import print_summary
 
 from ..checks import check_key, check_size
 from ..entry import warn_of_short_chain
-from ..progress import bar
+from .bound import BoundProgram, check_program
 from .choose import choose
-from .credentials import LogEvidence, pooled_evidence, warn_of_collapse, warn_of_lost_draws
-from .inspection import inspect_program
-from .method import AbstractMethod, Draws, Exactness
-from .program import Program, Values, as_dynamic
-from .runs import draw_prior, log_likelihoods, observed_data, predict, run_chains
+from .diagnostics import divergence, find_faults, tail_indices
+from .evidence import LogEvidence, pooled_evidence, pooled_indices
+from .method import AbstractMethod, Draws, Exactness, check_method
+from .prior import draw_prior
+from .program import Values
+from .runs import Run, log_likelihoods, predict, run_chains
+from .summary import print_posterior
 from .target import Target
+from .validation import check_observations
 
 _NUM_SAMPLES = 1_000
-_SUMMARY_SIZE = 20  # sites with more coordinates are left out of the default summary
 
 
 class Posterior:
@@ -29,11 +32,14 @@ class Posterior:
     Args:
         program: a NumPyro model with at least one `numpyro.sample(name, model())` and at least
             one observed site. Any other continuous latent sites are inferred with it.
-        method: how to draw, for instance `TwistedSMC(num_particles=1_000)`. If it is None, `run`
-            looks at the program and chooses; `explanation` then says what and why.
-        num_chains: independent runs of the method, so that R-hat means what it should.
+        method: how to draw, for instance `TwistedSMC(num_particles=1_000)`. If it is None, each
+            `run` chooses one for its data; `method` and `explanation` then give it and the reason.
+        num_chains: independent runs of the method, so that R-hat has its usual meaning.
         num_samples: draws of each chain; by default one for each particle of the method, or 1,000.
         progress_bar: whether to show one.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind; the message names it.
 
     Example:
         >>> def program(y=None):
@@ -54,30 +60,23 @@ class Posterior:
         num_samples: int | None = None,
         progress_bar: bool = True,
     ) -> None:
-        if not callable(program):
-            raise TypeError(f"program is {type(program).__name__}; it must be a NumPyro program.")
-        if method is not None and not isinstance(method, AbstractMethod):
-            raise TypeError(
-                f"method is {type(method).__name__}; it must be a method such as "
-                "diffppl.TwistedSMC(num_particles=1_000). NumPyro's own kernels go into "
-                "numpyro.infer.MCMC."
-            )
+        check_program(program)
+        check_method(method)
         draws: Any = num_samples
         if draws is None:
             draws = getattr(method, "num_particles", _NUM_SAMPLES)
-        for name, value in (("num_chains", num_chains), ("num_samples", draws)):
-            check_size(name, value)
-        self.program: Program = program
-        self.method: AbstractMethod | None = method
-        self.explanation = "the method was given"
-        self.num_chains = num_chains
-        self.num_samples: int = draws
+        self.program = program
+        self.num_chains = check_size("num_chains", num_chains)
+        self.num_samples = check_size("num_samples", draws)
         self.progress_bar = progress_bar
-        self._draws: Draws | None = None
-        self._looks: dict[Any, Any] = {}
+        self._method: AbstractMethod | None = method
+        self._run: Run | None = None
 
     def run(self, key: Any, *args: Any, **kwargs: Any) -> None:
         """Draw from the posterior.
+
+        The program is read anew at each call: changed globals, models and data change the answer,
+        and compile something only where they change a shape or the computation.
 
         Args:
             key: a typed JAX key.
@@ -85,84 +84,88 @@ class Posterior:
             **kwargs: for the program, such as the observations.
 
         Raises:
-            ValueError: the program cannot be conditioned; the message names the site.
+            TypeError, ValueError: the program or its data cannot be conditioned on; the message
+                names the site and the remedy.
+            KeyboardInterrupt: before the first chain was finished. Later, the finished chains are
+                kept, with a warning.
+
+        Warns:
+            UserWarning: the particles collapsed, weights were NaN, draws are not finite, or the
+                chain ends before noise has drowned the data.
         """
         key = check_key(key)
-        args, kwargs = as_dynamic((args, kwargs))
-        sites = inspect_program(self.program, args, kwargs)
-        method, explanation, num_ticks = self._look(args, kwargs)
-        with bar(self.num_chains * num_ticks, type(method).__name__, show=self.progress_bar):
-            draws, samples, ends = run_chains(
-                key,
-                self.program,
-                method,
-                args,
-                kwargs,
-                self.num_chains,
-                self.num_samples,
-                show=self.progress_bar,
-            )
-            jax.block_until_ready(draws)
-        self.method, self.explanation = method, explanation
-        self.num_denoiser_calls = self.num_chains * round(float(ends.calls))
-        self._args, self._kwargs, self._key = args, kwargs, key
-        self._sites, self._draws, self._samples = sites, draws, samples
-        warn_of_collapse(self.step_stats, self.log_evidence)
-        for name in sites.diffusion:
-            warn_of_lost_draws(ends.lost[name], name)
-            warn_of_short_chain(ends.left[name], f"site {name!r}")
+        bound = BoundProgram(self.program, args, kwargs)
+        check_observations(bound)
+        method, explanation = self._method, "the method was given"
+        if method is None:
+            method, explanation = choose(Target(bound), self.num_samples)
+        target = Target(bound, method.num_steps)
+        method = method.resolve(target, self.num_samples)
+        draws, report, num_chains = run_chains(
+            key, target, method, self.num_chains, self.num_samples, show=self.progress_bar
+        )
+        nan_sites = [name for name, share in report.nan.items() if float(jnp.max(share)) > 0]
+        tails = tail_indices(draws, target)
+        faults = find_faults(draws, target, method, nan_sites, tails)
+        places = pooled_indices(key, np.asarray(draws.log_evidence), self.num_samples)
+        self._run = Run(
+            key, (args, kwargs), target, method, explanation, draws, report, tails, faults, places
+        )
+        if told := [fault.warning for fault in faults if fault.warning]:
+            warnings.warn(" Also, ".join(told), stacklevel=2)
+        for name in bound.structure.shapes:
+            lost, size = (float(jnp.max(x[name])) for x in (report.lost, report.size))
+            if text := divergence(self._spare_key(2), target, method, name, lost, size):
+                warnings.warn(text, stacklevel=2)
+            else:
+                warn_of_short_chain(jnp.max(report.left[name]), f"site {name!r}")
 
-    def _look(self, args: Any, kwargs: Any) -> tuple[AbstractMethod, str, int]:
-        """Choose the method, let it refuse the program, and count its ticks.
+    # What was found -------------------------------------------------------------------------------
 
-        On shapes alone, and once for each shape of the program's arguments.
-        """
-        signature = _signature((args, kwargs))
-        if signature in self._looks:
-            return self._looks[signature]
-        holder: list[Any] = []
+    @property
+    def _last(self) -> Run:
+        if self._run is None:
+            raise RuntimeError("this posterior has not been run; call run(key, ...) first.")
+        return self._run
 
-        def look(dynamic: Any) -> None:
-            program, method, args, kwargs = eqx.combine(dynamic, static)
-            explanation = self.explanation
-            if method is None:
-                method, explanation = choose(Target(program, args, kwargs), self.num_samples)
-            target = Target(program, args, kwargs, method.num_steps)
-            method.check(target, self.num_samples)
-            holder.extend([method, explanation, method.num_ticks(target)])
+    @property
+    def method(self) -> AbstractMethod | None:
+        """The method of the last run with every setting filled in; before one, the method given."""
+        return self._method if self._run is None else self._run.method
 
-        dynamic, static = eqx.partition((self.program, self.method, args, kwargs), eqx.is_array)
-        jax.eval_shape(look, dynamic)
-        method, *rest = holder
-        found = (method if self.method is None else self.method, *rest)
-        self._looks[signature] = found
-        return found
-
-    # What was found ---------------------------------------------------------------------------
+    @property
+    def explanation(self) -> str:
+        """Why the last run used its method."""
+        return self._last.explanation
 
     @property
     def draws(self) -> Draws:
-        """Everything the method returned, with a leading axis of chains."""
-        if self._draws is None:
-            raise RuntimeError("this posterior has not been run; call run(key, ...) first.")
-        return self._draws
+        """Everything that the method returned, with a leading axis of chains."""
+        return self._last.draws
 
     @property
     def exactness(self) -> Exactness:
         """What the draws are draws from."""
-        _ = self.draws
-        assert self.method is not None
-        return self.method.exactness
+        return self._last.method.exactness
+
+    @property
+    def num_denoiser_calls(self) -> int:
+        """Evaluations of the network in all chains."""
+        return round(float(jnp.sum(self._last.report.calls)))
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What speaks against the last run, in a few words each; empty where nothing does."""
+        return tuple(fault.summary for fault in self._last.faults)
 
     @property
     def pareto_k(self) -> np.ndarray:
         """Pareto k-hat of each chain's last weights: above 0.7 their mean is not to be trusted.
 
-        NaN for a method without weights. (Vehtari et al. 2024, by ArviZ.)
+        NaN for a method without weights, and for programs with discrete sites, where the weights
+        take few values and no tail can be fit to them. (Vehtari et al. 2024, by ArviZ.)
         """
-        from ..arviz import pareto_k  # ArviZ takes seconds to import
-
-        return pareto_k(np.asarray(self.draws.log_weights))
+        return self._last.tails
 
     @property
     def step_stats(self) -> dict[str, Array]:
@@ -171,76 +174,103 @@ class Posterior:
 
     @property
     def log_evidence(self) -> LogEvidence:
-        """log p(y) in nats, pooled over chains, with its standard error.
+        """log p(y) in nats, pooled over chains, with its Monte Carlo error; see `LogEvidence`.
 
-        The error is the larger of two: the spread between chains, and what each chain's own
-        genealogy says. Both are NaN for a method that gives no evidence.
+        NaN for a method that gives no evidence.
         """
-        return pooled_evidence(self.draws)
+        return pooled_evidence(self.draws, "; ".join(self.faults))
 
     def get_samples(self, *, group_by_chain: bool = False) -> Values:
-        """Draws by site name, in the user's units: diffusion sites, other latents, deterministics.
+        """Draws by site name, in the user's units: diffusion, latent, free and deterministic sites.
 
-        Shape `(num_chains * num_samples, ...)`, or `(num_chains, num_samples, ...)`.
+        All draws have equal weight. Where the chains' estimates of the evidence differ, chains
+        count by their evidence: places of chains with too small a share are filled with draws of
+        others (`sample_stats` in `to_arviz` tells which).
+
+        Returns:
+            Shape `(num_chains * num_samples, ...)`, or `(num_chains, num_samples, ...)`.
         """
-        _ = self.draws
+        samples = self._pooled(self._last.report.samples)
         if group_by_chain:
-            return dict(self._samples)
-        return {name: x.reshape(-1, *x.shape[2:]) for name, x in self._samples.items()}
+            return samples
+        return {name: x.reshape(-1, *x.shape[2:]) for name, x in samples.items()}
+
+    def _pooled(self, tree: Any) -> Any:
+        """Draws of chains, in the places where they count by the evidence of their chain."""
+        chain, draw = np.moveaxis(self._last.places, -1, 0)
+        return jax.tree.map(lambda x: x[chain, draw], tree)
+
+    def sample_stats(self) -> dict[str, Array]:
+        """Of each draw that `get_samples` returns, with the chain that it comes from."""
+        stats = self._pooled(self.draws.sample_stats)
+        return stats | {"origin_chain": jnp.asarray(self._last.places[..., 0])}
 
     def print_summary(self, prob: float = 0.9) -> None:
-        """Print NumPyro's summary of the small sites, the evidence, and what to make of them."""
-        samples = self.get_samples(group_by_chain=True)
-        small = {n: np.asarray(x) for n, x in samples.items() if x[0, 0].size <= _SUMMARY_SIZE}
-        if small and self.num_samples >= 4:
-            print_summary(small, prob=prob, group_by_chain=True)
-        for name in samples.keys() - small.keys():
-            print(f"{name}: {samples[name].shape[2:]} left out, being large; see to_arviz().")
+        """Print NumPyro's summary of the small sites, the evidence, and how far to trust them."""
+        print_posterior(self.get_samples(group_by_chain=True), self.known_entries(), prob)
         print(f"log evidence: {self.log_evidence}")
+        if not np.isnan(self.log_evidence.value):
+            print(
+                "  (± is the Monte Carlo error of this chain's evidence; the errors of the prior "
+                "and of the chain's length are not in it)"
+            )
         print(f"exactness: {self.exactness.value} ({self.method!r}: {self.explanation})")
         print(f"denoiser calls: {self.num_denoiser_calls:,}")
 
+    def known_entries(self) -> dict[str, np.ndarray]:
+        """Masks of the entries that were observed without noise, for the sites that have some."""
+        masks = {name: np.asarray(m) for name, (m, _) in self._last.target.bound.known().items()}
+        return {name: mask for name, mask in masks.items() if mask.any()}
+
     def posterior_predictive(self) -> Values:
         """One new draw of every observed site for each posterior draw."""
-        key = self._spare_key(0)
-        return predict(
-            key, self.program, self._args, self._kwargs, self._sites, self._latent_samples()
-        )
+        return predict(self._spare_key(0), self._last.target, *self._latent_draws())
 
     def log_likelihood(self) -> Values:
         """Log-density of every observation at each posterior draw, in nats, by site.
 
-        Shape `(num_chains, num_samples, *batch_shape)`. Observed Deltas have none.
+        Shape `(num_chains, num_samples, *batch_shape)`. Observed Deltas and factors have none.
         """
-        return log_likelihoods(
-            self.program, self._args, self._kwargs, self._sites, self._latent_samples()
-        )
+        return log_likelihoods(self._last.target, *self._latent_draws())
 
     def prior(self, num_samples: int = 500) -> Values:
-        """Draws of the latent sites from the prior, by site, in the user's units."""
-        _ = self.draws
-        names = (*self._sites.diffusion, *self._sites.latents)
-        key = self._spare_key(1)
-        return draw_prior(key, self.program, self._args, self._kwargs, names, num_samples)
+        """Draws of the unobserved and deterministic sites from the prior, in the user's units.
+
+        Raises:
+            RuntimeError: something that the program reads has changed since the run.
+        """
+        run = self._last
+        args, kwargs = run.arguments
+        bound = BoundProgram(self.program, args, kwargs)
+        if not eqx.tree_equal(bound, run.target.bound):
+            raise RuntimeError(
+                "the program, or values that it reads, changed since run(...), so draws of its "
+                "prior would not belong to those of the posterior; run it again."
+            )
+        num_samples = check_size("num_samples", num_samples)
+        drawn = draw_prior(self._spare_key(1), self.program, args, kwargs, num_samples)
+        return {name: drawn[name] for name in run.report.samples}
 
     def _spare_key(self, number: int) -> Array:
         """A key that no chain has used."""
-        return jax.random.split(self._key, self.num_chains + 2)[self.num_chains + number]
+        run = self._last
+        return jax.random.split(run.key, self.num_chains + 3)[self.num_chains + number]
 
     def observed_data(self) -> Values:
         """The values of the observed sites."""
-        _ = self.draws
-        return observed_data(self.program, self._args, self._kwargs, self._sites)
+        target = self._last.target
+        return target.evaluate(target.bound.origin(), jnp.zeros(target.num_latents)).observed
 
-    def _latent_samples(self) -> Values:
-        samples = self.get_samples(group_by_chain=True)
-        return {name: samples[name] for name in (*self._sites.diffusion, *self._sites.latents)}
+    def _latent_draws(self) -> tuple[Values, Array]:
+        return self._pooled((self.draws.x_0, self.draws.latents))
 
     def to_arviz(self, *, dims: Any = None, coords: Any = None) -> Any:
         """The run as ArviZ data: `InferenceData` (ArviZ 0.x) or `DataTree` (1.x).
 
         Groups: posterior, prior, posterior_predictive, log_likelihood, sample_stats (also per
-        step, on the dimension `step`) and observed_data.
+        step, on the dimension `step`), observed_data, and, where entries of a diffusion site were
+        observed without noise, constant_data with those entries; the posterior then has the others.
+        A "/" in a site's name, as `numpyro.handlers.scope` makes it, becomes ".".
 
         Args:
             dims: names of the event dimensions, `{site: [names]}`.
@@ -251,16 +281,8 @@ class Posterior:
         return from_posterior(self, dims=dims, coords=coords)
 
     def __repr__(self) -> str:
-        state = "not run" if self._draws is None else f"log_evidence={self.log_evidence}"
+        state = "not run" if self._run is None else f"log_evidence={self.log_evidence}"
         return (
             f"Posterior({getattr(self.program, '__name__', 'program')}, {self.method!r}, "
             f"num_chains={self.num_chains}, num_samples={self.num_samples}, {state})"
         )
-
-
-def _signature(tree: Any) -> Any:
-    """What a pytree is but for the values of its arrays."""
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple(
-        (leaf.shape, leaf.dtype) if eqx.is_array(leaf) else leaf for leaf in leaves
-    )

@@ -1,31 +1,71 @@
-"""Finding the diffusion sites of a NumPyro program, its other latents and its observations."""
+"""Execution of a NumPyro program whose unobserved sites are filled in by the caller.
+
+`execute` runs the program once under effect handlers and returns its trace. Whatever the rest of
+the room could not treat correctly is refused here, by the name of the site: `numpyro.param`,
+subsampled plates, randomness outside of sample sites, a diffusion model inside another
+distribution, and so on.
+"""
 
 from collections.abc import Callable
 from typing import Any, final
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 from numpyro import handlers
-from numpyro.distributions import Distribution, ExpandedDistribution, Independent
+from numpyro.distributions import (
+    Distribution,
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+)
+from numpyro.primitives import Messenger
 
 from ..distribution import DiffusionDistribution
-from ..model import DiffusionModel
+from .arguments import Arguments
 
-Values = dict[str, Array]
 Program = Callable[..., Any]
+Values = dict[str, Array]
+Site = dict[str, Any]
+Trace = dict[str, Site]
+Fill = Callable[[Site], Array | None]
+"""The value of an unobserved site; None draws it from its distribution."""
 
 
-@final
-class DiffusionSite(eqx.Module):
-    """One `numpyro.sample(name, model(...))` of a program."""
+def execute(
+    key: Array,
+    program: Program,
+    arguments: Arguments,
+    inputs: PyTree,
+    fill: Fill,
+    *,
+    predict: bool = False,
+) -> Trace:
+    """The trace of one execution of a program.
 
-    name: str = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
-    model: DiffusionModel
-    depends_on_latents: bool = eqx.field(static=True)
+    Args:
+        key: for the sites that `fill` leaves to their distributions. Keys that the program itself
+            sets (`handlers.seed`) are not used.
+        program: a NumPyro model.
+        arguments: its arguments, and data to condition it on.
+        inputs: the values of `arguments.inputs`.
+        fill: gives the values of unobserved sites.
+        predict: draw the observed sites as well, in place of their observations.
+
+    Raises:
+        TypeError, ValueError: the program cannot be conditioned; the message names the site.
+    """
+    (args, kwargs), data = arguments.restored(inputs)
+    program = handlers.condition(program, data) if data else program
+    with (
+        arguments.evaluation(),
+        handlers.trace() as trace,
+        _FillSites(fill, key=key, predict=predict),
+    ):
+        program(*args, **kwargs)
+    return trace
 
 
 def unwrapped(fn: Any) -> Any:
@@ -35,110 +75,187 @@ def unwrapped(fn: Any) -> Any:
     return fn
 
 
-def diffusion_distribution(fn: Distribution) -> DiffusionDistribution | None:
-    """The diffusion distribution at a site, if there is one."""
+def diffusion_distribution(fn: Any) -> DiffusionDistribution | None:
+    """The diffusion distribution of a site, if it has one."""
     found = unwrapped(fn)
     return found if isinstance(found, DiffusionDistribution) else None
 
 
-def is_exact(fn: Any) -> bool:
+def is_noiseless(fn: Any) -> bool:
     """Whether an observation of this distribution has no noise: a Delta, masked or not."""
-    return isinstance(unwrapped(getattr(fn, "base_dist", fn)), dist.Delta)
+    while isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
+
+
+def is_open(site: Site) -> bool:
+    """Whether a site has no value but the one that `execute` filled in."""
+    return site["type"] == "sample" and site.get("filled", False)
+
+
+def is_observed(site: Site) -> bool:
+    """Whether a site has an observation; a factor has one."""
+    return site["type"] == "sample" and site["is_observed"]
+
+
+def site_shape(site: Site) -> tuple[int, ...]:
+    """Shape of a draw of a site: its `sample_shape`, its batch and its event."""
+    return (*site["kwargs"].get("sample_shape", ()), *site["fn"].shape())
 
 
 @final
-class Sites(eqx.Module):
-    """What a program is made of: diffusion sites, other latents, observed sites.
+class _FillSites(Messenger):
+    """Fills in unobserved sites, checks observed ones, and refuses other statements."""
 
-    `exact` are those of the observed sites that have no noise.
-    """
+    def __init__(self, fill: Fill, *, key: Array, predict: bool) -> None:
+        super().__init__()
+        self._fill, self._key, self._predict = fill, key, predict
 
-    diffusion: dict[str, DiffusionSite]
-    latents: tuple[str, ...] = eqx.field(static=True)
-    observed: tuple[str, ...] = eqx.field(static=True)
-    exact: tuple[str, ...] = eqx.field(static=True)
-    deterministic: tuple[str, ...] = eqx.field(static=True)
+    def process_message(self, msg: Any) -> None:
+        match msg["type"]:
+            case "sample" if not msg.get("_control_flow_done", False):
+                self._sample(msg)
+            case "control_flow":
+                msg["kwargs"]["rng_key"] = self._next_key()
+                msg["kwargs"]["substitute_stack"].append(("substitute", self._in_control_flow))
+            case "plate":
+                _check_plate(msg)
+            case "param" | "mutable":
+                raise ValueError(
+                    f"numpyro.{msg['type']} site {msg['name']!r} would keep its initial value: "
+                    "a posterior treats parameters as fixed. Give it a prior by numpyro.sample, "
+                    "or pass its value as an argument of the program."
+                )
+            case "prng_key":
+                raise ValueError(
+                    "numpyro.prng_key() draws randomness outside of the sample sites of the "
+                    "program; draw it by numpyro.sample, so that it can be inferred."
+                )
 
+    def _next_key(self) -> Array:
+        self._key, key = jax.random.split(self._key)
+        return key
 
-def _placeholder(site: dict[str, Any]) -> Array | None:
-    """Zeros for a diffusion site, so that looking at a program runs no chain."""
-    if site["type"] != "sample" or site["is_observed"]:
-        return None
-    if isinstance(site["fn"], dist.ImproperUniform):
-        name = site["name"]
-        raise ValueError(  # noqa: TRY004 (the program is at fault, not a type)
-            f"site {name!r} has an improper prior; give it a proper one."
-        )
-    found = diffusion_distribution(site["fn"])
-    if found is None:
-        return None
-    return jnp.zeros(site["fn"].shape(), found.model.process.dtype)
+    def _sample(self, msg: Site) -> None:
+        _check_distribution(msg)
+        if msg["is_observed"]:
+            msg["value"] = _observation(msg)
+            auxiliary = isinstance(msg["fn"], dist.Unit) or is_noiseless(msg["fn"])
+            if self._predict and not auxiliary:
+                msg["value"] = msg["fn"].sample(self._next_key())
+            return
+        if msg["value"] is None and is_noiseless(msg["fn"]):
+            msg["value"] = msg["fn"].sample(None)
+        elif msg["value"] is None:
+            value = self._fill(msg)
+            if value is None:
+                _check_proper(msg)
+                value = msg["fn"].sample(self._next_key(), msg["kwargs"]["sample_shape"])
+            msg["value"], msg["filled"] = value, True
+        elif diffusion_distribution(msg["fn"]) is not None:
+            raise ValueError(
+                f"site {msg['name']!r} is a diffusion model whose value handlers.substitute sets; "
+                "leave it free, and observe something that depends on it."
+            )
 
-
-def draw_program(
-    key: Array, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], values: Values
-) -> dict[str, Any]:
-    """The program's trace with some sites fixed; diffusion sites are zero if they are not."""
-
-    def value(site: dict[str, Any]) -> Array | None:
-        return values[site["name"]] if site["name"] in values else _placeholder(site)
-
-    fixed = handlers.substitute(handlers.seed(program, key), substitute_fn=value)
-    return handlers.trace(fixed).get_trace(*args, **kwargs)
-
-
-def run_program(
-    program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], values: Values
-) -> dict[str, Any]:
-    """`draw_program` where no draw counts: the sites that matter are fixed, or observed."""
-    return draw_program(jax.random.key(0), program, args, kwargs, values)
-
-
-def factor(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sites:
-    """Find the sites of a program. Works inside and outside compiled code."""
-    trace = run_program(program, args, kwargs, {})
-    diffusion, latents, observed, deterministic = {}, [], [], []
-    for name, site in trace.items():
-        if site["type"] == "deterministic":
-            deterministic.append(name)
-        if site["type"] != "sample":
-            continue
-        found = diffusion_distribution(site["fn"])
+    def _in_control_flow(self, site: Site) -> Array | None:
+        """The value of a site within NumPyro's `scan` or `cond`."""
+        if diffusion_distribution(site["fn"]) is not None:
+            raise ValueError(
+                f"site {site['name']!r} is a diffusion model inside numpyro's scan or cond, which "
+                "cannot be conditioned there; draw it before the loop, in a numpyro.plate, or "
+                "write the loop in Python."
+            )
+        _check_distribution(site)
         if site["is_observed"]:
-            observed.append(name)
-        elif found is not None:
-            # Latents that come before could feed the context; trace order is a safe guide.
-            depends = found.context is not None and bool(latents)
-            diffusion[name] = DiffusionSite(name, site["fn"].shape(), found.model, depends)
+            return None
+        site["filled"] = site["in_control_flow"] = True
+        return self._fill(site)
+
+
+# What is refused ----------------------------------------------------------------------------------
+
+
+def _check_plate(msg: Site) -> None:
+    size, subsample_size = msg["args"]
+    if subsample_size is not None and subsample_size != size:
+        raise ValueError(
+            f"plate {msg['name']!r} takes a subsample of {subsample_size} of {size}, whose "
+            "posterior is not that of the data; leave out subsample_size."
+        )
+
+
+def _check_distribution(msg: Site) -> None:
+    """Refuse a diffusion model that is masked, scaled, or part of another distribution."""
+    name, fn = msg["name"], msg["fn"]
+    if diffusion_distribution(fn) is not None:
+        if msg["scale"] is not None:
+            raise ValueError(
+                f"site {name!r} is a diffusion model under handlers.scale, which would raise its "
+                "density to a power; scale the observations alone."
+            )
+        return
+    if _contains_diffusion(fn):
+        if isinstance(fn, MaskedDistribution):
+            what = (
+                "under a mask, which would remove its prior; mask the observations alone, or leave "
+                "it unmasked and observe its known entries by dist.Delta(x[rows])"
+            )
         else:
-            latents.append(name)
-    exact = tuple(name for name in observed if is_exact(trace[name]["fn"]))
-    # In the order of names, which JAX gives every dictionary that it takes apart.
-    diffusion = dict(sorted(diffusion.items()))
-    return Sites(diffusion, tuple(latents), tuple(observed), exact, tuple(deterministic))
+            what = f"inside {type(fn).__name__}, which has no reverse chain; " + (
+                "draw it at a site of its own, numpyro.sample(name, model()), and transform its "
+                "value in the program"
+            )
+        raise ValueError(f"site {name!r} has a diffusion model {what}.")
 
 
-def predictive(
-    program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], sites: Sites
-) -> Callable[[Array, Values], Values]:
-    """A function that draws the observed sites anew, given one posterior draw.
-
-    Observed sites are un-observed by replaying the program with their distributions' samples.
-    """
-
-    def draw(key: Array, values: Values) -> Values:
-        key_program, *keys = jax.random.split(key, 1 + len(sites.observed))
-        trace = draw_program(key_program, program, args, kwargs, values)
-        drawn = {}
-        for name, site_key in zip(sites.observed, keys, strict=True):
-            fn = trace[name]["fn"]
-            if not isinstance(fn, dist.Unit):
-                drawn[name] = fn.sample(site_key)
-        return drawn
-
-    return draw
+def _check_proper(msg: Site) -> None:
+    fn = msg["fn"]
+    while isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
+        fn = fn.base_dist
+    if isinstance(fn, dist.ImproperUniform):
+        raise ValueError(  # noqa: TRY004 (the program is at fault, not a type)
+            f"site {msg['name']!r} has an improper prior; give it a proper one."
+        )
 
 
-def as_dynamic(tree: Any) -> Any:
-    """Python floats to arrays, so that a new value does not compile anew."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf, tree)
+def _contains_diffusion(value: Any) -> bool:
+    if isinstance(value, DiffusionDistribution):
+        return True
+    if isinstance(value, Distribution):
+        return any(_contains_diffusion(part) for part in vars(value).values())
+    if isinstance(value, list | tuple):
+        return any(_contains_diffusion(part) for part in value)
+    return False
+
+
+def _observation(msg: Site) -> Array:
+    """The observed value as an array that broadcasts against its distribution."""
+    name, fn, value = msg["name"], msg["fn"], msg["value"]
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"the observation at site {name!r} is a masked array, whose mask would be dropped; "
+            "pass obs=y.filled(...) under numpyro.handlers.mask(mask=~y.mask)."
+        )
+    if not isinstance(value, jax.Array):
+        try:
+            value = np.asarray(value)
+        except ValueError as error:  # a ragged list
+            raise TypeError(f"the observation at site {name!r} is not an array: {error}.") from None
+        if value.dtype.kind not in "biuf":
+            raise TypeError(
+                f"the observation at site {name!r} has dtype {value.dtype}; it must be an array "
+                "of numbers."
+            )
+    wanted = fn.shape()
+    try:
+        shape = jnp.broadcast_shapes(value.shape, wanted)
+    except ValueError:
+        shape = None
+    if shape is None or shape not in (value.shape, wanted):
+        how = "do not broadcast" if shape is None else f"would broadcast to {shape}"
+        raise ValueError(
+            f"the observation at site {name!r} has shape {value.shape} and its distribution has "
+            f"shape {wanted}, which {how}; give both the same shape."
+        )
+    return jnp.asarray(value)

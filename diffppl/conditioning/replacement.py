@@ -5,8 +5,9 @@ from typing import Any, ClassVar, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
+from ..checks import size_field
 from ..samplers import Ancestral
 from .method import (
     AbstractMethod,
@@ -18,7 +19,7 @@ from .method import (
     unweighted,
 )
 from .program import Values
-from .target import Target
+from .target import Level, Target
 
 
 @final
@@ -29,7 +30,7 @@ class Replacement(AbstractMethod):
     of data. With `num_repeats` above 1 it is RePaint: after a step the state is noised again and
     the step repeated, so that the unknown entries come to agree with the known ones.
 
-    *Bias*. Unknown entries learn of the known ones only through the denoiser, a step late. For
+    *Bias*. Unknown entries depend on the known ones only through the denoiser, a step late. For
     two standard normals of correlation 0.9, one seen as 1, a single pass has mean 0.62 and variance
     0.31 where the truth is 0.9 and 0.19; ten repeats have 0.88 and 0.20 (correlation 0.5: 0.27 and
     0.82, then 0.46 and 0.76, for 0.5 and 0.75; `schedules.Reciprocal(1_000)`). The paper keeps
@@ -52,76 +53,88 @@ class Replacement(AbstractMethod):
     """
 
     exactness: ClassVar[Exactness] = Exactness.APPROXIMATE
-    num_repeats: int = eqx.field(static=True, default=1)
-    num_steps: int | None = eqx.field(static=True, default=None)
+    num_repeats: int = eqx.field(static=True, default=1, converter=size_field("num_repeats"))
+    num_steps: int | None = eqx.field(
+        static=True, default=None, converter=size_field("num_steps", optional=True)
+    )
 
-    def __check_init__(self) -> None:
-        if self.num_repeats < 1:
-            raise ValueError(f"num_repeats={self.num_repeats} must be 1 or more.")
-
-    def check(self, target: Target, num_samples: int) -> None:
-        """See `AbstractMethod.check`."""
+    def resolve(self, target: Target, num_samples: int) -> "Replacement":
+        """See `AbstractMethod.resolve`."""
         del num_samples
         only_diffusion_sites(target, self)
-        others = [name for name in target.sites.observed if name not in target.sites.exact]
-        if others or target.exact is None:
+        structure = target.structure
+        others = [name for name in structure.observed if name not in structure.noiseless]
+        if others or not target.has_noiseless:
             what = f"site {others[0]!r} is noisy" if others else "none is"
             raise ValueError(
                 f"Replacement() conditions on entries observed without noise (dist.Delta), and "
                 f"{what}; use TwistedSMC() or Guidance()."
             )
+        return self
 
-    def prior_sampler(self, target: Target) -> Ancestral:
+    def prior_sampler(self) -> Ancestral:
         """See `AbstractMethod.prior_sampler`."""
-        del target
         return Ancestral()
 
     def num_denoiser_calls(self, target: Target, num_samples: int) -> int:
         """See `AbstractMethod.num_denoiser_calls`."""
-        return num_samples * ((target.num_steps - 1) * self.num_repeats + 1)
+        steps = (target.num_steps - 1) * self.num_repeats + 1
+        return num_samples * steps * target.structure.num_stages
 
-    def num_ticks(self, target: Target) -> int:
-        """See `AbstractMethod.num_ticks`."""
-        return target.num_steps
+    def phases(self, target: Target) -> tuple[int, ...]:
+        """The steps t = T..2 of each stage."""
+        return (target.num_steps - 1,) * target.structure.num_stages
 
-    def draw(self, key: Array, target: Target, num_samples: int, tick: Any) -> Draws:
-        """See `AbstractMethod.draw`."""
-        known, contexts = target.known(), target.contexts(jnp.zeros(0))
-
-        def replaced(key: Array, x: Values, t: Array | int) -> Values:
-            def each(model: Any, x: Array, known: Any, key: Array) -> Array:
-                mask, value = known
-                value = jnp.broadcast_to(value, x.shape)
-                noised = model.process.marginal(value, t).sample(key)
-                return jnp.where(mask, jnp.asarray(noised, x.dtype), x)
-
-            return target.map_sites(each, x, known, target.split_key(key))
-
-        def forward(key: Array, x: Values, t: Array) -> Values:
-            def each(model: Any, x: Array, key: Array) -> Array:
-                return jnp.asarray(model.process.transition(x, t).sample(key), x.dtype)
-
-            return target.map_sites(each, x, target.split_key(key))
-
-        def step(x_t: Values, inputs: tuple[Array, Array]) -> tuple[Values, None]:
-            tick()
-            key, t = inputs
-
-            def repeat(x: Values, inputs: tuple[Array, Array]) -> tuple[Values, None]:
-                key, again = inputs
-                keys = jax.random.split(key, 3)
-                # All but the first begin by going back up from t - 1 to t.
-                x = jax.lax.cond(again, lambda x: forward(keys[0], x, t), lambda x: x, x)
-                return replaced(keys[1], reverse_step(keys[2], target, x, t, contexts), t - 1), None
-
-            keys = jax.random.split(key, self.num_repeats)
-            return jax.lax.scan(repeat, x_t, (keys, jnp.arange(self.num_repeats) > 0))
-
-        key_base, key_first, key_steps, key_last = jax.random.split(key, 4)
-        times = jnp.arange(target.num_steps, 1, -1)
+    def init(self, key: Array, target: Target, num_samples: int) -> Values:
+        """Draws of x_T, with the known entries at that level."""
+        key_base, key_known = jax.random.split(key)
         x = draw_base(key_base, target, num_samples)
-        x = replaced(key_first, x, target.num_steps)
-        x, _ = jax.lax.scan(step, x, (jax.random.split(key_steps, len(times)), times))
-        x_0 = target.pinned(reverse_step(key_last, target, x, 1, contexts))
-        tick()
-        return unweighted(target, x_0, num_samples)
+        return _replaced(key_known, target, x, target.num_steps)
+
+    def step(
+        self, key: Array, target: Target, state: Values, phase: int, i: Int[Array, ""]
+    ) -> Values:
+        """From x_t to x_{t-1}, `num_repeats` times."""
+        level = Level(phase, target.num_steps - i)
+
+        def repeat(x: Values, inputs: tuple[Array, Array]) -> tuple[Values, None]:
+            key, again = inputs
+            keys = jax.random.split(key, 3)
+            # All but the first begin by going back up from t - 1 to t.
+            x = jax.lax.cond(again, lambda x: _forward(keys[0], target, x, level.t), lambda x: x, x)
+            x = reverse_step(keys[1], target, state | x, level)
+            return _replaced(keys[2], target, x, level.t - 1), None
+
+        keys = jax.random.split(key, self.num_repeats)
+        running = {name: state[name] for name in target.sites(phase)}
+        x, _ = jax.lax.scan(repeat, running, (keys, jnp.arange(self.num_repeats) > 0))
+        return state | x
+
+    def end(
+        self, key: Array, target: Target, state: Values, phase: int, num_samples: int
+    ) -> Values | Draws:
+        """From x_1 to x_0."""
+        x = state | target.clamp(reverse_step(key, target, state, Level(phase, 1)))
+        is_last = phase == target.structure.num_stages - 1
+        return unweighted(target, x, num_samples) if is_last else x
+
+
+def _replaced(key: Array, target: Target, x: Values, t: Array | int) -> Values:
+    """Draws with their known entries noised to level t."""
+    known, keys = target.known(), target.split_key(key)
+
+    def each(model: Any, x: Array, known: Any, key: Array) -> Array:
+        mask, value = known
+        noised = model.process.marginal(jnp.broadcast_to(value, x.shape), t).sample(key)
+        return jnp.where(mask, jnp.asarray(noised, x.dtype), x)
+
+    return target.map_sites(each, x, known, keys)
+
+
+def _forward(key: Array, target: Target, x: Values, t: Array | int) -> Values:
+    """A draw of x_t given x_{t-1}."""
+
+    def each(model: Any, x: Array, key: Array) -> Array:
+        return jnp.asarray(model.process.transition(x, t).sample(key), x.dtype)
+
+    return target.map_sites(each, x, target.split_key(key))

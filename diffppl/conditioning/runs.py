@@ -1,127 +1,193 @@
-"""The compiled parts of a `Posterior`: each traces once for new keys, data and settings."""
+"""The compiled parts of a `Posterior`, and the loop over chains and chunks that drives them.
 
+Each compiled function takes the target as an argument and traces once for new keys, data and
+settings. The loop is in Python, as that of `fit` is: a progress bar, an interrupt and the choice of
+the next chunk's length need nothing from inside compiled code.
+"""
+
+import time
+import warnings
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jaxtyping import Array
-from numpyro import handlers
+from tqdm.auto import tqdm
 
 from ..entry import left_at_the_end
-from ..progress import tick
-from .method import AbstractMethod, Draws
-from .program import Program, Sites, Values, predictive, run_program
+from .diagnostics import Fault, root_mean_square
+from .method import AbstractMethod, Draws, chain_keys, iterate
+from .program import Values
 from .target import Target
 
+_SECONDS = 0.5  # between two looks at the bar and at interrupts
 
-class Ends(NamedTuple):
-    """What to report of a run, and to warn of.
+
+class Report(NamedTuple):
+    """Of one chain: draws by site in the user's units, and figures to warn of.
 
     `left` is what the last level of each site's chain keeps of its draws, `lost` the share of its
-    numbers that are not finite, `calls` the evaluations of the network in one chain.
+    numbers that are not finite, `size` their root mean square in model units, `nan` the share of
+    draws at which a site's log-density is NaN, `calls` the evaluations of the network.
     """
 
+    samples: Values
     left: dict[str, Array]
     lost: dict[str, Array]
+    size: dict[str, Array]
+    nan: dict[str, Array]
     calls: Array
 
 
-@eqx.filter_jit
+class Run(NamedTuple):
+    """What is kept of a run; `places` tells which (chain, draw) fills each place."""
+
+    key: Array
+    arguments: tuple[Any, Any]
+    target: Target
+    method: AbstractMethod
+    explanation: str
+    draws: Draws
+    report: Report
+    tails: np.ndarray
+    faults: list[Fault]
+    places: np.ndarray
+
+
 def run_chains(
     key: Array,
-    program: Program,
+    target: Target,
     method: AbstractMethod,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
     num_chains: int,
     num_samples: int,
     *,
     show: bool,
-) -> tuple[Draws, Values, Ends]:
-    """All chains, one after the other, and their draws by site name in the user's units."""
-    target = Target(program, args, kwargs, method.num_steps)
-    advance = tick if show else lambda: None
+) -> tuple[Draws, Report, int]:
+    """All chains, one after the other, stacked on a leading axis; and how many there are.
 
-    def chain(key: Array) -> tuple[Draws, Values]:
-        draws = method.draw(key, target, num_samples, advance)
-        return draws, jax.vmap(lambda x_0, u: by_name(target, x_0, u))(draws.x_0, draws.latents)
+    An interrupt (Ctrl-C) ends the run. The chains that were finished are returned, with a warning;
+    without any, the interrupt is raised.
+    """
+    phases = method.phases(target)
+    found: list[tuple[Draws, Report]] = []
+    chunk = 1
+    total = num_chains * (sum(phases) + len(phases))
+    bar = tqdm(total=total, desc=type(method).__name__, disable=not show, dynamic_ncols=True)
+    try:
+        for chain_key in jax.random.split(key, num_chains):
+            keys = chain_keys(chain_key, phases)
+            state = _init(keys.init, target, method, num_samples)
+            for phase, length in enumerate(phases):
+                done = 0
+                while done < length:
+                    stop = min(done + chunk, length)
+                    begun = time.perf_counter()
+                    state = _advance(
+                        keys.steps[phase],
+                        target,
+                        method,
+                        state,
+                        phase,
+                        jnp.asarray(done),
+                        jnp.asarray(stop),
+                    )
+                    jax.block_until_ready(state)
+                    chunk = _next_chunk(stop - done, time.perf_counter() - begun)
+                    bar.update(stop - done)
+                    done = stop
+                state = _end(keys.ends[phase], target, method, state, phase, num_samples)
+                bar.update(1)
+            report = _report(keys.report, target, method, state, num_samples)
+            found.append(jax.block_until_ready((state, report)))
+    except KeyboardInterrupt:
+        if not found:
+            raise
+        warnings.warn(
+            f"the run was interrupted after {len(found)} of {num_chains} chains, which are kept; "
+            "the one that was running is lost.",
+            stacklevel=3,
+        )
+    finally:
+        bar.close()
+    draws, report = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+    return draws, report, len(found)
 
-    draws, samples = jax.lax.map(chain, jax.random.split(key, num_chains))
-    lost = {name: jnp.mean(~jnp.isfinite(x)) for name, x in draws.x_0.items()}
-    calls = jnp.asarray(method.num_denoiser_calls(target, num_samples), float)
-    return draws, samples, Ends(target.map_sites(left_at_the_end, draws.x_0), lost, calls)
 
-
-def by_name(target: Target, x_0: Values, latents: Array) -> Values:
-    """One draw by site name, in the user's units, with the program's deterministic sites."""
-    values = {**target.to_user(x_0), **target.constrain(latents)}
-    if target.sites.deterministic:
-        trace = run_program(target.program, target.args, target.kwargs, values)
-        values |= {name: trace[name]["value"] for name in target.sites.deterministic}
-    return values
+def _next_chunk(length: int, seconds: float) -> int:
+    """So many iterations that a chunk takes about half a second; twice as many at most."""
+    return max(1, min(2 * length, round(length * _SECONDS / max(seconds, 1e-9))))
 
 
 @eqx.filter_jit
-def predict(
+def _init(key: Array, target: Target, method: AbstractMethod, num_samples: int) -> Any:
+    return method.init(key, target, num_samples)
+
+
+@eqx.filter_jit
+def _advance(
     key: Array,
-    program: Program,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    sites: Sites,
-    values: Values,
-) -> Values:
+    target: Target,
+    method: AbstractMethod,
+    state: Any,
+    phase: int,
+    start: Array,
+    stop: Array,
+) -> Any:
+    return iterate(key, target, method, state, phase, start, stop)
+
+
+@eqx.filter_jit
+def _end(
+    key: Array, target: Target, method: AbstractMethod, state: Any, phase: int, num_samples: int
+) -> Any:
+    return method.end(key, target, state, phase, num_samples)
+
+
+@eqx.filter_jit
+def _report(
+    key: Array, target: Target, method: AbstractMethod, draws: Draws, num_samples: int
+) -> Report:
+    def values(key: Array, x_0: Values, latents: Array) -> tuple[Values, dict[str, Array]]:
+        evaluation = target.draw(key, x_0, latents)
+        nan = {name: jnp.any(jnp.isnan(d)) for name, d in evaluation.log_densities.items()}
+        return evaluation.values, nan
+
+    keys = jax.random.split(key, num_samples)
+    samples, nan = jax.vmap(values)(keys, draws.x_0, draws.latents)
+    return Report(
+        samples,
+        target.map_sites(left_at_the_end, draws.x_0),
+        {name: jnp.mean(~jnp.isfinite(x)) for name, x in draws.x_0.items()},
+        {name: root_mean_square(x) for name, x in draws.x_0.items()},
+        jax.tree.map(jnp.mean, nan),
+        jnp.asarray(method.num_denoiser_calls(target, num_samples), float),
+    )
+
+
+# After a run --------------------------------------------------------------------------------------
+
+
+@eqx.filter_jit
+def predict(key: Array, target: Target, x_0: Values, latents: Array) -> Values:
     """One new draw of every observed site for each posterior draw, `(chains, draws, ...)`."""
-    draw = predictive(program, args, kwargs, sites)
-    num_chains, num_samples = next(iter(values.values())).shape[:2]
-    keys = jax.random.split(key, (num_chains, num_samples))
-    return jax.vmap(jax.vmap(draw))(keys, values)
+    keys = jax.random.split(key, latents.shape[:2])
+
+    def draw(key: Array, x_0: Values, latents: Array) -> Values:
+        return target.bound.draw_observed(key, x_0, target.unravel(latents))
+
+    return jax.vmap(jax.vmap(draw))(keys, x_0, latents)
 
 
 @eqx.filter_jit
-def log_likelihoods(
-    program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], sites: Sites, values: Values
-) -> Values:
+def log_likelihoods(target: Target, x_0: Values, latents: Array) -> Values:
     """Log-density of every observation at each posterior draw, for sites that have one."""
+    structure, factors = target.structure, target.bound.traces.factors
+    names = [n for n in structure.observed if n not in (*structure.noiseless, *factors)]
 
-    def single(values: Values) -> Values:
-        trace = run_program(program, args, kwargs, values)
-        return {
-            name: trace[name]["fn"].log_prob(trace[name]["value"])
-            for name in sites.observed
-            if name not in sites.exact and not isinstance(trace[name]["fn"], dist.Unit)
-        }
+    def single(x_0: Values, latents: Array) -> Values:
+        densities = target.evaluate(x_0, latents).log_densities
+        return {name: densities[name] for name in names}
 
-    return jax.vmap(jax.vmap(single))(values)
-
-
-@eqx.filter_jit
-def draw_prior(
-    key: Array,
-    program: Program,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    names: tuple[str, ...],
-    num: int,
-) -> Values:
-    """Draws of the latent sites from the program's prior; ancestral at the diffusion sites."""
-
-    def single(key: Array) -> Values:
-        trace = handlers.trace(handlers.seed(program, key)).get_trace(*args, **kwargs)
-        return {name: trace[name]["value"] for name in names}
-
-    return jax.vmap(single)(jax.random.split(key, num))
-
-
-def observed_data(
-    program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], sites: Sites
-) -> Values:
-    """The values of the observed sites."""
-    trace = run_program(program, args, kwargs, {})
-    return {
-        name: jnp.asarray(trace[name]["value"])
-        for name in sites.observed
-        if np.size(trace[name]["value"])
-    }
+    return jax.vmap(jax.vmap(single))(x_0, latents)

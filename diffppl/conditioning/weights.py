@@ -6,11 +6,12 @@ from jaxtyping import Array, Float, Int
 
 
 def reweight(
-    log_weights: Float[Array, " n"], gain: Float[Array, " n"]
+    log_weights: Float[Array, " n"], log_increments: Float[Array, " n"]
 ) -> tuple[Float[Array, " n"], Float[Array, ""]]:
-    """New log-weights, and log of the sum of weights times exp(gain)."""
-    gain = jnp.where(jnp.isnan(gain), -jnp.inf, gain)
-    total = log_weights + gain
+    """New log-weights, and log of the sum of weights times exp(increments)."""
+    log_increments = jnp.where(jnp.isnan(log_increments), -jnp.inf, log_increments)
+    # A particle that has died stays dead, whatever its increment.
+    total = jnp.where(jnp.isneginf(log_weights), -jnp.inf, log_weights + log_increments)
     log_increment = jax.nn.logsumexp(total)
     # If every particle has died, keep the weights: the run reports -inf evidence, not NaN.
     alive = jnp.isfinite(log_increment)
@@ -23,7 +24,7 @@ def effective_sample_size(log_weights: Float[Array, " n"]) -> Float[Array, ""]:
 
 
 def relative_variance(
-    log_weights: Float[Array, " n"], roots: Int[Array, " n"], num_resampled: Int[Array, ""]
+    log_weights: Float[Array, " n"], eves: Int[Array, " n"], num_resampled: Int[Array, ""]
 ) -> Float[Array, ""]:
     """Relative variance of the evidence, from how weight is shared among first ancestors.
 
@@ -31,6 +32,6 @@ def relative_variance(
         Lee and Whiteley 2018, "Variance estimation in the particle filter".
     """
     n = log_weights.size
-    shares = jnp.zeros(n).at[roots].add(jnp.exp(log_weights))
+    shares = jnp.zeros(n).at[eves].add(jnp.exp(log_weights))
     inflation = (n / (n - 1)) ** (num_resampled + 1)
     return jnp.maximum(1 - inflation * (1 - jnp.sum(shares**2)), 0.0)

@@ -1,21 +1,37 @@
-"""Approximations to p(y given x_t) that methods share; see `AbstractTwist`.
+"""Approximations to p(y | x_t) that methods share; see `AbstractTwist`.
 
-`PointEstimate`, `MomentMatching` and `Quadrature` are for real data, `ExpectedLikelihood` for bits
-and categories, and `Perturbation`, the paper's rule, for both. To add one: a new file with a final
-subclass of `AbstractTwist`, and a row in `tests/registry.py`. What does not belong here: loops over
-time, and particles.
+`PointEstimate`, `MomentMatching` and `Quadrature` are for real data, `ExpectedLikelihood` and
+`Enumeration` for bits and categories, `Mixed` for programs with both, and `Perturbation`, the
+paper's rule, for either. To add one: a new file with a final subclass of `AbstractTwist`, and a row
+in `tests/registry.py`. What does not belong here: loops over time, particles, and draws.
 """
 
-from .base import AbstractTwist as AbstractTwist
-from .base import Twisted as Twisted
-from .default import default_twist as default_twist
-from .expected import ExpectedLikelihood as ExpectedLikelihood
-from .moments import Isotropic as Isotropic
-from .moments import MomentMatching as MomentMatching
-from .moments import Tweedie as Tweedie
-from .perturbation import AbstractPower as AbstractPower
-from .perturbation import ConstantPower as ConstantPower
-from .perturbation import LinearPower as LinearPower
-from .perturbation import Perturbation as Perturbation
-from .point import PointEstimate as PointEstimate
-from .quadrature import Quadrature as Quadrature
+from .base import AbstractTwist, Twisted
+from .covariance import AbstractCovariance, Isotropic, Tweedie
+from .default import default_twist
+from .enumeration import Enumeration
+from .expected import ExpectedLikelihood
+from .mixed import Mixed
+from .moments import MomentMatching
+from .perturbation import AbstractPower, ConstantPower, LinearPower, Perturbation
+from .point import PointEstimate
+from .quadrature import Quadrature
+
+__all__ = [
+    "AbstractCovariance",
+    "AbstractPower",
+    "AbstractTwist",
+    "ConstantPower",
+    "Enumeration",
+    "ExpectedLikelihood",
+    "Isotropic",
+    "LinearPower",
+    "Mixed",
+    "MomentMatching",
+    "Perturbation",
+    "PointEstimate",
+    "Quadrature",
+    "Tweedie",
+    "Twisted",
+    "default_twist",
+]

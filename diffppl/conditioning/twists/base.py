@@ -1,20 +1,20 @@
-"""Twists: approximations to p(y given x_t) that let a chain look ahead.
+"""Twists: approximations to p(y | x_t) that let a chain look ahead.
 
-A twist looks at x_t through the denoiser and returns three things for one particle: the
-log-value log psi_t(x_t, u), which approximates log E[r(x_0, u) given x_t]; the model's own estimate
-of x_0; and the *guided* estimate, conditioned on what the program observed. Handing the guided
-estimate to `process.reverse` gives a guided kernel, so guidance changes the kernel, not the loop.
+A twist is evaluated at one particle. It returns the log-value log psi_t(x_t, u), which approximates
+log E[r(x_0, u) | x_t], the model's own estimate of x_0, and the *guided* estimate, which is
+conditioned on what the program observed. `process.reverse` of the guided estimate is the guided
+kernel: a twist changes the kernel, not the loop.
 
-For real data, with C_t = Cov[x_0 given x_t] = (1-abar_t)/sqrt(abar_t) dE[x_0 given x_t]/dx_t
+For real data, with C_t = Cov[x_0 | x_t] = (1-abar_t)/sqrt(abar_t) dE[x_0 | x_t]/dx_t
 (Tweedie's second-order formula), and an observed site of mean h(x_0) and covariance R:
 
-    psi_t(x_t)          = N(y; h(m), H C_t H' + R),   m = E[x_0 given x_t], H = dh/dx_0 at m
+    psi_t(x_t)          = N(y; h(m), H C_t H' + R),   m = E[x_0 | x_t], H = dh/dx_0 at m
     guided E[x_0 | x_t] = m + C_t H' (H C_t H' + R)^{-1} (y - h(m))
 
 Any positive psi leaves a weighted method consistent; a better one wastes fewer particles.
 
-To add one, subclass `AbstractTwist`, mark it `typing.final`, and add a row to the tests' registry.
-`guided_step` is the usual `propose`.
+To add one, subclass `AbstractTwist`, mark it `typing.final`, implement `resolve` and `evaluate`,
+and add a row to the tests' registry.
 
 References:
     Wu et al. 2023 (twisted SMC); Chung et al. 2023 (the point estimate); Song et al. 2023 (PiGDM,
@@ -25,7 +25,6 @@ import abc
 from typing import Any, final
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
@@ -33,9 +32,7 @@ from jaxtyping import Array, Float
 from ...checks import short_repr
 from ...networks import AbstractDenoiser
 from ..program import Values
-from ..target import Target
-
-Estimates = dict[str, Any]
+from ..target import Estimates, Level, Target
 
 
 @final
@@ -43,8 +40,8 @@ class Linearised(eqx.Module):
     """How log psi_t changes with x_t: log N(residual - rows dx; 0, covariance) + score dx.
 
     `residual` is y - h(m), shape `(m,)`; `covariance` is H C_t H' + R; `rows` = dh(m)/dx_t, shape
-    `(m, d)`, and `score`, shape `(d,)`, are over all diffusion sites flattened. A twist that does
-    not take observations apart has m = 0 and says all in its score.
+    `(m, d)`, and `score`, shape `(d,)`, are over the real sites of the running stage, flattened. A
+    twist that does not take observations apart has m = 0, and its whole gradient is the score.
     """
 
     residual: Float[Array, " m"]
@@ -55,137 +52,126 @@ class Linearised(eqx.Module):
 
 @final
 class Twisted(eqx.Module):
-    """What a twist says of one particle at time t; `linear` for real data only."""
+    """A twist at one particle; the dictionaries have the sites of the running stage.
+
+    Attributes:
+        log_value: log psi_t(x_t, u), nats.
+        estimates: of x_0, the model's own.
+        guided: the same, conditioned on the observations.
+        tilts: of discrete sites, log-factors on the states of x_{t-1} that a kernel is multiplied
+            by, where conditioning is not a matter of x_0; {} otherwise.
+        linear: for the real sites; None without any.
+        is_joint: whether discrete sites are conditioned over all their joint states.
+    """
 
     log_value: Float[Array, ""]
     estimates: Estimates
     guided: Estimates
+    tilts: Values
     linear: Linearised | None
+    is_joint: bool = eqx.field(static=True, default=False)
 
 
 class AbstractTwist(eqx.Module):
-    """An approximation to E[r(x_0, u) given x_t]."""
+    """An approximation to E[r(x_0, u) | x_t]."""
 
     def __repr__(self) -> str:
         return short_repr(self)
 
     @abc.abstractmethod
-    def check(self, target: Target) -> None:
-        """Refuse programs that the twist cannot handle, naming the site."""
+    def resolve(self, target: Target) -> "AbstractTwist":
+        """The twist with every setting filled in; ValueError for programs it cannot handle."""
 
     @abc.abstractmethod
-    def look(self, target: Target, x_t: Values, t: Array, latents: Array) -> Twisted:
+    def has_jacobian(self, target: Target) -> bool:
+        """Whether `evaluate` takes the denoiser's Jacobian as a matrix; of a resolved twist."""
+
+    @abc.abstractmethod
+    def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
         """The twist at one particle (model units)."""
 
-    @abc.abstractmethod
-    def propose(
-        self,
-        key: Array,
-        target: Target,
-        x_t: Values,
-        twisted: Twisted,
-        t: Array,
-        latents: Array,
-        *,
-        given: Values | None = None,
-    ) -> tuple[Values, Float[Array, ""]]:
-        """Draw x_{t-1} from the guided kernel q; also log p(x_{t-1} given x_t) - log q.
 
-        With `given`, that x_{t-1} is weighed and nothing is drawn.
-        """
-
-    @abc.abstractmethod
-    def finish(
-        self,
-        key: Array,
-        target: Target,
-        x_1: Values,
-        twisted: Twisted,
-        latents: Array,
-        *,
-        given: Values | None = None,
-    ) -> tuple[Values, Float[Array, ""]]:
-        """Draw x_0 near p(x_0 given x_1) r(x_0, u); also log p(x_0 given x_1) - log q(x_0).
-
-        Entries that were observed without noise are set to their values; their density under p
-        is then in the difference.
-        """
-
-
-def guided_step(
-    key: Array, target: Target, x_t: Values, twisted: Twisted, t: Array, given: Values | None
-) -> tuple[Values, Float[Array, ""]]:
-    """The model's own kernel with the guided estimate in place of its own."""
-    x: Values = {}
-    log_ratio = jnp.zeros(())
-    keys = jax.random.split(key, len(target.models()))
-    for (name, model), site_key in zip(target.models().items(), keys, strict=True):
-        process = model.process
-        p = process.reverse(x_t[name], twisted.estimates[name], t)
-        q = process.reverse(x_t[name], twisted.guided[name], t)
-        drawn = q.sample(site_key) if given is None else given[name]
-        x[name] = jnp.asarray(drawn, process.dtype)
-        # Differences before sums: the densities themselves are large.
-        log_ratio = log_ratio + jnp.sum(jnp.subtract(p.log_prob(x[name]), q.log_prob(x[name])))
-    return x, log_ratio
+def log_ahead(
+    twist: AbstractTwist, target: Target, x: Values, level: Level, latents: Array
+) -> Float[Array, ""]:
+    """log E[r | x_0 up to the running stage]: r itself, or the twist of the next stage."""
+    if level.stage == target.structure.num_stages - 1:
+        return target.log_likelihood(x, latents)
+    return twist.evaluate(target, x, Level(level.stage + 1, target.num_steps), latents).log_value
 
 
 def require_kind(target: Target, twist: AbstractTwist, *, discrete: bool, remedy: str) -> None:
-    """Refuse a program whose diffusion sites are discrete where they must not be, or real."""
-    for name, model in target.models().items():
-        is_discrete = model.process.support.is_discrete
-        if is_discrete != discrete:
-            raise ValueError(
-                f"twist={type(twist).__name__}() cannot look at site {name!r}, whose data are "
-                f"{'discrete' if is_discrete else 'real'}; use twist={remedy}."
-            )
+    """Refuse a program with diffusion sites of the other kind of data."""
+    for name in target.sites(discrete=not discrete):
+        both = bool(target.sites(discrete=discrete))
+        raise ValueError(
+            f"twist={type(twist).__name__}() cannot handle site {name!r}, whose data are "
+            f"{'real' if discrete else 'discrete'}; use twist={'Mixed()' if both else remedy}."
+        )
 
 
 def require_noise(target: Target, twist: AbstractTwist, remedy: str) -> None:
     """Refuse observations without noise."""
-    if target.exact is not None:
+    if target.has_noiseless:
         raise ValueError(
-            f"twist={type(twist).__name__}() needs noise, but site {target.sites.exact[0]!r} is an "
-            f"observed Delta; use twist={remedy}."
+            f"twist={type(twist).__name__}() needs noise, but site "
+            f"{target.structure.noiseless[0]!r} is an observed Delta; use twist={remedy}."
         )
 
 
-def denoise(target: Target, x_t: Values, t: Array, latents: Array) -> Estimates:
-    """The model's estimate of x_0 at each diffusion site, for one particle."""
-    contexts = target.contexts(latents)
+def require_one_stage(target: Target, twist: AbstractTwist, remedy: str) -> None:
+    """Refuse diffusion sites whose networks depend on other diffusion sites."""
+    if target.structure.num_stages > 1:
+        name = target.sites(stage=1)[0]
+        raise ValueError(
+            f"twist={type(twist).__name__}() is for diffusion sites that do not depend on one "
+            f"another, but the network or context of site {name!r} depends on another one; use "
+            f"twist={remedy}."
+        )
+
+
+def tweedie_factor(target: Target, level: Level, names: tuple[str, ...]) -> Values:
+    """(1 - alpha_bar_t) / sqrt(alpha_bar_t) of each site; 0 where nothing of x_0 is left."""
+    factors = {}
+    for name in names:
+        schedule = target.models[name].process.schedule
+        t = time_of(target, level, name)
+        signal, noise = jnp.sqrt(schedule.alpha_bar()[t]), schedule.noise()[t]
+        factors[name] = jnp.where(signal > 0, noise / jnp.where(signal > 0, signal, 1.0), 0.0)
+    return factors
+
+
+def noise_of(target: Target, level: Level, names: tuple[str, ...]) -> Values:
+    """1 - alpha_bar_t of each site."""
     return {
-        name: model.estimate(x_t[name], t, contexts[name])
-        for name, model in target.models().items()
+        name: target.models[name].process.schedule.noise()[time_of(target, level, name)]
+        for name in names
     }
 
 
-def tweedie_factor(target: Target, t: Array) -> Values:
-    """(1 - alpha_bar_t) / sqrt(alpha_bar_t) of each site; 0 where nothing of x_0 is left."""
-
-    def factor(model: Any) -> Array:
-        schedule = model.process.schedule
-        signal, noise = jnp.sqrt(schedule.alpha_bar()[t]), schedule.noise()[t]
-        return jnp.where(signal > 0, noise / jnp.where(signal > 0, signal, 1.0), 0.0)
-
-    return target.map_sites(factor)
+def time_of(target: Target, level: Level, name: str) -> Any:
+    """The t of a site: that of the level in the running stage, T in later ones."""
+    return level.t if name in target.sites(level.stage) else target.num_steps
 
 
 SLACK = 0.3
-"""Of a learned network's site: how much of `learned_noise` is added to the spread of x_0."""
+"""Of a learned network: the share of 1 - alpha_bar_t that is added to Var[x_0 | x_t]. Without it,
+fitted networks whose Jacobian is too small gave an evidence several nats too low."""
 
 
-def learned_noise(target: Target, t: Array, like: Values) -> Float[Array, " d"]:
-    """1 - alpha_bar_t of each coordinate of a learned network's site; 0 where the answer is known.
+def learned_noise(target: Target, level: Level, names: tuple[str, ...]) -> Values:
+    """1 - alpha_bar_t of each site with a learned network; 0 for analytic denoisers."""
+    noise = noise_of(target, level, names)
+    return {
+        name: jnp.zeros(()) if _is_analytic(target.models[name].network) else each
+        for name, each in noise.items()
+    }
 
-    What a known denoiser says of the spread of x_0 is true; a learned one's Jacobian is not fit.
-    """
 
-    def noise(model: Any) -> Array:
-        if isinstance(model.network, AbstractDenoiser):
-            return jnp.zeros(())
-        return model.process.schedule.noise()[t]
-
-    return flat_like(target.map_sites(noise), like)
+def _is_analytic(network: Any) -> bool:
+    while not isinstance(network, AbstractDenoiser) and hasattr(network, "network"):
+        network = network.network  # wrappers, as of a chain that is read at fewer steps
+    return isinstance(network, AbstractDenoiser)
 
 
 def shifted(estimates: Estimates, shifts: Values) -> Estimates:
@@ -200,3 +186,8 @@ def flat_like(values: Values, like: Values) -> Float[Array, " d"]:
     """One number per site, spread over the site's coordinates, flattened."""
     spread = {name: jnp.broadcast_to(values[name], like[name].shape) for name in like}
     return ravel_pytree(spread)[0]
+
+
+def only_score(score: Float[Array, " d"]) -> Linearised:
+    """A `Linearised` without observations of their own."""
+    return Linearised(jnp.zeros(0), jnp.zeros((0, 0)), jnp.zeros((0, score.size)), score)

@@ -3,10 +3,17 @@
 from ..target import Target
 from .base import AbstractTwist
 from .expected import ExpectedLikelihood
+from .mixed import Mixed
 from .moments import MomentMatching
 
 
 def default_twist(target: Target) -> AbstractTwist:
-    """`ExpectedLikelihood()` for bits and categories, `MomentMatching()` for real data."""
-    discrete = any(model.process.support.is_discrete for model in target.models().values())
-    return ExpectedLikelihood() if discrete else MomentMatching()
+    """`MomentMatching()` for real data, `ExpectedLikelihood()` for discrete, `Mixed()` for both."""
+    if not target.sites(discrete=True):
+        return MomentMatching()
+    return ExpectedLikelihood() if not target.sites(discrete=False) else Mixed()
+
+
+def resolved_twist(twist: AbstractTwist | None, target: Target) -> AbstractTwist:
+    """A twist, or the default one, with every setting filled in."""
+    return (default_twist(target) if twist is None else twist).resolve(target)

@@ -1,150 +1,61 @@
-"""Moment matching: the likelihood averaged over a Gaussian guess at x_0 given x_t."""
+"""Moment matching: the likelihood averaged over a Gaussian guess at x_0 given x_t.
 
-import abc
+Where later stages depend on the running one, their x_0 is denoised from x_T given the running
+stage's. With G the derivative of h with respect to each site's x_0, through every network that the
+site feeds,
+
+    Cov[h | x_t] = sum over unfinished sites of G_i C_i G_i',    dh/dx_t^i = G_i J_i,
+
+so one formula serves any number of stages.
+"""
+
 from collections.abc import Callable
-from typing import ClassVar, final
+from typing import NamedTuple, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
-from ...checks import as_float, short_repr
-from ..observations import Observations
+from ... import linalg
+from ..moments import Observations
 from ..program import Values
-from ..target import Target
+from ..target import Estimates, Level, Target
 from .base import (
-    SLACK,
-    Estimates,
+    AbstractTwist,
     Linearised,
     Twisted,
-    denoise,
     flat_like,
     learned_noise,
+    noise_of,
+    only_score,
     require_kind,
     shifted,
     tweedie_factor,
 )
-from .gaussian import (
-    MOST_DENSE,
-    AbstractGaussianTwist,
+from .covariance import AbstractCovariance, Isotropic, Tweedie
+from .normal import (
+    MAX_DENSE,
     conjugate_gradients,
-    normal_log_density,
-    rounding_slack,
+    log_density_and_solution,
+    rounding_variance,
 )
 
-MOST_FOR_TWEEDIE = 8
-
-
-class AbstractCovariance(eqx.Module):
-    """A model of C_t = Cov[x_0 given x_t]."""
-
-    is_jacobian: eqx.AbstractClassVar[bool]
-    """Whether it is `factor` times the denoiser's Jacobian."""
-    slack: eqx.AbstractVar[Float[Array, ""]]
-    """A variance to add where a network was learned, as a share of the noise's."""
-
-    def __repr__(self) -> str:
-        return short_repr(self)
-
-    @abc.abstractmethod
-    def times(
-        self,
-        vector: Float[Array, " d"],
-        pull_back: Callable[[Array], Array],
-        factor: Float[Array, " d"],
-        noise: Float[Array, " d"],
-    ) -> Float[Array, " d"]:
-        """C_t times a vector.
-
-        Args:
-            vector: over all coordinates.
-            pull_back: the vector-Jacobian product of E[x_0 given x_t] with respect to x_t.
-            factor: (1 - alpha_bar_t) / sqrt(alpha_bar_t) of each coordinate.
-            noise: 1 - alpha_bar_t of each coordinate.
-        """
-
 
 @final
-class Tweedie(AbstractCovariance):
-    """The denoiser's own: (1 - alpha_bar_t) / sqrt(alpha_bar_t) dE[x_0 given x_t] / dx_t.
+class MomentMatching(AbstractTwist):
+    """Linearise each observed site's mean at E[x_0 | x_t] and add the spread of x_0 to it.
 
-    Exact for an exact denoiser, at one vector-Jacobian product per observed number, or per
-    iteration of conjugate gradients where many are observed. A learned denoiser's Jacobian is
-    neither symmetric nor positive, so the nearest such matrix is taken; and since it may say that
-    x_0 is certain where it is not, which would turn sharp observations into a search for the few
-    particles that meet them too soon, the noise's own variance is added in part.
-
-    Args:
-        slack: what is added, as a share of 1 - alpha_bar_t; known answers are taken at their word.
-    """
-
-    slack: Float[Array, ""]
-    is_jacobian: ClassVar[bool] = True
-
-    def __init__(self, slack: ArrayLike = SLACK) -> None:
-        self.slack = as_float(slack)
-
-    def times(
-        self,
-        vector: Float[Array, " d"],
-        pull_back: Callable[[Array], Array],
-        factor: Float[Array, " d"],
-        noise: Float[Array, " d"],
-    ) -> Float[Array, " d"]:
-        """See `AbstractCovariance.times`."""
-        del noise
-        return factor * pull_back(vector)
-
-
-@final
-class Isotropic(AbstractCovariance):
-    """r_t^2 I with r_t^2 = v (1 - alpha_bar_t) / (alpha_bar_t v + 1 - alpha_bar_t).
-
-    That of data with independent coordinates of variance `variance` (model units; `fit` scales
-    data to 1). One vector-Jacobian product per step however many numbers are observed.
-
-    References:
-        Song et al. 2023 (PiGDM), there with variance 1.
-    """
-
-    variance: Float[Array, ""]
-    is_jacobian: ClassVar[bool] = False
-
-    def __init__(self, variance: ArrayLike = 1.0) -> None:
-        self.variance = as_float(variance)
-
-    @property
-    def slack(self) -> Float[Array, ""]:
-        """None: no Jacobian is asked."""
-        return jnp.zeros(())
-
-    def times(
-        self,
-        vector: Float[Array, " d"],
-        pull_back: Callable[[Array], Array],
-        factor: Float[Array, " d"],
-        noise: Float[Array, " d"],
-    ) -> Float[Array, " d"]:
-        """See `AbstractCovariance.times`."""
-        del pull_back, factor
-        return self.variance * noise / ((1 - noise) * self.variance + noise) * vector
-
-
-@final
-class MomentMatching(AbstractGaussianTwist):
-    """Linearise each observed site's mean at E[x_0 given x_t] and add the spread of x_0 to it.
-
-    Exact where E[x_0 given x_t] is linear and the observations are linear and Gaussian. Observed
+    Exact where E[x_0 | x_t] is linear and the observations are linear and Gaussian. Observed
     sites without a mean and a variance, `numpyro.factor` and the priors of other latents enter
     at the point estimate. Up to 32 observed numbers are solved for exactly; more by conjugate
     gradients, with a determinant that is only estimated (so the twist is a little less sharp, and
     a weighted method as consistent).
 
     Args:
-        covariance: `Tweedie()` or `Isotropic()`; None takes `Tweedie()` for up to 8 observed
+        covariance: `Tweedie()` or `Isotropic()`; None takes `Tweedie()` for up to 32 observed
             numbers and `Isotropic()`, whose cost does not grow with them, for more.
 
     References:
@@ -154,78 +65,76 @@ class MomentMatching(AbstractGaussianTwist):
 
     covariance: AbstractCovariance | None = None
 
-    def check(self, target: Target) -> None:
+    def resolve(self, target: Target) -> "MomentMatching":
         """Real data only."""
         require_kind(target, self, discrete=False, remedy="ExpectedLikelihood()")
+        return self.with_covariance(target)
 
-    def covariance_for(self, num_observed: int) -> AbstractCovariance:
-        """The covariance in use."""
+    def with_covariance(self, target: Target) -> "MomentMatching":
+        """The twist with the covariance that suits the number of observations."""
         if self.covariance is not None:
-            return self.covariance
-        return Tweedie() if num_observed <= MOST_FOR_TWEEDIE else Isotropic()
+            return self
+        few = target.num_observed() <= MAX_DENSE
+        return MomentMatching(Tweedie() if few else Isotropic())
 
-    def takes_jacobian(self, target: Target) -> bool:
-        """See `AbstractGaussianTwist.takes_jacobian`."""
-        observed = target.num_observed()
-        return 0 < observed <= MOST_DENSE and self.covariance_for(observed).is_jacobian
+    def has_jacobian(self, target: Target) -> bool:
+        """For few observations, and a covariance that is the Jacobian."""
+        assert self.covariance is not None
+        return 0 < target.num_observed() <= MAX_DENSE and self.covariance.is_jacobian
 
-    def look(self, target: Target, x_t: Values, t: Array, latents: Array) -> Twisted:
-        """See `AbstractTwist.look`."""
-        flat_x_t, unravel = ravel_pytree(x_t)
+    def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
+        """See `AbstractTwist.evaluate`."""
+        return self.evaluate_given(target, x, level, latents, {})
 
-        def denoised(flat: Array) -> tuple[Array, Estimates]:
-            estimates = denoise(target, unravel(flat), t, latents)
-            return ravel_pytree({name: e.mean for name, e in estimates.items()})[0], estimates
-
-        mean, vjp, estimates = jax.vjp(denoised, flat_x_t, has_aux=True)
-        pull_back = lambda vector: vjp(vector)[0]  # noqa: E731
-
-        def observe(flat: Array) -> Observations:
-            return target.observations(unravel(flat), latents, exact=True)
-
+    def evaluate_given(
+        self, target: Target, x: Values, level: Level, latents: Array, states: Values
+    ) -> Twisted:
+        """The twist over the real sites, given the x_0 of the running stage's discrete sites."""
+        covariance = self.covariance
+        assert covariance is not None, "resolve the twist first"
+        look = _look_ahead(target, x, level, latents, states)
+        mean, observe = look.mean, look.observe
         seen = observe(mean)
         residual = seen.value - seen.mean
-        rest = pull_back(jax.grad(lambda flat: observe(flat).log_rest)(mean))
-        factor = flat_like(tweedie_factor(target, t), x_t)
-        noise = flat_like(target.map_sites(lambda m: m.process.schedule.noise()[t]), x_t)
-        covariance = self.covariance_for(residual.size)
-        slack = covariance.slack * learned_noise(target, t, x_t)
+        rest = look.pull_back(jax.grad(lambda flat: observe(flat).log_rest)(mean))
+        slack = covariance.slack * look.learned_noise
+        num = look.num_running
 
         def spread(vector: Array) -> Array:
-            return covariance.times(vector, pull_back, factor, noise) + slack * vector
+            times = covariance.times(vector, look.pull_back, look.factor, look.noise)
+            return times + slack * vector
 
-        empty = Linearised(jnp.zeros(0), jnp.zeros((0, 0)), jnp.zeros((0, mean.size)), rest)
         if residual.size == 0:
-            value, pulled, linear = jnp.zeros(()), jnp.zeros_like(mean), empty
-        elif residual.size > MOST_DENSE:
+            value, pulled, linear = jnp.zeros(()), jnp.zeros_like(mean), only_score(rest[:num])
+        elif residual.size > MAX_DENSE:
             value, cotangent = _many(observe, mean, residual, spread)
-            pulled = pull_back(cotangent)
-            linear = eqx.tree_at(lambda each: each.score, empty, rest + pulled)
+            pulled = look.pull_back(cotangent)
+            linear = only_score((rest + pulled)[:num])
         else:
             jacobian = jax.jacrev(lambda flat: observe(flat).mean)(mean)
             if covariance.is_jacobian:
-                rows = jax.vmap(pull_back)(jacobian)
-                observed = _nearest_covariance((rows * factor) @ jacobian.T)
+                rows = jax.vmap(look.pull_back)(jacobian)
+                observed = linalg.nearest_positive((rows * look.factor) @ jacobian.T)
                 observed += (jacobian * slack) @ jacobian.T
             else:
                 rows = None
                 observed = jax.vmap(spread)(jacobian) @ jacobian.T
-            total = observed + rounding_slack(observed) + seen.covariance.as_matrix()
-            value, solved = normal_log_density(residual, total)
+            total = observed + rounding_variance(observed) + seen.covariance.as_matrix()
+            value, solved = log_density_and_solution(residual, linalg.cholesky(total))
             if rows is None:
-                pulled = pull_back(jacobian.T @ solved)
-                linear = eqx.tree_at(lambda each: each.score, empty, rest + pulled)
+                pulled = look.pull_back(jacobian.T @ solved)
+                linear = only_score((rest + pulled)[:num])
             else:
                 pulled = rows.T @ solved
-                linear = Linearised(residual, total, rows, rest)
-        shifts = unravel(factor * (rest + pulled))
-        guided = _pinned(target, shifted(estimates, shifts))
-        return Twisted(value + seen.log_rest, estimates, guided, linear)
+                linear = Linearised(residual, total, rows[:, :num], rest[:num])
+        shifts = look.unravel((look.factor * (rest + pulled))[:num])
+        guided = clamped(target, shifted(look.estimates, shifts))
+        return Twisted(value + seen.log_rest, look.estimates, guided, {}, linear)
 
 
-def _pinned(target: Target, guided: Estimates) -> Estimates:
-    """Known entries are certain: the guided kernel is then q(x_{t-1} given x_t, x_0) for them."""
-    if target.exact is None:
+def clamped(target: Target, guided: Estimates) -> Estimates:
+    """Known entries are certain: the guided kernel is then q(x_{t-1} | x_t, x_0) for them."""
+    if not target.has_noiseless:
         return guided
     known = target.known()
     return {
@@ -241,10 +150,81 @@ def _pinned(target: Target, guided: Estimates) -> Estimates:
     }
 
 
-def _nearest_covariance(matrix: Float[Array, "m m"]) -> Float[Array, "m m"]:
-    """Symmetric, without negative eigenvalues."""
-    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
-    return (vectors * jnp.maximum(values, 0)) @ vectors.T
+class _Ahead(NamedTuple):
+    """What `MomentMatching` reads at one particle; vectors run over unfinished real sites.
+
+    Those of the running stage come first, `num_running` coordinates of them.
+    """
+
+    estimates: Estimates
+    mean: Float[Array, " d"]
+    pull_back: Callable[[Array], Array]
+    observe: Callable[[Array], Observations]
+    unravel: Callable[[Array], Values]
+    num_running: int
+    factor: Float[Array, " d"]
+    noise: Float[Array, " d"]
+    learned_noise: Float[Array, " d"]
+
+
+def _look_ahead(target: Target, x: Values, level: Level, latents: Array, states: Values) -> _Ahead:
+    running = target.sites(level.stage, discrete=False)
+    stages = range(level.stage + 1, target.structure.num_stages)
+    later = tuple(name for stage in stages for name in target.sites(stage, discrete=False))
+    ahead = tuple(site.name for site in target.structure.diffusion if site.stage >= level.stage)
+    flat_running, unravel = ravel_pytree({name: x[name] for name in running})
+    flat_later, unravel_later = ravel_pytree({name: x[name] for name in later})
+
+    def denoise_running(flat: Array) -> tuple[Array, Estimates]:
+        estimates = target.estimate(x | unravel(flat), level, latents)
+        real = {name: estimates[name] for name in running}
+        return ravel_pytree({name: e.mean for name, e in real.items()})[0], real
+
+    mean, vjp, estimates = jax.vjp(denoise_running, flat_running, has_aux=True)
+    mean_later, vjp_later = jnp.zeros(0), lambda vector: (vector,)
+    if later:
+        x_0 = target.complete(x, level, latents, unravel(mean) | states)
+        networks = target.networks(x_0, latents)
+
+        def denoise_later(flat: Array) -> Array:
+            values = unravel_later(flat)
+            means = {
+                name: networks[name][0].denoise(values[name], target.num_steps, networks[name][1])
+                for name in later
+            }
+            return ravel_pytree(means)[0]
+
+        mean_later, vjp_later = jax.vjp(denoise_later, flat_later)
+    num = flat_running.size
+
+    def pull_back(vector: Array) -> Array:
+        return jnp.concatenate([vjp(vector[:num])[0], vjp_later(vector[num:])[0]])
+
+    def observe(flat: Array) -> Observations:
+        shifts = unravel_later(flat[num:] - mean_later)
+        x_0 = target.complete(x, level, latents, unravel(flat[:num]) | states, shifts)
+        return target.observations(x_0, latents, noiseless=ahead)
+
+    def over_sites(values: Callable[..., Values]) -> Array:
+        """One number per site, over all coordinates."""
+        return jnp.concatenate(
+            [
+                flat_like(values(target, level, names), {name: x[name] for name in names})
+                for names in (running, later)
+            ]
+        )
+
+    return _Ahead(
+        estimates,
+        jnp.concatenate([mean, mean_later]),
+        pull_back,
+        observe,
+        unravel,
+        num,
+        over_sites(tweedie_factor),
+        over_sites(noise_of),
+        over_sites(learned_noise),
+    )
 
 
 def _many(

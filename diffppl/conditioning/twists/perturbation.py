@@ -1,7 +1,7 @@
 """The paper's own way to condition: multiply every level of the chain by the likelihood.
 
 The modified chain has p(x_t) r(x_t)^{a_t} at level t, with r read at x_t as if it were x_0, and the
-kernel p(x_{t-1} given x_t) r(x_{t-1})^{a_{t-1}}, normalised. Where r is smooth, that is
+kernel p(x_{t-1} | x_t) r(x_{t-1})^{a_{t-1}}, normalised. Where r is smooth, that is
 
     N(mu + Sigma grad log r^a (mu), Sigma)                       for real data,
     odds of a bit multiplied by r(x_i = 1)^a / r(x_i = 0)^a      the others at their current values.
@@ -13,24 +13,33 @@ References:
 """
 
 import abc
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from ..program import Values
-from ..target import Target
-from .base import AbstractTwist, Twisted, denoise, require_noise
-from .expected import coordinate_changes, kernel_logits
+from ..states import kernel_logits
+from ..target import Estimates, Level, Target
+from .base import (
+    AbstractTwist,
+    Twisted,
+    only_score,
+    require_noise,
+    require_one_stage,
+    shifted,
+)
+from .expected import coordinate_changes
 
 
 class AbstractPower(eqx.Module):
     """The power a_t to which the likelihood is raised at level t; 1 at t = 0."""
 
     @abc.abstractmethod
-    def at(self, t: Array, num_steps: int) -> Float[Array, ""]:
+    def at(self, t: Array | int, num_steps: int) -> Float[Array, ""]:
         """a_t."""
 
 
@@ -38,7 +47,7 @@ class AbstractPower(eqx.Module):
 class ConstantPower(AbstractPower):
     """r at every level: what the paper's experiments do (equation 23)."""
 
-    def at(self, t: Array, num_steps: int) -> Float[Array, ""]:
+    def at(self, t: Array | int, num_steps: int) -> Float[Array, ""]:
         """1."""
         del num_steps
         return jnp.ones_like(jnp.asarray(t, dtype=float))
@@ -52,14 +61,14 @@ class LinearPower(AbstractPower):
     `Reciprocal`, 0.60 and 0.38 with `Linear`, at 1,000 steps.
     """
 
-    def at(self, t: Array, num_steps: int) -> Float[Array, ""]:
+    def at(self, t: Array | int, num_steps: int) -> Float[Array, ""]:
         """(T - t) / T."""
         return 1 - jnp.asarray(t, dtype=float) / num_steps
 
 
 @final
 class Perturbation(AbstractTwist):
-    """psi_t(x_t) = r(x_t)^{a_t}: the likelihood read at the noisy state itself.
+    """psi_t(x_t) = r(x_t)^{a_t}: the likelihood at the noisy state itself.
 
     In `Guidance` it is the paper's perturbed kernel, which drops the normaliser of every step and
     so samples near p r^2 where the power is constant: for x ~ N(0, 1) seen once as 1 with variance
@@ -73,112 +82,74 @@ class Perturbation(AbstractTwist):
 
     power: AbstractPower = ConstantPower()
 
-    def check(self, target: Target) -> None:
+    def resolve(self, target: Target) -> "Perturbation":
         """A program that noisy states can be put into."""
         require_noise(target, self, remedy="MomentMatching() or ExpectedLikelihood()")
-        models = target.models()
-        if len({model.process.support.is_discrete for model in models.values()}) > 1:
+        require_one_stage(target, self, remedy="MomentMatching() or ExpectedLikelihood()")
+        if target.sites(discrete=True) and target.sites(discrete=False):
             raise ValueError(
                 "twist=Perturbation() perturbs real data or states, but not both in one program: "
-                f"{', '.join(f'{n!r} has {type(m.process).__name__}' for n, m in models.items())}."
+                f"site {target.sites(discrete=False)[0]!r} is real and "
+                f"{target.sites(discrete=True)[0]!r} is discrete; use twist=Mixed()."
             )
-        for name, model in models.items():
+        for name, model in target.models.items():
             process = model.process
             if getattr(process, "num_states", process.num_categories) != process.num_categories:
                 raise ValueError(
-                    f"twist=Perturbation() reads the likelihood at noisy states, but site {name!r} "
+                    f"twist=Perturbation() takes the likelihood of noisy states, but site {name!r} "
                     "has an absorbing state that is not data; use twist=ExpectedLikelihood()."
                 )
+        return self
 
-    def look(self, target: Target, x_t: Values, t: Array, latents: Array) -> Twisted:
-        """See `AbstractTwist.look`."""
-        value = self.power.at(t, target.num_steps) * target.log_likelihood(x_t, latents)
-        estimates = denoise(target, x_t, t, latents)
-        return Twisted(value, estimates, estimates, None)
+    def has_jacobian(self, target: Target) -> bool:
+        """The denoiser is not differentiated."""
+        del target
+        return False
 
-    def propose(
-        self,
-        key: Array,
-        target: Target,
-        x_t: Values,
-        twisted: Twisted,
-        t: Array,
-        latents: Array,
-        *,
-        given: Values | None = None,
-    ) -> tuple[Values, Float[Array, ""]]:
-        """See `AbstractTwist.propose`."""
+    def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
+        """See `AbstractTwist.evaluate`."""
+        value = self.power.at(level.t, target.num_steps) * target.log_likelihood(x, latents)
+        power = self.power.at(level.t - 1, target.num_steps)
+        estimates = target.estimate(x, level, latents)
+        if target.sites(discrete=True):
+            return _perturbed_states(target, x, level, latents, estimates, value, power)
         kernels = {
-            name: model.process.reverse(x_t[name], twisted.estimates[name], t)
-            for name, model in target.models().items()
+            name: target.models[name].process.reverse(x[name], estimate, level.t)
+            for name, estimate in estimates.items()
         }
-        power = self.power.at(t - 1, target.num_steps)
-        return _perturbed(key, target, x_t, kernels, power, latents, given)
-
-    def finish(
-        self,
-        key: Array,
-        target: Target,
-        x_1: Values,
-        twisted: Twisted,
-        latents: Array,
-        *,
-        given: Values | None = None,
-    ) -> tuple[Values, Float[Array, ""]]:
-        """See `AbstractTwist.finish`."""
-        kernels = {
-            name: model.process.edge(x_1[name], twisted.estimates[name])
-            for name, model in target.models().items()
+        means = {name: kernel.mean for name, kernel in kernels.items()}
+        score = jax.grad(lambda means: target.log_likelihood(means, latents))(means)
+        # The shift of the kernel's mean as one of the estimate of x_0.
+        shifts = {
+            name: kernel.variance * power * score[name] / _weight(target, name, level)
+            for name, kernel in kernels.items()
         }
-        return _perturbed(key, target, x_1, kernels, jnp.ones(()), latents, given)
+        linear = only_score(ravel_pytree(score)[0])
+        return Twisted(value, estimates, shifted(estimates, shifts), {}, linear)
 
 
-def _perturbed(
-    key: Array,
-    target: Target,
-    x_t: Values,
-    kernels: dict[str, Any],
-    power: Array,
-    latents: Array,
-    given: Values | None,
-) -> tuple[Values, Float[Array, ""]]:
-    """A draw from kernels multiplied by the likelihood, and log kernels - log q."""
-    if any(model.process.support.is_discrete for model in target.models().values()):
-        return _perturbed_states(key, target, x_t, kernels, power, latents, given)
-    means = {name: kernel.mean for name, kernel in kernels.items()}
-    score = jax.grad(lambda means: target.log_likelihood(means, latents))(means)
-    x: Values = {}
-    log_ratio = jnp.zeros(())
-    keys = jax.random.split(key, len(kernels))
-    for (name, kernel), site_key in zip(kernels.items(), keys, strict=True):
-        shift = kernel.variance * power * score[name]
-        noise = jnp.sqrt(kernel.variance) * jax.random.normal(site_key, shift.shape, shift.dtype)
-        x[name] = means[name] + shift + noise if given is None else given[name]
-        step = x[name] - means[name] - shift
-        log_ratio = log_ratio - jnp.sum((shift**2 + 2 * shift * step) / (2 * kernel.variance))
-    return x, log_ratio
+def _weight(target: Target, name: str, level: Level) -> Float[Array, ""]:
+    """How far the mean of p(x_{t-1} | x_t) moves with E[x_0 | x_t]."""
+    process = target.models[name].process
+    return process.coefficients(level.t).x_0  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _perturbed_states(
-    key: Array,
     target: Target,
-    x_t: Values,
-    kernels: dict[str, Any],
-    power: Array,
+    x: Values,
+    level: Level,
     latents: Array,
-    given: Values | None,
-) -> tuple[Values, Float[Array, ""]]:
-    """The same for bits and categories: each coordinate's odds, the others as they are."""
-    logits = {name: kernel_logits(kernel) for name, kernel in kernels.items()}
-    _, changes = coordinate_changes(target, x_t, logits, latents)
-    x: Values = {}
-    log_ratio = jnp.zeros(())
-    keys = jax.random.split(key, len(kernels))
-    for (name, kernel), site_key in zip(kernels.items(), keys, strict=True):
-        tilted = jax.nn.log_softmax(logits[name] + power * changes[name], axis=-1)
-        drawn = jax.random.categorical(site_key, tilted, axis=-1)
-        dtype = target.models()[name].process.dtype
-        x[name] = jnp.asarray(drawn if given is None else given[name], dtype)
-        chosen = jnp.take_along_axis(tilted, x[name][..., None], axis=-1)[..., 0]
-        log_ratio = log_ratio + jnp.sum(kernel.log_prob(x[name]) - chosen)
-    return x, log_ratio
+    estimates: Estimates,
+    value: Array,
+    power: Array,
+) -> Twisted:
+    """The same for bits and categories: the odds of each coordinate, the others as they are."""
+    logits = {
+        name: kernel_logits(target.models[name].process.reverse(x[name], estimate, level.t))
+        for name, estimate in estimates.items()
+    }
+    _, changes = coordinate_changes(
+        {name: x[name] for name in logits}, logits, lambda b: target.log_likelihood(b, latents)
+    )
+    tilts = {name: power * changes[name] for name in changes}
+    return Twisted(value, estimates, estimates, tilts, None)

@@ -10,6 +10,7 @@ where v* maximises log r - |v|^2 / 2 and K is the Fisher information about v: th
 a linear normal likelihood, and good wherever r has one hill in each of the narrow Gaussians.
 """
 
+import math
 from collections.abc import Callable
 from typing import final
 
@@ -21,33 +22,33 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from ... import linalg
 from ...checks import as_float, check_float
 from ..program import Values
-from ..target import Target
+from ..target import Estimates, Level, Target
 from .base import (
     SLACK,
-    Estimates,
-    Linearised,
+    AbstractTwist,
     Twisted,
-    denoise,
     flat_like,
     learned_noise,
+    only_score,
     require_kind,
     require_noise,
+    require_one_stage,
     shifted,
     tweedie_factor,
 )
-from .gaussian import AbstractGaussianTwist
 
 _NUM_STEPS = 4  # of Newton's method at each node
 _LONGEST_STEP = 2.0  # of v
 
-_MOST_NODES = 1_000
+_MAX_NODES = 1_000
 
 
 @final
-class Quadrature(AbstractGaussianTwist):
-    """The likelihood averaged over N(E[x_0 given x_t], Cov[x_0 given x_t]) by quadrature.
+class Quadrature(AbstractTwist):
+    """The likelihood averaged over N(E[x_0 | x_t], Cov[x_0 | x_t]) by quadrature.
 
     Sees what a linearisation does not: that a square has two roots, that a label may be certain
     elsewhere. For programs with few real coordinates: it costs `num_nodes` to the power of their
@@ -71,36 +72,39 @@ class Quadrature(AbstractGaussianTwist):
             raise ValueError(f"num_nodes={self.num_nodes} must be 2 or more.")
         check_float("kept", self.kept, 0.0, 1.0)
 
-    def check(self, target: Target) -> None:
-        """Real data in few coordinates, seen through noise."""
+    def resolve(self, target: Target) -> "Quadrature":
+        """Real data in few coordinates, observed with noise."""
         require_kind(target, self, discrete=False, remedy="ExpectedLikelihood()")
         require_noise(target, self, remedy="MomentMatching()")
-        size = sum(np.prod(site.shape, dtype=int) for site in target.sites.diffusion.values())
-        if self.num_nodes**size > _MOST_NODES:
+        require_one_stage(target, self, remedy="MomentMatching()")
+        size = sum(math.prod(shape) for shape in target.structure.shapes.values())
+        if self.num_nodes**size > _MAX_NODES:
             raise ValueError(
                 f"twist=Quadrature() would need {self.num_nodes} to the power {size} nodes for the "
-                f"{size} coordinates of {sorted(target.models())}; use twist=MomentMatching()."
+                f"{size} coordinates of {sorted(target.models)}; use twist=MomentMatching()."
             )
+        return self
 
-    def takes_jacobian(self, target: Target) -> bool:
-        """See `AbstractGaussianTwist.takes_jacobian`."""
+    def has_jacobian(self, target: Target) -> bool:
+        """All of it, for the covariance."""
         del target
         return True
 
-    def look(self, target: Target, x_t: Values, t: Array, latents: Array) -> Twisted:
-        """See `AbstractTwist.look`."""
-        flat_x_t, unravel = ravel_pytree(x_t)
+    def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
+        """See `AbstractTwist.evaluate`."""
+        names = target.sites()
+        flat_x, unravel = ravel_pytree(x)
 
         def denoised(flat: Array) -> tuple[Array, Estimates]:
-            estimates = denoise(target, unravel(flat), t, latents)
+            estimates = target.estimate(unravel(flat), level, latents)
             return ravel_pytree({name: e.mean for name, e in estimates.items()})[0], estimates
 
-        jacobian, estimates = jax.jacrev(denoised, has_aux=True)(flat_x_t)
+        jacobian, estimates = jax.jacrev(denoised, has_aux=True)(flat_x)
         mean, _ = ravel_pytree({name: e.mean for name, e in estimates.items()})
-        factor = flat_like(tweedie_factor(target, t), x_t)
+        factor = flat_like(tweedie_factor(target, level, names), x)
         covariance = factor[:, None] * jacobian
-        values, vectors = jnp.linalg.eigh((covariance + covariance.T) / 2)
-        slack = self.slack * jnp.min(learned_noise(target, t, x_t))
+        values, vectors = linalg.eigh((covariance + covariance.T) / 2)
+        slack = self.slack * jnp.min(flat_like(learned_noise(target, level, names), x))
         root = vectors * jnp.sqrt(jnp.maximum(values, 0.0) + slack)
 
         narrow = jnp.sqrt(self.kept) * root
@@ -118,8 +122,8 @@ class Quadrature(AbstractGaussianTwist):
         shift = jax.nn.softmax(joint) @ (means - mean)
         # The gradient of log psi that Tweedie's formula says belongs to this shift.
         score = jnp.where(factor > 0, shift / jnp.where(factor > 0, factor, 1.0), 0.0)
-        linear = Linearised(jnp.zeros(0), jnp.zeros((0, 0)), jnp.zeros((0, mean.size)), score)
-        return Twisted(value, estimates, shifted(estimates, unravel(shift)), linear)
+        guided = shifted(estimates, unravel(shift))
+        return Twisted(value, estimates, guided, {}, only_score(score))
 
 
 def _laplace(
@@ -139,17 +143,17 @@ def _laplace(
         if isinstance(seen.covariance, lx.DiagonalLinearOperator):
             solved = slope / lx.diagonal(seen.covariance)[:, None]
         else:
-            solved = jnp.linalg.solve(seen.covariance.as_matrix(), slope)
+            solved = linalg.cholesky_solve(linalg.cholesky(seen.covariance.as_matrix()), slope)
         return jnp.eye(dimension) + slope.T @ solved
 
     def step(v: Array, _: None) -> tuple[Array, None]:
-        change = jnp.linalg.solve(information(v), jax.grad(objective)(v))
+        change = linalg.cholesky_solve(linalg.cholesky(information(v)), jax.grad(objective)(v))
         length = jnp.linalg.norm(change)
         change = change * jnp.minimum(1.0, _LONGEST_STEP / jnp.maximum(length, 1e-30))
         return v + jnp.where(jnp.isfinite(change), change, 0.0), None
 
     def value(v: Array) -> Array:
-        found = objective(v) - 0.5 * jnp.linalg.slogdet(information(v))[1]
+        found = objective(v) - 0.5 * linalg.log_det(linalg.cholesky(information(v)))
         return jnp.where(jnp.isnan(found), -jnp.inf, found)
 
     start = jnp.zeros(dimension)

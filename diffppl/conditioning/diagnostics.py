@@ -1,0 +1,214 @@
+"""Diagnostics of a run, and warnings with the figures and the remedy."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..samplers.ancestral import ancestral
+from .method import AbstractMethod, Draws
+from .target import Target
+from .twists import Isotropic, Mixed, MomentMatching
+from .twists.normal import MAX_DENSE
+
+MIN_EFFECTIVE = 10
+"""Effective sample sizes below this are called a collapse: the draws then have few distinct
+ancestors, and the estimated error of the evidence is not an estimate any more."""
+
+MAX_SPREAD = 1.0
+"""Standard deviation of log Z between chains, in nats, above which the mean of Z has no useful
+error bar: of four chains whose log Z is normal with that deviation, the mean is off by five of its
+errors in 4 % of runs."""
+
+MAX_EXCLUDED = 0.01
+"""Share of the particles that a twist may drop, before the end, as impossible."""
+
+MAX_TAIL, LEAST_TAIL, EVEN = 1.0, 100, 0.9
+"""Pareto k-hat above which a tail has no mean (Vehtari et al. 2024); weights fewer than which have
+no tail to speak of; and the share of them in the effective sample size above which it does not
+matter."""
+
+_MAX_SIZE = 5.0  # root mean square of draws, relative to the prior's or to 1 in model units
+_NUM_PRIOR_DRAWS = 32
+
+
+class Fault(NamedTuple):
+    """Something that speaks against a run: in a few words, and as a warning with its remedy.
+
+    The warning is empty where the evidence alone is in doubt.
+    """
+
+    summary: str
+    warning: str
+
+
+def tail_indices(draws: Draws, target: Target) -> np.ndarray:
+    """Pareto k-hat of each chain's last weights; NaN without weights, or with discrete sites."""
+    from ..arviz import pareto_k  # ArviZ takes seconds to import
+
+    log_weights = np.asarray(draws.log_weights)
+    if target.sites(discrete=True):
+        return np.full(log_weights.shape[:-1], np.nan)
+    return pareto_k(log_weights)
+
+
+def find_faults(
+    draws: Draws, target: Target, method: AbstractMethod, nan_sites: list[str], tails: np.ndarray
+) -> list[Fault]:
+    """Collapsed particles, NaN weights, and evidence that is not finite.
+
+    Args:
+        draws: of all chains.
+        target, method: of the run.
+        nan_sites: sites whose log-density is NaN at some draw.
+        tails: Pareto k-hat of each chain's last weights.
+    """
+    faults = [*_guessed_covariance(target, method), *_heavy_tail(draws, tails)]
+    if "ess" in draws.step_stats:
+        ess = np.asarray(draws.step_stats["ess"])
+        chain, step = np.unravel_index(np.argmin(ess), ess.shape)
+        if ess[chain, step] < MIN_EFFECTIVE:
+            when = _when(target, int(step))
+            if step == 0:
+                remedy = (
+                    "The prior of the latents, or the first twist, leaves few particles alive: use "
+                    "more particles, or a prior nearer to the posterior."
+                )
+            else:
+                remedy = "Use more particles, another twist, or more steps of the chain."
+            faults.append(
+                Fault(
+                    f"collapsed at {when}",
+                    f"the particles collapsed: in chain {chain} the effective sample size fell to "
+                    f"{ess[chain, step]:.1f} at {when}. {remedy}",
+                )
+            )
+    if "nan_share" in draws.step_stats:
+        share = np.asarray(draws.step_stats["nan_share"])
+        if (largest := np.nanmax(share)) > 0:
+            when = _when(target, int(np.unravel_index(np.nanargmax(share), share.shape)[1]))
+            where = f" (site {', '.join(map(repr, nan_sites))})" if nan_sites else ""
+            faults.append(
+                Fault(
+                    f"{100 * largest:.2g} % of the weights NaN at {when}",
+                    f"up to {100 * largest:.2g} % of the weights were NaN, at {when}{where}, and "
+                    "count as zero. Look for parameters outside of their range, such as a negative "
+                    "scale, at some values of the latent sites.",
+                )
+            )
+    if "excluded_share" in draws.step_stats and target.sites(discrete=False):
+        share = np.asarray(draws.step_stats["excluded_share"])[:, :-1]  # at t = 0 rightly so
+        if share.size and (largest := np.nanmax(share)) > MAX_EXCLUDED:
+            when = _when(target, int(np.unravel_index(np.nanargmax(share), share.shape)[1]))
+            faults.append(
+                Fault(
+                    f"{100 * largest:.2g} % of the particles excluded at {when}",
+                    f"up to {100 * largest:.2g} % of the particles were dropped at {when}, because "
+                    "the observations are impossible at their E[x_0 | x_t]; x_0 near it may well "
+                    "allow them, so that the evidence may be too low. Use twist=Quadrature() for "
+                    "one or two numbers, or a likelihood without a sharp end.",
+                )
+            )
+    log_z = np.asarray(draws.log_evidence, np.float64)
+    finite = log_z[np.isfinite(log_z)]
+    spread = float(np.std(finite, ddof=1)) if finite.size > 1 else 0.0
+    if spread > MAX_SPREAD:
+        faults.append(
+            Fault(
+                f"the chains disagree by {spread:.2g} nats",
+                f"the log evidence differs by {spread:.2g} nats between chains, so the largest "
+                "decides their mean, and its error is no estimate. Use more particles, another "
+                "twist, or more steps of the chain.",
+            )
+        )
+    if np.any(np.isinf(log_z)):
+        faults.append(
+            Fault(
+                "no particle agrees with the observations",
+                "the evidence is not finite: no particle agrees with the observations. Check that "
+                "they are possible under the program.",
+            )
+        )
+    return faults
+
+
+def _guessed_covariance(target: Target, method: AbstractMethod) -> Iterator[Fault]:
+    """No diagnostic of the particles shows it: all of them are led to the same wrong region.
+
+    For 64 numbers of mixtures in 64 dimensions the evidence was 3.9 nats too low, at effective
+    sample sizes of 30 and more, and Pareto k-hat near 0.
+    """
+    twist = getattr(method, "twist", None)
+    twist = twist.real if isinstance(twist, Mixed) else twist
+    if isinstance(twist, MomentMatching) and isinstance(twist.covariance, Isotropic):
+        num = target.num_observed()
+        if num > MAX_DENSE:
+            yield Fault(f"the covariance of {num} observed numbers is a guess, Isotropic()", "")
+
+
+def _heavy_tail(draws: Draws, tails: np.ndarray) -> Iterator[Fault]:
+    num = draws.log_weights.shape[-1]
+    if num < LEAST_TAIL or not (tail := float(np.median(tails))) > MAX_TAIL:
+        return
+    weights = np.exp(np.asarray(draws.log_weights, np.float64))
+    if np.median(1 / np.sum(weights**2, axis=-1)) < EVEN * num:
+        yield Fault(
+            f"the last weights have a Pareto k-hat of {tail:.2f}",
+            f"the tail of the last weights is heavy (Pareto k-hat {tail:.2f}; above 0.7 a mean is "
+            "unreliable, above 1 there is none), so that the evidence is probably too low, and its "
+            "error too small. Use another twist, more steps of the chain, or more particles.",
+        )
+
+
+def _when(target: Target, step: int) -> str:
+    """The time of an entry of the statistics of steps, which go from T to 0 for each stage."""
+    num_steps = target.num_steps
+    stage = max(step - 1, 0) // num_steps
+    t = num_steps if step == 0 else num_steps - 1 - (step - 1) % num_steps
+    if target.structure.num_stages == 1:
+        return f"t = {t}"
+    return f"t = {t} of site {', '.join(map(repr, target.sites(stage)))}"
+
+
+def divergence(
+    key: Array, target: Target, method: AbstractMethod, name: str, lost: float, size: float
+) -> str | None:
+    """A warning of draws that are not finite, or far larger than those of the prior; else None.
+
+    Args:
+        key: for draws of the prior.
+        target, method: of the run.
+        name: of a diffusion site.
+        lost: the share of its numbers that are not finite.
+        size: their root mean square in model units.
+    """
+    if lost > 0:
+        what = f"{100 * lost:.3g} % of the numbers at site {name!r} are not finite"
+    elif size <= _MAX_SIZE or name in target.sites(discrete=True):
+        return None
+    else:
+        prior = float(_prior_size(key, target, name))
+        if size <= _MAX_SIZE * prior:
+            return None
+        what = f"draws at site {name!r} are {size / prior:.3g} times as large as those of its prior"
+    return (
+        f"{what}: {method!r} diverges where its steps are too strong for the chain. Use "
+        "MomentMatching(), more steps, or TwistedSMC(), which drops such particles."
+    )
+
+
+def root_mean_square(x: Array) -> Float[Array, ""]:
+    """By way of the largest: the square of a draw that has diverged overflows."""
+    largest = jnp.maximum(jnp.max(jnp.abs(x)).astype(float), 1e-30)
+    return largest * jnp.sqrt(jnp.mean((x / largest) ** 2))
+
+
+@eqx.filter_jit
+def _prior_size(key: Array, target: Target, name: str) -> Float[Array, ""]:
+    shape, model = target.structure.shapes[name], target.models[name]
+    batch = shape[: len(shape) - len(model.event_shape)]
+    draws = ancestral(key, model, (_NUM_PRIOR_DRAWS, *batch), target.contexts[name])
+    return root_mean_square(draws)

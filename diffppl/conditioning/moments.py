@@ -1,0 +1,233 @@
+"""The first two moments of observed sites, as the twists on real data use them.
+
+An observed site with density r(y; x) enters a Gaussian twist as N(y; h(x), R(x)), where h and R are
+the mean and the (co)variance of its distribution. Three cases keep r and its moments consistent:
+
+* a *masked* entry has infinite variance: its residual, Jacobian and covariances are 0;
+* a site under `handlers.scale` with factor s has the density r^s, whose variance is R / s;
+* an entry without finite moments enters by its exact log-density.
+
+For an entry that does not take part, y = h = 0 and R = 1 are used, so that its factor is a
+constant. Every constant that the normal density counts and r does not is collected in `remainder`.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Bool, Float
+from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
+from numpyro.distributions.mixtures import MixtureGeneral, MixtureSameFamily
+
+from .program import Site
+
+# Mean or variance may be infinite. Where they are not, as for Student's t with three degrees of
+# freedom, a normal density would still miss the tail: of an outlier a tenth of the evidence.
+_HEAVY_TAILED = (
+    dist.Cauchy
+    | dist.HalfCauchy
+    | dist.InverseGamma
+    | dist.Levy
+    | dist.Pareto
+    | dist.StudentT
+    | dist.Dagum
+)
+_WITHOUT_MOMENTS = dist.CategoricalProbs | dist.CategoricalLogits | dist.Unit
+
+
+class Moments(NamedTuple):
+    """One observed site as a normal density, flattened.
+
+    Attributes:
+        value: what was observed.
+        mean: h(x).
+        spread: R(x), a vector of variances or a matrix.
+        remainder: log-density of the site that N(value; mean, spread) does not account for, nats.
+    """
+
+    value: Float[Array, " m"]
+    mean: Float[Array, " m"]
+    spread: Float[Array, " m"] | Float[Array, "m m"]
+    remainder: Float[Array, ""]
+
+
+class Observations(NamedTuple):
+    """All observed sites with moments side by side, and the log-density of everything else.
+
+    `covariance` is diagonal unless some site is multivariate.
+    """
+
+    value: Float[Array, " m"]
+    mean: Float[Array, " m"]
+    covariance: lx.AbstractLinearOperator
+    log_rest: Float[Array, ""]
+
+    def last(self, num: int) -> "Observations":
+        """The last observations alone, and no rest."""
+        start = self.value.size - num
+        matrix = self.covariance.as_matrix()[start:, start:]
+        covariance = lx.DiagonalLinearOperator(jnp.diagonal(matrix))
+        return Observations(self.value[start:], self.mean[start:], covariance, jnp.zeros(()))
+
+
+def side_by_side(found: list[Moments], log_rest: Float[Array, ""]) -> Observations:
+    """Several sites as one."""
+    empty = jnp.zeros(0)
+    value = jnp.concatenate([empty, *(each.value for each in found)])
+    mean = jnp.concatenate([empty, *(each.mean for each in found)])
+    log_rest = sum((each.remainder for each in found), log_rest)
+    if all(each.spread.ndim == 1 for each in found):
+        diagonal = jnp.concatenate([empty, *(each.spread for each in found)])
+        return Observations(value, mean, lx.DiagonalLinearOperator(diagonal), log_rest)
+    blocks = [each.spread if each.spread.ndim == 2 else jnp.diag(each.spread) for each in found]
+    matrix = jax.scipy.linalg.block_diag(*blocks)
+    operator = lx.MatrixLinearOperator(matrix, lx.positive_semidefinite_tag)
+    return Observations(value, mean, operator, log_rest)
+
+
+def log_density(site: Site) -> Float[Array, "..."]:
+    """Log-density of a site of a trace in nats, by batch entry; masks and scales are counted."""
+    fn, value, intermediates = site["fn"], site["value"], site["intermediates"]
+    density = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
+    return density if site["scale"] is None else site["scale"] * density
+
+
+def log_prior(site: Site) -> Array:
+    """Log-density of a draw of a site, in its own coordinates."""
+    return jnp.sum(_without_masks(site["fn"]).log_prob(site["value"]))
+
+
+def _without_masks(fn: Any) -> Any:
+    """A distribution with nothing masked, of which draws are made."""
+    if isinstance(fn, MaskedDistribution):
+        return _without_masks(fn.base_dist)
+    if isinstance(fn, Independent):
+        return _without_masks(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
+    if isinstance(fn, ExpandedDistribution):
+        return _without_masks(fn.base_dist).expand(fn.batch_shape)
+    return fn
+
+
+def is_label(site: Site) -> bool:
+    """Whether a site is a Bernoulli, whose variance is no guide where it is certain and wrong."""
+    base, _ = peel(site["fn"])
+    return isinstance(base, dist.BernoulliProbs | dist.BernoulliLogits)
+
+
+def visible(site: Site) -> Bool[Array, "..."]:
+    """The entries of an observation that no mask hides."""
+    _, mask = peel(site["fn"])
+    return jnp.broadcast_to(mask, full_shape(site))
+
+
+def moments(site: Site) -> Moments | None:
+    """An observed site as a normal density; None if its distribution has no usable moments."""
+    base, mask = peel(site["fn"])
+    if isinstance(base, dist.MultivariateNormal | dist.LowRankMultivariateNormal):
+        return _multivariate(site, base, mask)
+    if base.support is None or base.event_dim > 0 or isinstance(base, _WITHOUT_MOMENTS):
+        return None
+    if _is_heavy_tailed(base):
+        return None
+    try:
+        mean, variance = base.mean, base.variance
+    except NotImplementedError:
+        return None
+    return _univariate(site, base, mean, variance, mask)
+
+
+def _univariate(site: Site, base: Any, mean: Any, variance: Any, mask: Array) -> Moments:
+    shape, dtype = full_shape(site), jnp.result_type(float)
+    scale = jnp.expand_dims(_scale(site), tuple(range(-site["fn"].event_dim, 0)))
+    mean, variance, mask, scale = (
+        jnp.broadcast_to(x, shape).ravel() for x in (mean, variance, mask, scale)
+    )
+    value = jnp.broadcast_to(site["value"], shape).ravel()
+    usable = taken = mask & (scale > 0)
+    exact = jnp.zeros(())
+    if not isinstance(base, dist.Normal):
+        usable = taken & jnp.isfinite(mean) & jnp.isfinite(variance) & (variance > 0)
+        left = (taken & ~usable).reshape(shape)
+        density = base.expand(shape).mask(left).log_prob(value.reshape(shape))
+        exact = jnp.sum(jnp.where(left, scale.reshape(shape) * density, 0.0))
+    scale, variance = jnp.where(usable, scale, 1.0), jnp.where(usable, variance, 1.0)
+    log_normaliser = jnp.log(2 * jnp.pi * variance)
+    remainder = 0.5 * (1 - scale) * log_normaliser - 0.5 * jnp.log(scale)
+    remainder = jnp.where(usable, remainder, 0.5 * log_normaliser)
+    return Moments(
+        value=jnp.where(usable, value, 0).astype(dtype),
+        mean=jnp.where(usable, mean, 0.0).astype(dtype),
+        spread=(variance / scale).astype(dtype),
+        remainder=jnp.sum(remainder) + exact,
+    )
+
+
+def _multivariate(site: Site, base: Any, mask: Array) -> Moments:
+    shape, dtype = full_shape(site), jnp.result_type(float)
+    *batch, size = shape
+    num = math.prod(batch)
+    covariance = jnp.broadcast_to(base.covariance_matrix, (*shape, size)).reshape(num, size, size)
+    scale = jnp.broadcast_to(_scale(site), batch).reshape(num)
+    # A mask hides whole vectors: it is over the batch.
+    usable = jnp.broadcast_to(mask, shape).reshape(num, size)[:, 0] & (scale > 0)
+    scale = jnp.where(usable, scale, 1.0)
+    covariance = jnp.where(usable[:, None, None], covariance, jnp.eye(size))
+    value, mean = (
+        jnp.where(usable[:, None], jnp.broadcast_to(x, shape).reshape(num, size), 0.0).ravel()
+        for x in (site["value"], base.loc)
+    )
+    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(base.scale_tril, axis1=-2, axis2=-1)), axis=-1)
+    log_det = jnp.broadcast_to(log_det, batch).reshape(num)
+    log_normaliser = jnp.where(usable, log_det, 0.0) + size * math.log(2 * math.pi)
+    remainder = 0.5 * (1 - scale) * log_normaliser - 0.5 * size * jnp.log(scale)
+    remainder = jnp.where(usable, remainder, 0.5 * log_normaliser)
+    spread = jax.scipy.linalg.block_diag(*(covariance / scale[:, None, None]))
+    return Moments(
+        value.astype(dtype), mean.astype(dtype), spread.astype(dtype), jnp.sum(remainder)
+    )
+
+
+def _scale(site: Site) -> Array:
+    """The factor of `handlers.scale`, over the batch of a site."""
+    return jnp.asarray(1.0 if site["scale"] is None else site["scale"])
+
+
+def full_shape(site: Site) -> tuple[int, ...]:
+    """The shape of an observation: a value may be larger than its distribution, or smaller."""
+    return np.broadcast_shapes(jnp.shape(site["value"]), site["fn"].shape())
+
+
+def peel(fn: Any) -> tuple[Any, Bool[Array, "..."]]:
+    """The distribution under `expand`, `to_event` and masks, and which entries no mask hides."""
+    mask = jnp.ones((), bool)
+    while isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
+        if isinstance(fn, MaskedDistribution):
+            own = jnp.asarray(fn._mask)
+            mask = mask & jnp.expand_dims(own, tuple(range(own.ndim, own.ndim + fn.event_dim)))
+        fn = fn.base_dist
+    return fn, mask
+
+
+def _is_heavy_tailed(fn: Any) -> bool:
+    return any(isinstance(part, _HEAVY_TAILED) for part in _parts(fn))
+
+
+def _parts(fn: Any) -> Iterator[Any]:
+    """A distribution, and what it is a mixture, a transformation or a truncation of."""
+    fn, _ = peel(fn)
+    yield fn
+    if isinstance(fn, MixtureSameFamily | MixtureGeneral):
+        components = (
+            fn.component_distributions
+            if isinstance(fn, MixtureGeneral)
+            else [fn.component_distribution]
+        )
+        for component in components:
+            yield from _parts(component)
+    elif isinstance(base := getattr(fn, "base_dist", None), dist.Distribution):
+        yield from _parts(base)

@@ -1,0 +1,96 @@
+"""The state of a particle method: weighted particles, their genealogy and their statistics."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .program import Values
+from .resampling import AbstractResampling
+from .twists import Twisted
+from .weights import effective_sample_size, reweight
+
+STATISTICS = ("ess", "num_ancestors", "acceptance", "nan_share", "excluded_share")
+LEAST_LOG_TWIST = -1e4
+"""Nats, in place of minus infinity: weights are consistent for positive twists alone."""
+
+
+class SMCState(NamedTuple):
+    """Particles at one time.
+
+    Attributes:
+        x: every diffusion site at its time.
+        latents: unconstrained.
+        twisted: the twist at each particle.
+        log_weights: normalised; their exponentials sum to 1.
+        eves: the index of each particle's ancestor at the start.
+        num_resampled: how often the particles were resampled.
+        log_evidence: of the steps so far, nats.
+        prior_scale: of the latents.
+        position: how many entries of the statistics are filled.
+        stats: per step.
+    """
+
+    x: Values
+    latents: Float[Array, "n p"]
+    twisted: Twisted
+    log_weights: Float[Array, " n"]
+    eves: Int[Array, " n"]
+    num_resampled: Int[Array, ""]
+    log_evidence: Float[Array, ""]
+    prior_scale: Float[Array, " p"]
+    position: Int[Array, ""]
+    stats: dict[str, Array]
+
+
+def weighted(
+    state: SMCState, log_increments: Float[Array, " n"], acceptance: Float[Array, ""]
+) -> SMCState:
+    """New weights, the evidence gained, and the statistics of the step."""
+    alive = jnp.isfinite(state.log_weights)
+    log_weights, log_increment = reweight(state.log_weights, log_increments)
+    present = jnp.zeros_like(state.eves).at[state.eves].set(1)
+    found = {
+        "ess": effective_sample_size(log_weights),
+        "num_ancestors": jnp.sum(present),
+        "acceptance": acceptance,
+        "nan_share": jnp.mean(alive & jnp.isnan(log_increments)),
+        "excluded_share": jnp.mean(alive & (state.twisted.log_value == LEAST_LOG_TWIST)),
+    }
+    stats = {name: state.stats[name].at[state.position].set(found[name]) for name in found}
+    return state._replace(
+        log_weights=log_weights,
+        log_evidence=state.log_evidence + log_increment,
+        position=state.position + 1,
+        stats=stats,
+    )
+
+
+def resampled(
+    key: Array, state: SMCState, scheme: AbstractResampling, threshold: Float[Array, ""]
+) -> SMCState:
+    """Equally weighted particles, if the effective sample size is below a share of their number."""
+    n = state.log_weights.size
+    needed = effective_sample_size(state.log_weights) < threshold * n
+
+    def resample(state: SMCState) -> SMCState:
+        parents = scheme.parents(key, jnp.exp(state.log_weights), n)
+        x, latents, twisted, eves = jax.tree.map(
+            lambda leaf: leaf[parents], (state.x, state.latents, state.twisted, state.eves)
+        )
+        return state._replace(
+            x=x,
+            latents=latents,
+            twisted=twisted,
+            eves=eves,
+            log_weights=jnp.full(n, -jnp.log(n), state.log_weights.dtype),
+            num_resampled=state.num_resampled + 1,
+        )
+
+    return jax.lax.cond(needed, resample, lambda state: state, state)
+
+
+def rows(x: Values, first: Array, num: int) -> Values:
+    """`num` particles from the one numbered `first` on."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, num), x)

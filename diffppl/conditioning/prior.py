@@ -1,0 +1,40 @@
+"""Draws of a program's prior."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .arguments import Arguments, traced
+from .program import Program, Values, execute, is_observed
+from .traced import Traced
+
+
+def draw_prior(
+    key: Array, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], num: int
+) -> Values:
+    """Unobserved and deterministic sites of a program, `num` draws of each.
+
+    Diffusion sites are drawn by `model().sample`; observed sites keep their observations.
+    """
+
+    def make(arguments: Arguments) -> tuple[Traced, Any]:
+        def draw(key: Array, inputs: Any) -> Values:
+            trace = execute(key, program, arguments, inputs, lambda site: None)
+            return {
+                name: jnp.asarray(site["value"])
+                for name, site in trace.items()
+                if site["type"] in ("sample", "deterministic") and not is_observed(site)
+            }
+
+        return Traced(draw, key, arguments.inputs), arguments.inputs
+
+    draw, inputs = traced(make, Arguments(args, kwargs, {}))
+    return _draw(jax.random.split(key, num), draw, inputs)
+
+
+@eqx.filter_jit
+def _draw(keys: Array, draw: Traced, inputs: Any) -> Values:
+    return jax.vmap(lambda key: draw(key, inputs))(keys)

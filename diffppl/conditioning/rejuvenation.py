@@ -1,0 +1,103 @@
+"""Rejuvenation of latents: random-walk Metropolis for a whole cloud of particles at once.
+
+A move leaves its target density invariant, so it may stand anywhere in a particle method; it
+spreads out the copies that resampling makes. The step is adapted to the cloud, half against half:
+the particles that move take the covariance of those that do not, so that the target of each stays
+invariant for any number of particles. A share of the steps has a scale drawn at random below that
+of the prior, which moves particles whose complement has collapsed.
+
+References:
+    Gilks and Berzuini 2001 (resample-move); Roberts, Gelman and Gilks 1997 (the step size); Goodman
+    and Weare 2010 (moving one half of an ensemble given the other).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .. import linalg
+from .target import Target
+
+_PRIOR_SHARE = 0.1  # of the steps that ignore the cloud
+_LOG_SMALLEST = math.log(1e-3)  # of their scale, relative to the prior's
+
+
+def can_move(target: Target) -> bool:
+    """Whether there are latents, none of which changes a network.
+
+    One that does takes part in every past kernel of the particle, which is not kept.
+    """
+    structure = target.structure
+    return bool(structure.latents) and not structure.latents_change_networks
+
+
+def metropolis(
+    key: Array,
+    start: tuple[Float[Array, "n p"], Float[Array, " n"], Any],
+    log_density: Callable[[Array, Int[Array, ""]], tuple[Float[Array, " half"], Any]],
+    log_weights: Float[Array, " n"],
+    prior_scale: Float[Array, " p"],
+    num_moves: int,
+) -> tuple[Float[Array, "n p"], Any, Float[Array, ""]]:
+    """Move each particle `num_moves` times.
+
+    Args:
+        key: a typed JAX key.
+        start: the unconstrained latents, their log-densities, and whatever else `log_density`
+            returns, of leading size n.
+        log_density: of the latents of a run of particles, `(half, p)`, and the index of the first.
+        log_weights: normalised, of the particles.
+        prior_scale: standard deviations of the prior, unconstrained.
+        num_moves: how many.
+
+    Returns:
+        The latents, what `log_density` returns beside their density, and the share accepted.
+    """
+    n, dimension = start[0].shape
+    half = (n + 1) // 2
+    weights = jnp.exp(log_weights)
+
+    def move(carry: Any, inputs: tuple[Array, Array]) -> tuple[Any, Array]:
+        key, first = inputs
+        keys = jax.random.split(key, 4)
+        factor = _complement_factor(carry[0], weights, first, half)
+        now = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, half), carry)
+        noise = jax.random.normal(keys[0], (half, dimension), now[0].dtype)
+        step = 2.38 / math.sqrt(dimension) * noise @ factor.T
+        log_scale = jax.random.uniform(keys[1], (half, 1), minval=_LOG_SMALLEST, maxval=0.0)
+        is_prior = jax.random.bernoulli(keys[2], _PRIOR_SHARE, (half, 1))
+        step = jnp.where(is_prior, jnp.exp(log_scale) * prior_scale * noise, step)
+        proposed = now[0] + step
+        new = (proposed, *log_density(proposed, first))
+        accept = jnp.log(jax.random.uniform(keys[3], (half,))) < new[1] - now[1]
+        kept = jax.tree.map(
+            lambda a, b: jnp.where(accept.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, now
+        )
+        carry = jax.tree.map(
+            lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, first, 0), carry, kept
+        )
+        return carry, jnp.mean(accept)
+
+    firsts = jnp.tile(jnp.array([0, n - half]), num_moves)
+    keys = jax.random.split(key, 2 * num_moves)
+    (latents, _, aux), accepted = jax.lax.scan(move, start, (keys, firsts))
+    return latents, aux, jnp.mean(accepted)
+
+
+def _complement_factor(
+    latents: Float[Array, "n p"], weights: Float[Array, " n"], first: Int[Array, ""], half: int
+) -> Float[Array, "p p"]:
+    """A root of the weighted covariance of the particles that stay."""
+    index = jnp.arange(len(weights))
+    stays = (index < first) | (index >= first + half)
+    kept = jnp.where(stays, weights, 0.0)
+    total = jnp.sum(kept)
+    share = jnp.where(total > 0, kept / jnp.where(total > 0, total, 1.0), stays / jnp.sum(stays))
+    centred = latents - share @ latents
+    covariance = (share[:, None] * centred).T @ centred
+    jitter = 1e-8 + 1e-6 * jnp.diagonal(covariance)
+    return linalg.cholesky(covariance + jnp.diag(jitter))

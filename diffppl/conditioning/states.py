@@ -1,0 +1,45 @@
+"""Discrete data by the log-probabilities of their states, whatever process they belong to."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ..processes import AbstractProcess
+
+
+def most_probable(process: AbstractProcess, estimate: Any) -> Array:
+    """One x_0 for an estimate: the mean of real data, the most probable state of discrete data."""
+    if not process.support.is_discrete:
+        return process.mean(estimate)
+    return jnp.argmax(state_logits(process, estimate), axis=-1).astype(process.dtype)
+
+
+def state_logits(process: AbstractProcess, estimate: Any) -> Float[Array, "... states"]:
+    """Unnormalised log-probabilities of the states of x_0 under an estimate.
+
+    Minus infinity where a coordinate has fewer states than others.
+    """
+    if process.num_categories is None:
+        return jnp.stack([jnp.zeros_like(estimate.logits), estimate.logits], axis=-1)
+    return process.estimate_from_logits(estimate.logits).logits
+
+
+def num_states(process: AbstractProcess, shape: tuple[int, ...]) -> Int[np.ndarray, "..."]:
+    """The number of states of x_0 at each coordinate of an event of this shape, or of a batch."""
+    return np.broadcast_to(np.asarray(getattr(process, "counts", 2)), shape)
+
+
+def with_state_logits(process: AbstractProcess, estimate: Any, logits: Array) -> Any:
+    """The estimate that has these log-probabilities of states."""
+    if process.num_categories is None:
+        logits = logits[..., 1] - logits[..., 0]
+    return eqx.tree_at(lambda estimate: estimate.logits, estimate, logits)
+
+
+def kernel_logits(kernel: Any) -> Float[Array, "... states"]:
+    """Log-probabilities of each state under a kernel of discrete data."""
+    states = kernel.enumerate_support(expand=True)
+    return jnp.moveaxis(kernel.log_prob(states), 0, -1)

@@ -1,0 +1,293 @@
+"""The traces of a program that a `BoundProgram` keeps; see there."""
+
+from typing import Any, NamedTuple, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro
+from jaxtyping import Array
+from numpyro.distributions import Unit
+from numpyro.distributions.transforms import biject_to
+
+from ..distribution import DiffusionDistribution
+from .arguments import Arguments
+from .faults import faults
+from .moments import Moments, is_label, log_density, log_prior, moments
+from .noiseless import shown
+from .program import (
+    Fill,
+    Program,
+    Site,
+    Trace,
+    Values,
+    diffusion_distribution,
+    execute,
+    is_noiseless,
+    is_observed,
+    is_open,
+    site_shape,
+)
+from .structure import Structure, dependences, find_roles, find_structure, is_deterministic
+from .traced import Traced, flattened
+
+Known = dict[str, tuple[Array, Array]]
+
+
+class Evaluation(NamedTuple):
+    """A program at one value of its latent sites.
+
+    Attributes:
+        values: diffusion, latent, free and deterministic sites, in the user's units.
+        log_densities: of latent sites in unconstrained coordinates, of observed sites and factors,
+            by batch entry, in nats. Diffusion sites have none.
+        log_priors: of latent sites in unconstrained coordinates, without masks and scales.
+        moments: of the observed sites that have them.
+        observed: the values of the observed sites that are no factors.
+        models: arrays of the model at each diffusion site, without its scaling, and its context.
+        scalings: arrays of the scaling of each.
+    """
+
+    values: Values
+    log_densities: Values
+    log_priors: Values
+    moments: dict[str, Moments]
+    observed: Values
+    models: dict[str, tuple[list[Array], Array | None]]
+    scalings: dict[str, list[Array]]
+
+
+class Traces(NamedTuple):
+    """What is kept of a program.
+
+    Attributes:
+        structure: what its sites are.
+        labels: observed sites that are Bernoulli.
+        factors: observed sites of `numpyro.factor`, which have no value.
+        shapes: shape and dtype of each open site, as the program has it.
+        dtypes: of x_0 at each diffusion site in model units.
+        latents: shape of each latent site in unconstrained coordinates.
+        skeletons: the static part of the model at each diffusion site.
+        prior, dependences, density, predict: see `BoundProgram`.
+    """
+
+    structure: Structure
+    labels: tuple[str, ...]
+    factors: tuple[str, ...]
+    shapes: dict[str, jax.ShapeDtypeStruct]
+    dtypes: dict[str, Any]
+    latents: dict[str, tuple[int, ...]]
+    skeletons: dict[str, Any]
+    prior: Traced
+    dependences: Traced
+    density: Traced
+    predict: Traced
+
+
+def trace_program(program: Program, arguments: Arguments) -> Traces:
+    """Execute a program four times on abstract values."""
+    try:
+        return _trace_program(program, arguments)
+    except ValueError as error:
+        if "invalid scale parameter" in str(error):
+            raise ValueError(
+                f"{error} An observation without noise is numpyro.distributions.Delta(x[rows])."
+            ) from error
+        raise
+
+
+def _trace_program(program: Program, arguments: Arguments) -> Traces:
+    tracer, key = _Tracer(program, arguments), jax.random.key(0)
+    inputs = arguments.inputs
+    prior = Traced(tracer.prior, key, inputs)
+    values = {name: jnp.zeros(x.shape, x.dtype) for name, x in tracer.shapes.items()}
+    linked = Traced(tracer.dependences, inputs, values)
+    provenance = linked.provenance(_unnamed(inputs), _named(values))
+    roles = find_roles(tracer.trace, provenance["on"])
+    latents = {name: tracer.latents[name] for name in roles.latents}
+    x_0 = {name: jnp.zeros(values[name].shape, tracer.dtypes[name]) for name in roles.diffusion}
+    u = {name: jnp.zeros(shape) for name, shape in latents.items()}
+    known = {name: (jnp.zeros(x.shape, bool), x) for name, x in x_0.items() if roles.noiseless}
+    tracer.observed = tuple(name for name in roles.observed if name not in roles.noiseless)
+    tracer.factors = tuple(n for n in roles.observed if isinstance(tracer.trace[n]["fn"], Unit))
+    tracer.seen = tuple(name for name in roles.observed if name not in tracer.factors)
+    tracer.counted = (*roles.latents, *roles.fixed, *roles.observed)
+    tracer.reported = (*roles.diffusion, *roles.latents, *roles.free, *roles.deterministic)
+    density = Traced(tracer.density, key, inputs, x_0, u, known)
+    predict = Traced(tracer.predict, key, inputs, x_0, u, known)
+    on = density.provenance(
+        _unnamed(key), _unnamed(inputs), _named(x_0), _named(u), _unnamed(known)
+    )
+    structure = find_structure(roles, {name: x.shape for name, x in x_0.items()}, on.models)
+    return Traces(
+        structure,
+        tuple(tracer.labels),
+        tracer.factors,
+        tracer.shapes,
+        tracer.dtypes,
+        latents,
+        tracer.skeletons,
+        prior,
+        linked,
+        density,
+        predict,
+    )
+
+
+def _named(values: Values) -> dict[str, frozenset[str]]:
+    return {name: frozenset({name}) for name in values}
+
+
+def _unnamed(tree: Any) -> Any:
+    return jax.tree.map(lambda _: frozenset(), tree)
+
+
+@final
+class _Tracer:
+    """The functions that are traced, and the Python values that their traces leave behind."""
+
+    def __init__(self, program: Program, arguments: Arguments) -> None:
+        self.program, self.arguments = program, arguments
+        self.shapes: dict[str, jax.ShapeDtypeStruct] = {}
+        self.dtypes: dict[str, Any] = {}
+        self.latents: dict[str, tuple[int, ...]] = {}
+        self.skeletons: dict[str, Any] = {}
+        self.labels: list[str] = []
+        self.trace: Trace = {}
+        self.observed: tuple[str, ...] = ()
+        self.factors: tuple[str, ...] = ()
+        self.seen: tuple[str, ...] = ()
+        self.counted: tuple[str, ...] = ()
+        self.reported: tuple[str, ...] = ()
+
+    def execute(self, key: Array, inputs: Any, fill: Fill, *, predict: bool = False) -> Trace:
+        return execute(key, self.program, self.arguments, inputs, fill, predict=predict)
+
+    def prior(self, key: Array, inputs: Any) -> dict[str, tuple[Array, Array]]:
+        """Unconstrained draws of the open sites that are not diffusion sites, and log-densities."""
+
+        def fill(site: Site) -> Array | None:
+            found = diffusion_distribution(site["fn"])
+            if found is None:
+                return None
+            dtype = self.dtypes[site["name"]] = found.model.process.dtype
+            return found.model.to_user(jnp.zeros(site_shape(site), dtype))
+
+        drawn = {}
+        for name, site in self.execute(key, inputs, fill).items():
+            if not is_open(site):
+                continue
+            self.shapes[name] = jax.ShapeDtypeStruct(site["value"].shape, site["value"].dtype)
+            support = site["fn"].support
+            if diffusion_distribution(site["fn"]) or support is None or support.is_discrete:
+                continue
+            transform = biject_to(support)
+            u = transform.inv(site["value"])
+            log_det = jnp.sum(transform.log_abs_det_jacobian(u, site["value"]))
+            self.latents[name] = u.shape
+            drawn[name] = u, log_prior(site) + log_det
+        return drawn
+
+    def dependences(self, inputs: Any, values: Values) -> dict[str, Any]:
+        """What depends on what; faults and log-densities of observations; deterministic sites."""
+
+        def fill(site: Site) -> Array:
+            return _at_index(site, values[site["name"]])
+
+        self.trace = self.execute(jax.random.key(0), inputs, fill)
+        observed = {name: site for name, site in self.trace.items() if is_observed(site)}
+        return {
+            "on": dependences(self.trace),
+            "shown": {n: shown(site) for n, site in observed.items() if is_noiseless(site["fn"])},
+            "faults": {n: faults(site) for n, site in observed.items()},
+            "log_densities": {n: log_density(site) for n, site in observed.items()},
+            "deterministic": {
+                n: jnp.asarray(s["value"]) for n, s in self.trace.items() if is_deterministic(s)
+            },
+        }
+
+    def density(
+        self, key: Array, inputs: Any, x_0: Values, latents: Values, known: Known
+    ) -> Evaluation:
+        """A program at one value of its latent sites."""
+        log_dets: Values = {}
+        found: dict[str, DiffusionDistribution] = {}
+        fill = self._filled(x_0, latents, known, found, log_dets)
+        trace = self.execute(key, inputs, fill)
+        # Sites in a NumPyro loop leave their Jacobians as factors.
+        loops = [name for name in trace if name not in self.trace and is_observed(trace[name])]
+        log_densities = {name: log_density(trace[name]) for name in [*self.counted, *loops]}
+        log_densities |= {name: jnp.sum(log_densities[name]) + log_dets[name] for name in log_dets}
+        self.labels = [name for name in self.observed if is_label(trace[name])]
+        log_priors = {name: log_prior(trace[name]) for name in latents}
+        log_priors |= {name: log_priors[name] + log_dets[name] for name in log_dets}
+        log_priors |= {name: jnp.sum(log_densities[name]) for name in loops}
+        matched = {name: moments(trace[name]) for name in self.observed}
+        models, scalings = {}, {}
+        for name, each in found.items():
+            plain = eqx.tree_at(lambda m: m.scaling, each.model, None, is_leaf=lambda x: x is None)
+            leaves, skeleton = flattened(plain)
+            scalings[name], scaling = flattened(each.model.scaling)
+            models[name], self.skeletons[name] = (leaves, each.context), (skeleton, scaling)
+        return Evaluation(
+            values={name: jnp.asarray(trace[name]["value"]) for name in self.reported},
+            log_densities=log_densities,
+            log_priors=log_priors,
+            moments={name: each for name, each in matched.items() if each is not None},
+            observed={name: jnp.asarray(trace[name]["value"]) for name in self.seen},
+            models=models,
+            scalings=scalings,
+        )
+
+    def predict(
+        self, key: Array, inputs: Any, x_0: Values, latents: Values, known: Known
+    ) -> Values:
+        """New draws of the observed sites."""
+        key, key_loops = jax.random.split(key)
+        fill = self._filled(x_0, latents, known, {}, {})
+        trace = self.execute(key, inputs, fill, predict=True)
+        drawn = {}
+        for number, name in enumerate(self.observed):
+            site = trace[name]
+            if isinstance(site["fn"], Unit):
+                continue
+            drawn[name] = jnp.asarray(site["value"])
+            if site.get("_control_flow_done", False):  # sites in a loop kept their observations
+                drawn[name] = site["fn"].sample(jax.random.fold_in(key_loops, number))
+        return drawn
+
+    def _filled(
+        self,
+        x_0: Values,
+        latents: Values,
+        known: Known,
+        found: dict[str, DiffusionDistribution],
+        log_dets: Values,
+    ) -> Fill:
+        """Gives diffusion sites x_0 in the user's units, latent sites their constrained value."""
+
+        def fill(site: Site) -> Array | None:
+            name, diffusion = site["name"], diffusion_distribution(site["fn"])
+            if diffusion is not None:
+                found[name] = diffusion
+                x = diffusion.model.to_user(x_0[name])
+                return jnp.where(*known[name], x) if name in known else x
+            if name not in latents:
+                return None
+            u = _at_index(site, latents[name])
+            transform = biject_to(site["fn"].support)
+            value = transform(u)
+            log_det = jnp.sum(transform.log_abs_det_jacobian(u, value))
+            if site.get("in_control_flow", False):
+                numpyro.factor(f"_{name}_log_det", log_det)
+            else:
+                log_dets[name] = log_det
+            return value
+
+        return fill
+
+
+def _at_index(site: Site, value: Array) -> Array:
+    """The value of a site, or of this iteration where the site is in a NumPyro scan."""
+    index = site["infer"].get("_scan_current_index")
+    return value if index is None else value[index]

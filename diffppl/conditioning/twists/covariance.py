@@ -1,0 +1,107 @@
+"""Models of Cov[x_0 | x_t] for `MomentMatching`."""
+
+import abc
+from collections.abc import Callable
+from typing import ClassVar, final
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from ...checks import as_float, short_repr
+from .base import SLACK
+
+
+class AbstractCovariance(eqx.Module):
+    """A model of C_t = Cov[x_0 | x_t]."""
+
+    is_jacobian: eqx.AbstractClassVar[bool]
+    """Whether it is `factor` times the denoiser's Jacobian."""
+    slack: eqx.AbstractVar[Float[Array, ""]]
+    """A variance to add where a network was learned, as a share of the noise's."""
+
+    def __repr__(self) -> str:
+        return short_repr(self)
+
+    @abc.abstractmethod
+    def times(
+        self,
+        vector: Float[Array, " d"],
+        pull_back: Callable[[Array], Array],
+        factor: Float[Array, " d"],
+        noise: Float[Array, " d"],
+    ) -> Float[Array, " d"]:
+        """C_t times a vector.
+
+        Args:
+            vector: over all coordinates.
+            pull_back: the vector-Jacobian product of E[x_0 | x_t] with respect to x_t.
+            factor: (1 - alpha_bar_t) / sqrt(alpha_bar_t) of each coordinate.
+            noise: 1 - alpha_bar_t of each coordinate.
+        """
+
+
+@final
+class Tweedie(AbstractCovariance):
+    """The denoiser's own: (1 - alpha_bar_t) / sqrt(alpha_bar_t) dE[x_0 | x_t] / dx_t.
+
+    Exact for an exact denoiser, at one vector-Jacobian product per observed number, or per
+    iteration of conjugate gradients where many are observed. A learned denoiser's Jacobian is
+    neither symmetric nor positive, so its positive symmetric part is taken. Where it underestimates
+    Var[x_0 | x_t], sharp observations would leave only the few particles that meet them early, so a
+    share of the noise's variance is added.
+
+    Args:
+        slack: that share, of 1 - alpha_bar_t. Analytic denoisers get none.
+    """
+
+    slack: Float[Array, ""]
+    is_jacobian: ClassVar[bool] = True
+
+    def __init__(self, slack: ArrayLike = SLACK) -> None:
+        self.slack = as_float(slack)
+
+    def times(
+        self,
+        vector: Float[Array, " d"],
+        pull_back: Callable[[Array], Array],
+        factor: Float[Array, " d"],
+        noise: Float[Array, " d"],
+    ) -> Float[Array, " d"]:
+        """See `AbstractCovariance.times`."""
+        del noise
+        return factor * pull_back(vector)
+
+
+@final
+class Isotropic(AbstractCovariance):
+    """r_t^2 I with r_t^2 = v (1 - alpha_bar_t) / (alpha_bar_t v + 1 - alpha_bar_t).
+
+    That of data with independent coordinates of variance `variance` (model units; `fit` scales
+    data to 1). One vector-Jacobian product per step however many numbers are observed.
+
+    References:
+        Song et al. 2023 (PiGDM), there with variance 1.
+    """
+
+    variance: Float[Array, ""]
+    is_jacobian: ClassVar[bool] = False
+
+    def __init__(self, variance: ArrayLike = 1.0) -> None:
+        self.variance = as_float(variance)
+
+    @property
+    def slack(self) -> Float[Array, ""]:
+        """None: no Jacobian is used."""
+        return jnp.zeros(())
+
+    def times(
+        self,
+        vector: Float[Array, " d"],
+        pull_back: Callable[[Array], Array],
+        factor: Float[Array, " d"],
+        noise: Float[Array, " d"],
+    ) -> Float[Array, " d"]:
+        """See `AbstractCovariance.times`."""
+        del pull_back, factor
+        return self.variance * noise / ((1 - noise) * self.variance + noise) * vector
