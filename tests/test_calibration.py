@@ -1,5 +1,6 @@
 """Simulation-based calibration, of methods that are right and wrong in ways that are known."""
 
+import itertools
 import re
 from typing import ClassVar
 
@@ -14,22 +15,18 @@ import scipy.stats
 
 import diffppl as dp
 from diffppl.calibration import uniformity
-from diffppl.calibration.calibrate import _check, _simulate
-from diffppl.calibration.ranks import LARGE
-from diffppl.calibration.simulation import draw_prior
+from diffppl.calibration.calibrate import _prepare, _simulate
+from diffppl.calibration.ranks import mean_copies
+from diffppl.calibration.simulation import LARGE, simulator
 from diffppl.conditioning import AbstractMethod, Draws, Exactness
-from diffppl.conditioning.program import run_program
+from diffppl.conditioning.target import Target
 
 from . import chain_oracles, oracles, statistics
+from .lower import lower_model
 
 SCHEDULE = dp.schedules.LogSNRLinear(8, noise_to_signal=(0.3, 20.0))
 MEAN, VARIANCE, SCALE = np.array([1.0, -2.0]), np.array([1.0, 0.3]), 0.7
-MODEL = dp.DiffusionModel(
-    dp.GaussianDiffusion(SCHEDULE),
-    dp.networks.GaussianDenoiser(SCHEDULE, MEAN, VARIANCE),
-    (2,),
-    scaling=dp.Scaling(10.0, 3.0),
-)
+MODEL = lower_model(SCHEDULE, MEAN, VARIANCE, scaling=dp.Scaling(10.0, 3.0))
 NUM_STEPS = 3
 
 
@@ -61,30 +58,38 @@ class KnownPosterior(AbstractMethod):
     inflation: jax.Array  # of the posterior's variance; 1 is right
     learning: jax.Array  # 1 for the posterior, 0 for the prior
     fatal: jax.Array  # data above it kill its particles, as it says
+    copies: int = 1  # of each draw
 
-    def check(self, target, num_samples):
-        pass
+    def resolve(self, target, num_samples):
+        return self
 
     def num_denoiser_calls(self, target, num_samples):
         return 0
 
-    def num_ticks(self, target):
-        return 0
-
-    def prior_sampler(self, target):
+    def prior_sampler(self):
         return dp.samplers.Ancestral()
 
-    def draw(self, key, target, num_samples, tick):
+    def phases(self, target):
+        return (0,)
+
+    def init(self, key, target, num_samples):
+        return None
+
+    def step(self, key, target, state, phase, i):
+        return state
+
+    def end(self, key, target, state, phase, num_samples):
         assert target.num_steps == NUM_STEPS
-        nowhere = {"x": jnp.zeros_like(self.mean)}
-        trace = run_program(target.program, target.args, target.kwargs, nowhere)
-        y = jnp.reshape(trace["y"]["value"], -1)
+        nowhere = target.evaluate(target.bound.origin(), jnp.zeros(0))
+        y = jnp.reshape(nowhere.observed["y"], -1)
         predicted = self.matrix @ self.covariance @ self.matrix.T + self.noise
         gain = self.learning * jnp.linalg.solve(predicted, self.matrix @ self.covariance).T
         mean = self.mean + gain @ (y - self.offset - self.matrix @ self.mean)
         covariance = self.covariance - gain @ self.matrix @ self.covariance
         root = jnp.linalg.cholesky(covariance * self.inflation)
-        x = mean + jax.random.normal(key, (num_samples, mean.size)) @ root.T
+        num = -(-num_samples // self.copies)
+        different = mean + jax.random.normal(key, (num, mean.size)) @ root.T
+        x = jnp.repeat(different, self.copies, axis=0)[:num_samples]
         ess = jnp.where(jnp.max(y) > self.fatal, 9.5, 10.5) * jnp.array([1.0, 2.0])
         return known_draws({"x": x}, num_samples, ess=ess)
 
@@ -102,11 +107,13 @@ def known_draws(x_0, num_samples, **step_stats):
     )
 
 
-def known(num_steps=NUM_STEPS, inflation=1.0, learning=1.0, fatal=np.inf) -> KnownPosterior:
+def known(
+    num_steps=NUM_STEPS, inflation=1.0, learning=1.0, fatal=np.inf, copies=1
+) -> KnownPosterior:
     mean, covariance = prior(num_steps)
     arrays = (mean, covariance, 3 * np.array([[1.0, 0.5]]), np.array([15.0]), [[SCALE**2]])
     arrays = (jnp.asarray(x, float) for x in (*arrays, inflation, learning, fatal))
-    return KnownPosterior(NUM_STEPS, *arrays)
+    return KnownPosterior(NUM_STEPS, *arrays, copies)
 
 
 def calibrate(method, seed=0, **settings) -> dp.Calibration:
@@ -114,6 +121,11 @@ def calibrate(method, seed=0, **settings) -> dp.Calibration:
     return dp.calibrate(
         jax.random.key(seed), program, method, SCALE, observed="y", progress_bar=False, **settings
     )
+
+
+def prepared(program, method, args):
+    key = jax.random.key(0)
+    return _prepare(key, program, method, args, {}, ("y",), None, None, num_samples=100)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +161,20 @@ def test_a_right_method_passes(right: dp.Calibration):
     np.testing.assert_allclose(error, np.sqrt([0.25, 0.16, 0.09, 0.0475]) / 20)
 
 
+@pytest.mark.parametrize("copies", [2, 5, 20])
+def test_copies_of_draws_are_no_fault_of_a_posterior(copies: int):
+    assert calibrate(known(copies=copies), seed=copies).pvalue > 0.01
+    assert calibrate(known(copies=copies, inflation=0.3), seed=copies).pvalue < 0.01
+
+
+def test_copies_are_told_by_all_numbers_or_by_their_particle():
+    x, bits = jnp.array([[1.0, 2.0], [1.0, 3.0], [1.0, 2.0], [0.0, 2.0]]), jnp.array([1, 1, 1, 0])
+    assert mean_copies({"x": x}, None) == (2 + 1 + 2 + 1) / 4
+    assert mean_copies({"x": x, "b": bits}, None) == (2 + 1 + 2 + 1) / 4
+    assert mean_copies({"b": bits}, None) == 1
+    assert mean_copies({"b": bits}, jnp.array([7, 7, 2, 3])) == (2 + 2 + 1 + 1) / 4
+
+
 def test_a_narrow_posterior_fails_and_its_coverage_says_how(narrow: dp.Calibration):
     """With half the variance the central interval of probability p holds what p' does,
     z(p') = z(p) / sqrt(2): 80% becomes 63.5%."""
@@ -180,13 +206,17 @@ def test_the_prior_is_that_of_the_chain_that_the_method_chooses():
         (dp.TwistedSMC(100, chain=dp.chains.ModelChain()), program, (SCALE,), (8, ancestral)),
         (dp.TwistedSMC(100), bits, (), (NUM_STEPS, ancestral)),
     ]:
-        assert _check(program_, method, args, {}, ("y",), 100) == (method, *expected)
+        found = prepared(program_, method, args)
+        steps = {
+            model.num_steps for model in Target(found.bound, found.method.num_steps).models.values()
+        }
+        assert (steps.pop(), found.method.prior_sampler()) == expected
 
 
 @pytest.mark.slow
 def test_without_a_method_one_is_chosen_as_for_a_posterior():
     for program_, args in ((program, (SCALE,)), (bits, ())):
-        chosen, _, _ = _check(program_, None, args, {}, ("y",), 100)
+        chosen = prepared(program_, None, args).method
         posterior = dp.Posterior(program_, num_chains=1, num_samples=100, progress_bar=False)
         posterior.run(jax.random.key(0), *args, y=1.0)
         assert chosen == posterior.method
@@ -196,7 +226,7 @@ def test_everything_is_drawn_from_the_prior():
     """x from the sampler's chain of as many steps as asked, and y given x."""
 
     def draws(sampler) -> dict[str, np.ndarray]:
-        draw = lambda key: draw_prior(key, program, (SCALE,), {}, sampler, NUM_STEPS)  # noqa: E731
+        draw = simulator(program, (SCALE,), {}, sampler, NUM_STEPS)
         return jax.tree.map(np.asarray, jax.vmap(draw)(jax.random.split(jax.random.key(0), 20_000)))
 
     found, wider = draws(dp.samplers.Ancestral()), draws(dp.samplers.CovarianceMatched())
@@ -239,19 +269,25 @@ class Enumerated(AbstractMethod):
     num_steps: int | None
     log_prior: jax.Array
 
-    def check(self, target, num_samples):
-        pass
+    def resolve(self, target, num_samples):
+        return self
 
     def num_denoiser_calls(self, target, num_samples):
         return 0
 
-    def num_ticks(self, target):
-        return 0
-
-    def prior_sampler(self, target):
+    def prior_sampler(self):
         return dp.samplers.Ancestral()
 
-    def draw(self, key, target, num_samples, tick):
+    def phases(self, target):
+        return (0,)
+
+    def init(self, key, target, num_samples):
+        return None
+
+    def step(self, key, target, state, phase, i):
+        return state
+
+    def end(self, key, target, state, phase, num_samples):
         states = jnp.asarray(ALL_STATES, jnp.int32)
         log_r = jax.vmap(lambda x: target.log_likelihood({"x": x}, jnp.zeros(0)))(states)
         drawn = jax.random.categorical(key, self.log_prior + log_r, shape=(num_samples,))
@@ -294,7 +330,7 @@ def test_twisted_smc_with_other_latents(capsys: pytest.CaptureFixture[str]):
             batch_size=20,
             quantities=lambda sites: {"product": sites["x"][0] * sites["sigma"]},
         )
-    assert "10/10" in capsys.readouterr().err
+    assert "200/200" in capsys.readouterr().err
     shapes = {name: ranks.shape[1:] for name, ranks in result.ranks.items()}
     assert shapes == {
         "x": (2,),
@@ -314,11 +350,7 @@ def test_twisted_smc_with_other_latents(capsys: pytest.CaptureFixture[str]):
 def test_a_large_site_is_looked_at_along_directions():
     size = 40
     variance = np.linspace(0.2, 1.5, size)
-    model = dp.DiffusionModel(
-        dp.GaussianDiffusion(SCHEDULE),
-        dp.networks.GaussianDenoiser(SCHEDULE, np.ones(size), variance),
-        (size,),
-    )
+    model = lower_model(SCHEDULE, np.ones(size), variance)
 
     def large(y=None):
         x = numpyro.sample("x", model())
@@ -350,12 +382,30 @@ def test_a_large_site_is_looked_at_along_directions():
 # The test of uniformity --------------------------------------------------------------------------
 
 
+def test_pvalues_are_exact():
+    """Against all 4^5 equally probable columns of five ranks in {0, .., 3}."""
+    ranks = np.array(list(itertools.product(range(4), repeat=5))).T
+    found = uniformity.pvalues(ranks, 3)
+    values = np.unique(np.round(found, 9))
+    assert values.size > 5
+    shares = [(found <= value + 1e-9).mean() for value in values]
+    np.testing.assert_allclose(shares, values, atol=1e-9)
+
+
 def test_pvalues_are_uniform_if_ranks_are():
     ranks = np.random.default_rng(1).integers(0, 21, size=(150, 4_000))
     found = uniformity.pvalues(ranks, 20)
     for level in (0.02, 0.1, 0.5):
-        error = np.sqrt(level * (1 - level) * (1 / 4_000 + 1 / 10_000))
+        error = np.sqrt(level * (1 - level) / 4_000)
         statistics.assert_within_standard_errors((found <= level).mean(), level, error)
+
+
+def test_a_wrong_quantity_among_thousands_is_found():
+    rng = np.random.default_rng(7)
+    ranks = rng.integers(0, 101, size=(300, 3_000))
+    assert dp.Calibration({"x": ranks}, 100, "none").pvalue > 0.01
+    ranks[:, 1_234] = rng.binomial(100, 0.5, size=300)
+    assert dp.Calibration({"x": ranks}, 100, "none").pvalue < 1e-6
 
 
 def test_the_band_is_the_test():
@@ -367,7 +417,7 @@ def test_the_band_is_the_test():
     np.testing.assert_allclose(position, np.arange(1, 21) / 21)
     inside = np.all((line > lower - 1e-9) & (line < upper + 1e-9), axis=-1)
     np.testing.assert_array_equal(inside, uniformity.pvalues(ranks, 20) > 0.1)
-    error = np.sqrt(0.09 * (1 / 4_000 + 1 / 10_000))
+    error = np.sqrt(0.09 / 4_000)
     statistics.assert_within_standard_errors(inside[300:].mean(), 0.9, error)
     assert inside[:300].mean() < 0.01
 
@@ -425,7 +475,7 @@ def test_arviz(right: dp.Calibration, narrow: dp.Calibration):
         ({"method": dp.TwistedSMC(50)}, ValueError, "num_samples=99 is more than num_particles"),
         ({"key": 0}, TypeError, "typed key"),
         ({"quantities": 3}, TypeError, "quantities is int"),
-        ({"sampler": "ddim"}, TypeError, "sampler='ddim' must be a sampler"),
+        ({"sampler": "ddim"}, TypeError, "sampler='ddim' must be an AbstractSampler, such as"),
         ({"quantities": lambda sites: sites["x"]}, TypeError, "quantities returned"),
         ({"quantities": lambda sites: {"x": 1.0}}, ValueError, r"quantities returned \['x'\]"),
     ],

@@ -26,36 +26,31 @@ References:
     of Test Quantities Shapes Sensitivity".
 """
 
-import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from tqdm.auto import tqdm
 
-from ..blocks import map_in_blocks
-from ..checks import check_key, check_size
+from ..checks import check_instance, check_key, check_size
 from ..conditioning import AbstractMethod
+from ..conditioning.bound import BoundProgram, check_program
 from ..conditioning.choose import choose
-from ..conditioning.credentials import FEWEST_EFFECTIVE
-from ..conditioning.inspection import inspect_program
-from ..conditioning.program import (
-    Program,
-    Values,
-    as_dynamic,
-    diffusion_distribution,
-    run_program,
-)
+from ..conditioning.diagnostics import MIN_EFFECTIVE
+from ..conditioning.method import check_method, draw
+from ..conditioning.program import Values
 from ..conditioning.target import Target
-from ..progress import bar, tick
+from ..conditioning.traced import Traced
+from ..conditioning.validation import check_observations
 from ..samplers import AbstractSampler
-from .ranks import quantities_at, rank_of_first
+from .ranks import mean_copies, rank_of_first
 from .result import Calibration
-from .simulation import Simulated, draw_prior
+from .simulation import Simulator, quantities_at, simulator, traced_quantities
 
 MOST_COLLAPSED = 0.01  # of the simulations
 
@@ -112,158 +107,157 @@ def calibrate(
         >>> dp.plots.calibration(result)
     """
     key = check_key(key)
-    check_size("batch_size", batch_size)
-    if not callable(program):
-        raise TypeError(f"program is {type(program).__name__}; it must be a NumPyro program.")
-    if not isinstance(method, AbstractMethod | None):
-        raise TypeError(
-            f"method is {type(method).__name__}; it must be a method such as "
-            "diffppl.TwistedSMC(num_particles=1_000)."
-        )
-    if sampler is not None and not isinstance(sampler, AbstractSampler):
-        raise TypeError(f"sampler={sampler!r} must be a sampler, such as samplers.Ancestral().")
-    for name, value in (("num_simulations", num_simulations), ("num_samples", num_samples)):
-        check_size(name, value)
+    batch_size = check_size("batch_size", batch_size)
+    check_program(program)
+    check_method(method)
+    if sampler is not None:
+        check_instance("sampler", sampler, AbstractSampler)
+    num_simulations = check_size("num_simulations", num_simulations)
+    num_samples = check_size("num_samples", num_samples)
     if quantities is not None and not callable(quantities):
         raise TypeError(f"quantities is {type(quantities).__name__}; it must be a function.")
     names = (observed,) if isinstance(observed, str) else tuple(observed)
-    args, kwargs = as_dynamic((args, kwargs))
-    method, num_steps, chain = _check(program, method, args, kwargs, names, num_samples)
-    with bar(math.ceil(num_simulations / batch_size), "calibrate", show=progress_bar):
-        ranks, failed, collapsed = _simulate(
-            key,
-            program,
-            method,
-            args,
-            kwargs,
-            names,
-            chain if sampler is None else sampler,
-            num_steps,
-            num_simulations,
-            num_samples,
-            quantities,
-            batch_size,
-            progress_bar,
-        )
-        jax.block_until_ready(ranks)
+    experiment = _prepare(
+        key, program, method, args, kwargs, names, sampler, quantities, num_samples
+    )
+    found = _run(key, experiment, num_simulations, num_samples, batch_size, show=progress_bar)
+    ranks, failed, collapsed = found
+    num_done = len(failed)
     if (num_failed := int(np.sum(failed))) > 0:
         warnings.warn(
-            f"in {num_failed} of {num_simulations} simulations some quantity was NaN, and has "
+            f"in {num_failed} of {num_done} simulations some quantity was NaN, and has "
             "been given the lowest rank: look at the method's settings, or at quantities.",
             stacklevel=2,
         )
-    if (num_collapsed := int(np.sum(collapsed))) > MOST_COLLAPSED * num_simulations:
+    if (num_collapsed := int(np.sum(collapsed))) > MOST_COLLAPSED * num_done:
         warnings.warn(
-            f"in {num_collapsed} of {num_simulations} simulations the particles collapsed to an "
-            f"effective sample size below {FEWEST_EFFECTIVE}, so that their draws are few: use "
+            f"in {num_collapsed} of {num_done} simulations the particles collapsed to an "
+            f"effective sample size below {MIN_EFFECTIVE}, so that their draws are few: use "
             "more particles, another twist, or more steps of the chain.",
             stacklevel=2,
         )
-    name = type(method).__name__
-    return Calibration(jax.tree.map(np.asarray, ranks), num_samples, name, num_collapsed)
+    name = type(experiment.method).__name__
+    return Calibration(ranks, num_samples, name, num_collapsed)
 
 
-def _check(
-    program: Program,
+class _Experiment(NamedTuple):
+    """All that one simulation needs but its key."""
+
+    bound: BoundProgram
+    simulator: Simulator
+    method: AbstractMethod
+    observed: tuple[str, ...]
+    quantities: Traced | None
+
+
+def _prepare(
+    key: Array,
+    program: Any,
     method: AbstractMethod | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     observed: tuple[str, ...],
+    sampler: AbstractSampler | None,
+    quantities: Any,
     num_samples: int,
-) -> tuple[AbstractMethod, int, AbstractSampler]:
-    """Refuse what cannot be simulated or conditioned, on shapes alone.
-
-    Returns the method, the number of steps of its chain, and the sampler that runs it.
-    """
-    holder: dict[str, Any] = {}
-
-    def look(dynamic: Any) -> Values:
-        program, args, kwargs = eqx.combine(dynamic, static)
-        holder["trace"] = run_program(program, args, kwargs, {})
-        return {
-            name: holder["trace"][name]["value"] for name in observed if name in holder["trace"]
-        }
-
-    dynamic, static = eqx.partition((program, args, kwargs), eqx.is_array)
-    shapes = jax.eval_shape(look, dynamic)
-    sampled = {name: site for name, site in holder["trace"].items() if site["type"] == "sample"}
+) -> _Experiment:
+    """Refuse what cannot be simulated or conditioned, and fill in every setting."""
     if not observed:
         raise ValueError("observed is empty; name the sites that are data, such as observed='y'.")
+    plain = simulator(program, args, kwargs)
+    example = plain(key)
     for name in observed:
-        if name not in sampled:
+        if name not in example:
             raise ValueError(
-                f"observed names {name!r}, but the program's sample sites are {sorted(sampled)}."
+                f"observed names {name!r}, but the program's sample sites are {sorted(example)}."
             )
-        if diffusion_distribution(sampled[name]["fn"]) is not None:
+        if name in plain.diffusion:
             raise ValueError(
                 f"observed names {name!r}, which is a diffusion model; name the sites that are "
                 "data and depend on it."
             )
-    for name, site in sampled.items():
-        if site["is_observed"]:
-            raise ValueError(
-                f"site {name!r} is observed already, or a numpyro.factor: calibrate draws all data "
-                "from the program itself, so leave them out of the call (None), and write factors "
-                "as observed sites."
-            )
-    zeros = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
-    conditioned = Simulated(program, zeros)
-    inspect_program(conditioned, args, kwargs)
+    bound = BoundProgram(program, args, kwargs, {name: example[name] for name in observed})
+    check_observations(bound)
+    if method is None:
+        method = choose(Target(bound), num_samples).method
+    target = Target(bound, method.num_steps)
+    method = method.resolve(target, num_samples)
+    chain = method.prior_sampler() if sampler is None else sampler
+    simulate = simulator(program, args, kwargs, chain, target.num_steps)
+    wanted = None
+    if quantities is not None:
+        opened = {name: example[name] for name in bound.traces.shapes}
+        wanted = traced_quantities(quantities, bound, opened)
+    return _Experiment(bound, simulate, method, observed, wanted)
 
-    def judge(program: Program, method: AbstractMethod | None, args: Any, kwargs: Any) -> None:
-        if method is None:
-            method = holder["method"] = choose(Target(program, args, kwargs), num_samples).method
-        target = Target(program, args, kwargs, method.num_steps)
-        method.check(target, num_samples)
-        holder["chain"] = target.num_steps, method.prior_sampler(target)
 
-    eqx.filter_eval_shape(judge, conditioned, method, args, kwargs)
-    return (holder["method"] if method is None else method, *holder["chain"])
+def _run(
+    key: Array,
+    experiment: _Experiment,
+    num_simulations: int,
+    num_samples: int,
+    batch_size: int,
+    *,
+    show: bool,
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """The simulations, some at a time; an interrupt keeps those that were finished."""
+    key_directions, key_runs = jax.random.split(key)
+    keys = jax.random.split(key_runs, num_simulations)
+    size = min(batch_size, num_simulations)
+    found = []
+    bar = tqdm(total=num_simulations, desc="calibrate", disable=not show, dynamic_ncols=True)
+    try:
+        for first in range(0, num_simulations, size):
+            # The last batch is filled up with simulations that do not count.
+            which = np.arange(first, first + size) % num_simulations
+            batch = _simulate(keys[which], experiment, num_samples, key_directions=key_directions)
+            found.append(jax.device_get(batch))
+            bar.update(min(size, num_simulations - first))
+    except KeyboardInterrupt:
+        if not found:
+            raise
+        warnings.warn(
+            f"calibrate was interrupted after {len(found) * size} of {num_simulations} "
+            "simulations, which are kept.",
+            stacklevel=3,
+        )
+    finally:
+        bar.close()
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_simulations], *found)
 
 
 @eqx.filter_jit
 def _simulate(
-    key: Array,
-    program: Program,
-    method: AbstractMethod,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    observed: tuple[str, ...],
-    sampler: AbstractSampler,
-    num_steps: int,
-    num_simulations: int,
-    num_samples: int,
-    quantities: Any,
-    batch_size: int,
-    show: bool,  # noqa: FBT001
+    keys: Array, experiment: _Experiment, num_samples: int, *, key_directions: Array
 ) -> tuple[Values, Array, Array]:
-    """For each simulation the ranks, whether any value was NaN, and whether particles collapsed."""
-    key_directions, key = jax.random.split(key)
+    """For each key the ranks, whether any value was NaN, and whether particles collapsed."""
+    method, observed = experiment.method, experiment.observed
 
     def simulation(key: Array) -> tuple[Values, Array, Array]:
-        key_prior, key_draw, key_rank = jax.random.split(key, 3)
-        truth = draw_prior(key_prior, program, args, kwargs, sampler, num_steps)
-        conditioned = Simulated(program, {name: truth[name] for name in observed})
-        target = Target(conditioned, args, kwargs, method.num_steps)
-        draws = method.draw(key_draw, target, num_samples, lambda: None)
-        values = jax.vmap(lambda x_0, u: {**target.to_user(x_0), **target.constrain(u)})(
-            draws.x_0, draws.latents
+        key_prior, key_draw, key_free, key_rank = jax.random.split(key, 4)
+        truth = experiment.simulator(key_prior)
+        bound = experiment.bound.with_data({name: truth[name] for name in observed})
+        target = Target(bound, method.num_steps)
+        draws = draw(key_draw, target, method, num_samples)
+        drawn = jax.vmap(lambda key, x_0, u: target.draw(key, x_0, u).values)(
+            jax.random.split(key_free, num_samples), draws.x_0, draws.latents
         )
         # The truth goes through the same arithmetic as the draws, so that ties are ties.
         rows = {
-            name: jnp.concatenate([truth[name][None].astype(drawn.dtype), drawn])
-            for name, drawn in values.items()
+            name: jnp.concatenate([truth[name][None].astype(drawn[name].dtype), drawn[name]])
+            for name in bound.traces.shapes
         }
-        found = jax.vmap(lambda row: quantities_at(key_directions, target, row, quantities))(rows)
-        keys = jax.random.split(key_rank, len(found))
+        found = jax.vmap(
+            lambda row: quantities_at(key_directions, bound, row, experiment.quantities)
+        )(rows)
+        each = jax.random.split(key_rank, len(found))
+        copies = mean_copies((draws.x_0, draws.latents), draws.sample_stats.get("particle"))
         ranks = {
-            name: rank_of_first(key, value)
-            for key, (name, value) in zip(keys, sorted(found.items()), strict=True)
+            name: rank_of_first(key, value, copies)
+            for key, (name, value) in zip(each, sorted(found.items()), strict=True)
         }
-        if show:
-            tick()  # without arguments: once for each block, whatever its size
         failed = jnp.any(jnp.stack([jnp.any(jnp.isnan(x)) for x in found.values()]))
         fewest = jnp.min(draws.step_stats.get("ess", jnp.asarray(jnp.inf)))
-        return ranks, failed, fewest < FEWEST_EFFECTIVE
+        return ranks, failed, fewest < MIN_EFFECTIVE
 
-    return map_in_blocks(simulation, (jax.random.split(key, num_simulations),), batch_size)
+    return jax.vmap(simulation)(keys)

@@ -6,22 +6,24 @@ points,
 
     gamma = min_k 2 min{ P(B_k <= c_k), P(B_k >= c_k) },        c_k = #{ranks < k},
 
-and its distribution for uniform ranks is simulated, so that the p-value counts all the points at
-once. The band is the same test turned round: ranks stay inside it everywhere if, and only if, gamma
-is at least its own quantile.
+and its p-value, P(gamma <= g) for uniform ranks, counts all the points at once. It is exact: with
+Poisson numbers of ranks between the points, given that they are N in all, the counts are a Markov
+chain, and gamma > g where each count stays in an interval. The band is the same test turned round:
+ranks stay inside it everywhere if, and only if, the p-value exceeds 1 - prob.
 
 References:
     Säilynoja, Bürkner and Vehtari 2022, "Graphical test for discrete uniformity and its
     applications in goodness-of-fit evaluation and multiple sample comparison", section 2.
 """
 
+import bisect
 import functools
 from typing import NamedTuple
 
 import numpy as np
 
 _POINTS = 100
-_TRIALS = 10_000
+_SLACK = 1 + 1e-9  # equal statistics come out of equal counts, but for their rounding
 
 
 class Band(NamedTuple):
@@ -40,27 +42,18 @@ class Null(NamedTuple):
 
     points: np.ndarray  # the k
     tails: np.ndarray  # two-sided probability of each count, shape (N + 1, points)
-    gamma: np.ndarray  # sorted, of simulated uniform ranks
 
 
 @functools.lru_cache(maxsize=8)
 def null(num: int, num_samples: int) -> Null:
-    """The simulated null of `num` ranks in {0, .., `num_samples`}; the same for each call."""
+    """The null of `num` ranks in {0, .., `num_samples`}."""
     from scipy.stats import binom
 
     points = np.unique(np.linspace(1, num_samples, min(num_samples, _POINTS)).round().astype(int))
     position = points / (num_samples + 1)
     counts = np.arange(num + 1)[:, None]
     tails = 2 * np.minimum(binom.cdf(counts, num, position), binom.sf(counts - 1, num, position))
-    steps = np.diff(position, prepend=0.0, append=1.0)
-    bins = np.random.default_rng(0).multinomial(num, steps, size=_TRIALS)
-    gamma = _gamma(tails, np.cumsum(bins, axis=1)[:, :-1])
-    return Null(points, tails, np.sort(gamma))
-
-
-def _gamma(tails: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The statistic; `counts` has the points on its last axis."""
-    return np.asarray(tails[counts, np.arange(tails.shape[1])].min(axis=-1))
+    return Null(points, tails)
 
 
 def _counts(ranks: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -68,13 +61,34 @@ def _counts(ranks: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.stack([(ranks < k).sum(axis=0) for k in points], axis=-1)
 
 
+def _probability_of(gamma: np.ndarray, num: int, num_samples: int) -> np.ndarray:
+    """P(gamma <= g) of `num` uniform ranks, for each g of a vector; errors are below 1e-12."""
+    from scipy.signal import convolve
+    from scipy.stats import poisson
+
+    points, tails = null(num, num_samples)
+    counts = np.arange(num + 1)
+    steps = np.diff(points, prepend=0) * num / (num_samples + 1)
+    at = np.zeros((gamma.size, num + 1))
+    at[:, 0] = 1.0
+    left, found = float(num), np.zeros(gamma.size)
+    for step, tail in zip(steps, tails.T, strict=True):
+        at = convolve(at, poisson.pmf(counts, step)[None])[:, : num + 1]
+        left -= step
+        is_out = tail <= gamma[:, None] * _SLACK
+        total_is_num = poisson.pmf(num - counts, left) / poisson.pmf(num, num)
+        found += np.where(is_out, at, 0.0) @ total_is_num
+        at = np.where(is_out, 0.0, at)
+    return np.clip(found, 0.0, 1.0)
+
+
 def pvalues(ranks: np.ndarray, num_samples: int) -> np.ndarray:
-    """The p-value of each column of ranks, shape `ranks.shape[1:]`; never below 1e-4."""
-    points, tails, simulated = null(len(ranks), num_samples)
-    gamma = _gamma(tails, _counts(ranks, points))
-    # Equal statistics come out of equal counts; the slack is for their rounding.
-    as_extreme = np.searchsorted(simulated, gamma * (1 + 1e-9), side="right")
-    return np.asarray((1 + as_extreme) / (1 + simulated.size))
+    """The p-value of each column of ranks, shape `ranks.shape[1:]`."""
+    points, tails = null(len(ranks), num_samples)
+    gamma = tails[_counts(ranks, points), np.arange(points.size)].min(axis=-1)
+    different, which = np.unique(gamma, return_inverse=True)
+    found = _probability_of(different, len(ranks), num_samples)
+    return np.asarray(found[which].reshape(gamma.shape))
 
 
 def ecdf_difference(ranks: np.ndarray, num_samples: int) -> np.ndarray:
@@ -85,8 +99,14 @@ def ecdf_difference(ranks: np.ndarray, num_samples: int) -> np.ndarray:
 
 def band(num: int, num_samples: int, prob: float) -> Band:
     """The band that `num` uniform ranks stay within, at all points at once, with `prob`."""
-    points, tails, simulated = null(num, num_samples)
-    inside = tails >= np.quantile(simulated, 1 - prob, method="lower") * (1 - 1e-9)
+    points, tails = null(num, num_samples)
+    values = np.unique(tails)
+
+    def is_inside(index: int) -> int:
+        return int(_probability_of(values[[index]], num, num_samples)[0] > 1 - prob)
+
+    least = bisect.bisect_left(range(values.size - 1), 1, key=is_inside)
+    inside = tails * _SLACK >= values[least]
     position = points / (num_samples + 1)
     lower = inside.argmax(axis=0)
     upper = num - inside[::-1].argmax(axis=0)
