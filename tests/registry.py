@@ -71,12 +71,15 @@ def chains(
 # () -> prediction of real data
 PREDICTIONS: dict[str, Callable[[], dp.predictions.AbstractPrediction]] = {
     "data": dp.predictions.Data,
+    "data-lower": lambda: dp.predictions.Data(dp.predictions.LowerVariance()),
     "data-upper": lambda: dp.predictions.Data(dp.predictions.UpperVariance()),
     "data-learned": lambda: dp.predictions.Data(dp.predictions.LearnedVariance()),
     "noise": dp.predictions.Noise,
+    "noise-lower": lambda: dp.predictions.Noise(dp.predictions.LowerVariance()),
     "noise-upper": lambda: dp.predictions.Noise(dp.predictions.UpperVariance()),
     "noise-learned": lambda: dp.predictions.Noise(dp.predictions.LearnedVariance()),
     "velocity": dp.predictions.Velocity,
+    "velocity-lower": lambda: dp.predictions.Velocity(dp.predictions.LowerVariance()),
     "velocity-upper": lambda: dp.predictions.Velocity(dp.predictions.UpperVariance()),
     "velocity-learned": lambda: dp.predictions.Velocity(dp.predictions.LearnedVariance()),
     "velocity-clipped": lambda: Clipped(
@@ -190,11 +193,7 @@ def _listed(process: str) -> Callable[[AbstractSchedule], dp.DiffusionModel]:
 
 KNOWN: dict[str, Known] = {
     "gaussian-diagonal": Known(
-        _real(
-            lambda schedule: dp.networks.GaussianDenoiser(
-                schedule, MEAN, np.diag(COVARIANCE), gives_variance=True
-            )
-        ),
+        _real(lambda schedule: dp.networks.GaussianDenoiser(schedule, MEAN, np.diag(COVARIANCE))),
         oracles.Mixture(np.ones(1), MEAN[None], np.diag(np.diag(COVARIANCE))[None]),
     ),
     "gaussian": Known(
@@ -204,7 +203,7 @@ KNOWN: dict[str, Known] = {
     "mixture": Known(
         _real(
             lambda schedule: dp.networks.GaussianMixtureDenoiser(
-                schedule, WEIGHTS, MEANS, VARIANCES, gives_variance=True
+                schedule, WEIGHTS, MEANS, VARIANCES
             )
         ),
         oracles.Mixture(WEIGHTS, MEANS, VARIANCES[:, None, None] * np.eye(2)),
@@ -227,7 +226,8 @@ SAMPLERS: dict[str, Callable[[], dp.samplers.AbstractSampler]] = {
     "probability-flow": dp.samplers.ProbabilityFlow,
 }
 
-# () -> twist; ExpectedLikelihood is for bits and categories, Perturbation for both kinds of data
+# () -> twist; ExpectedLikelihood and Enumeration are for bits and categories, Perturbation and
+# Mixed for any data
 TWISTS: dict[str, Callable[[], dp.twists.AbstractTwist]] = {
     "point-estimate": dp.twists.PointEstimate,
     "tweedie": lambda: dp.twists.MomentMatching(dp.twists.Tweedie()),
@@ -235,6 +235,8 @@ TWISTS: dict[str, Callable[[], dp.twists.AbstractTwist]] = {
     "quadrature": dp.twists.Quadrature,
     "expected-likelihood": dp.twists.ExpectedLikelihood,
     "perturbation": dp.twists.Perturbation,
+    "mixed": dp.twists.Mixed,
+    "enumeration": dp.twists.Enumeration,
 }
 
 # num_samples -> method that can draw as many

@@ -35,6 +35,7 @@ ROOMS = [
 
 # Every file and room, lowest first: imports go to what stands before, or stay in the room.
 HOUSE = [
+    "linalg",
     "checks",
     "values",
     "entry",
@@ -43,8 +44,10 @@ HOUSE = [
     "processes",
     "scaling",
     "networks",
+    "variance",
     "prediction",
     "programs",
+    "respaced",
     "guided",
     "clipped",
     "parts",
@@ -53,7 +56,6 @@ HOUSE = [
     "structure",
     "serialisation",
     "data",
-    "progress",
     "flow",
     "matched",
     "samplers",
