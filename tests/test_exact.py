@@ -85,6 +85,7 @@ def test_a_mask_may_choose_the_known_entries_and_change_without_compiling() -> N
         assert_within_standard_errors(value, truth, error + 1e-4)  # known to rounding
 
 
+@pytest.mark.slow
 def test_sites_keep_their_models_whatever_their_names() -> None:
     """Site "b" comes before site "a", and each keeps its own model and its own known entry."""
 

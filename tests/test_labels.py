@@ -109,6 +109,7 @@ def test_labels_from_a_source(fitted: dp.DiffusionModel):
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_u_net_takes_labels_the_same_way():
     network = dp.networks.UNet((4, 4), (4, 8), num_heads=2, num_classes=3, key=KEY)
     network = dp.networks.OptionalContext(dp.networks.MixedPrecision(network), context_shape=())

@@ -310,6 +310,7 @@ def counts(y=None):
     numpyro.factor("sharp", -0.5 * (x[1] - 0.5) ** 2 / 0.01**2)  # its gradient would overshoot
 
 
+@pytest.mark.slow
 def test_split_gibbs_beyond_linear_observations() -> None:
     x = run(counts, dp.SplitGibbs(200), y=jnp.array(6)).get_samples()["x"]
     grid = np.linspace(-4, 4, 4_001)

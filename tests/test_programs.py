@@ -598,6 +598,8 @@ LONG = {
     "latents and observations in a scan",
     "a chain with a latent and a count",
     "a support from an argument",
+    "a masked latent",
+    "scaled observations",
     "three models in a chain of which two are seen",
     "a simplex",
     "a vector observed by a scalar",

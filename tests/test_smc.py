@@ -329,6 +329,7 @@ def test_quadrature_keeps_both_roots_of_a_sharp_square() -> None:
     assert_within_standard_errors(value, np.log(total), error, num=4.5)
 
 
+@pytest.mark.slow
 def test_observations_that_repeat_one_another_almost_without_noise() -> None:
     """In float32 their covariance is singular to rounding; the evidence must still be right."""
     y = np.array([0.901, 0.9, 0.899])
