@@ -113,7 +113,7 @@ class CovarianceMatched(AbstractChain):
         log p - log q = log N(z; 0, I) - log N(z; u, I) - log N(r - G z; 0, S - G G')
                         + log N(r - G u; 0, S)
 
-    where r ~ N(0, S) is what the twist says of the residual, G = A Cov[x_0, z], and u moves along
+    where r ~ N(0, S) is the residual under the twist, G = A Cov[x_0, z], and u moves along
     the twist's gradient where it does not take the observations apart. No determinant has more
     rows than there are observations, and any G leaves the weights right.
 
@@ -160,16 +160,15 @@ class CovarianceMatched(AbstractChain):
         u = along - step.shrink * pull_back(along)[0]
         rows = step.reach * linear.rows
         rows = rows - step.shrink * jax.vmap(lambda row: pull_back(row)[0])(rows)
-        share = _share(linear.covariance, rows)
-        rows = rows * jnp.sqrt(share)
-        rest = linear.covariance - rows @ rows.T
-        z, log_ratio = _conditioned(key, u, linear.residual, rows, linear.covariance, rest)
+        total = linalg.cholesky(linear.covariance)
+        rows = rows * jnp.sqrt(_share(total, rows))
+        rest = linalg.cholesky(linear.covariance - rows @ rows.T)
+        z, log_ratio = _conditioned(key, u, linear.residual, rows, total, rest)
 
         mean, pushed = jax.jvp(denoised, (x_t,), (z,))
         x = step.x_0 * mean + step.x_t * x_t + step.scale * (z + step.grow * pushed)
         if linear.residual.size:
-            factor = linalg.cholesky(rest)
-            log_ratio -= log_density_and_solution(linear.residual - rows @ z, factor)[0]
+            log_ratio -= log_density_and_solution(linear.residual - rows @ z, rest)[0]
         return unravel(x), log_ratio
 
     def last_step(
@@ -208,8 +207,8 @@ class CovarianceMatched(AbstractChain):
         without = target.without_effect(names)
         error = jax.scipy.linalg.block_diag(noise, jnp.diag(jnp.where(without, 1.0, 0.0)))
         residual = seen.value - seen.mean
-        total = rows @ rows.T + error
-        z, log_ratio = _conditioned(key, u, residual, rows, total, error)
+        total = linalg.cholesky(rows @ rows.T + error)
+        z, log_ratio = _conditioned(key, u, residual, rows, total, _root(error))
         log_ratio += 0.5 * jnp.log(2 * jnp.pi) * jnp.sum(without)
         if noisy.value.size:
             left = (residual - rows @ z)[first]
@@ -242,11 +241,11 @@ def _denoiser(
     return denoised
 
 
-def _share(covariance: Float[Array, "m m"], rows: Float[Array, "m d"]) -> Float[Array, ""]:
-    """What must be taken off rows rows' for the covariance to be larger."""
+def _share(factor: Float[Array, "m m"], rows: Float[Array, "m d"]) -> Float[Array, ""]:
+    """The factor, at most 1, by which rows rows' stays below a covariance with this root."""
     if not rows.shape[0]:
         return jnp.ones(())
-    white = linalg.solve_triangular(linalg.cholesky(covariance), rows)
+    white = linalg.solve_triangular(factor, rows)
     largest = linalg.largest_eigenvalue(white @ white.T)
     return jnp.minimum(1.0, _MAX_SHARE / jnp.maximum(largest, 1e-30))
 
@@ -259,20 +258,19 @@ def _conditioned(
     total: Float[Array, "m m"],
     rest: Float[Array, "m m"],
 ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
-    """Draw z ~ N(u, I) given rows z + N(0, rest) = residual, by Matheron's rule.
+    """Draw z ~ N(u, I) given rows z + N(0, rest rest') = residual, by Matheron's rule.
 
-    Also log N(z; 0, I) - log N(z; u, I) + log N(residual - rows u; 0, total).
+    Also log N(z; 0, I) - log N(z; u, I) + log N(residual - rows u; 0, total total'), where `total`
+    is the Cholesky factor of rows rows' + rest rest'.
     """
     key_z, key_rest = jax.random.split(key)
     e = jax.random.normal(key_z, u.shape, u.dtype)
     log_normaliser = jnp.zeros(())
     if residual.size:
         error = jax.random.normal(key_rest, residual.shape, u.dtype)
-        drawn = rows @ e + _root(rest) @ error
-        factor, ahead = linalg.cholesky(total), residual - rows @ u
-        log_normaliser, _ = log_density_and_solution(ahead, factor)
-        _, solved = log_density_and_solution(ahead - drawn, factor)
-        e = e + rows.T @ solved
+        ahead = residual - rows @ u
+        log_normaliser, _ = log_density_and_solution(ahead, total)
+        e = e + rows.T @ linalg.cholesky_solve(total, ahead - rows @ e - rest @ error)
     return u + e, log_normaliser - jnp.sum(u * (0.5 * u + e))
 
 
