@@ -56,7 +56,7 @@ def tail_indices(draws: Draws, target: Target) -> np.ndarray:
 
 
 def find_faults(
-    draws: Draws, target: Target, method: AbstractMethod, nan_sites: list[str], tails: np.ndarray
+    draws: Draws, target: Target, method: AbstractMethod, nan_sites: list[str]
 ) -> list[Fault]:
     """Collapsed particles, NaN weights, and evidence that is not finite.
 
@@ -64,9 +64,8 @@ def find_faults(
         draws: of all chains.
         target, method: of the run.
         nan_sites: sites whose log-density is NaN at some draw.
-        tails: Pareto k-hat of each chain's last weights.
     """
-    faults = [*_guessed_covariance(target, method), *_heavy_tail(draws, tails)]
+    faults = [*_guessed_covariance(target, method), *_heavy_tail(draws, target)]
     if "ess" in draws.step_stats:
         ess = np.asarray(draws.step_stats["ess"])
         chain, step = np.unravel_index(np.argmin(ess), ess.shape)
@@ -149,12 +148,13 @@ def _guessed_covariance(target: Target, method: AbstractMethod) -> Iterator[Faul
             yield Fault(f"the covariance of {num} observed numbers is a guess, Isotropic()", "")
 
 
-def _heavy_tail(draws: Draws, tails: np.ndarray) -> Iterator[Fault]:
-    num = draws.log_weights.shape[-1]
-    if num < LEAST_TAIL or not (tail := float(np.median(tails))) > MAX_TAIL:
-        return
+def _heavy_tail(draws: Draws, target: Target) -> Iterator[Fault]:
     weights = np.exp(np.asarray(draws.log_weights, np.float64))
-    if np.median(1 / np.sum(weights**2, axis=-1)) < EVEN * num:
+    num = weights.shape[-1]
+    if num < LEAST_TAIL or np.median(1 / np.sum(weights**2, axis=-1)) >= EVEN * num:
+        return
+    tail = float(np.median(tail_indices(draws, target)))
+    if tail > MAX_TAIL:
         yield Fault(
             f"the last weights have a Pareto k-hat of {tail:.2f}",
             f"the tail of the last weights is heavy (Pareto k-hat {tail:.2f}; above 0.7 a mean is "

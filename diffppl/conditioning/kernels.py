@@ -149,9 +149,6 @@ class LastKernel(eqx.Module):
     def _dtype(self, name: str) -> Any:
         return self.target.models[name].process.dtype
 
-    def _means(self) -> Values:
-        return {name: kernel.mean for name, kernel in self.own.items() if name not in self.tilted}
-
     def _tilted(self, twisted: Twisted, names: tuple[str, ...]) -> Values:
         logits = {name: kernel_logits(self.own[name]) for name in names}
         if not self.is_last:

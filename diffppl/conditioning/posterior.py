@@ -101,15 +101,14 @@ class Posterior:
             method, explanation = choose(Target(bound), self.num_samples)
         target = Target(bound, method.num_steps)
         method = method.resolve(target, self.num_samples)
-        draws, report, num_chains = run_chains(
+        draws, report = run_chains(
             key, target, method, self.num_chains, self.num_samples, show=self.progress_bar
         )
         nan_sites = [name for name, share in report.nan.items() if float(jnp.max(share)) > 0]
-        tails = tail_indices(draws, target)
-        faults = find_faults(draws, target, method, nan_sites, tails)
+        faults = find_faults(draws, target, method, nan_sites)
         places = pooled_indices(key, np.asarray(draws.log_evidence), self.num_samples)
         self._run = Run(
-            key, (args, kwargs), target, method, explanation, draws, report, tails, faults, places
+            key, (args, kwargs), target, method, explanation, draws, report, faults, places
         )
         if told := [fault.warning for fault in faults if fault.warning]:
             warnings.warn(" Also, ".join(told), stacklevel=2)
@@ -165,7 +164,7 @@ class Posterior:
         NaN for a method without weights, and for programs with discrete sites, where the weights
         take few values and no tail can be fit to them. (Vehtari et al. 2024, by ArviZ.)
         """
-        return self._last.tails
+        return tail_indices(self.draws, self._last.target)
 
     @property
     def step_stats(self) -> dict[str, Array]:
@@ -185,7 +184,7 @@ class Posterior:
 
         All draws have equal weight. Where the chains' estimates of the evidence differ, chains
         count by their evidence: places of chains with too small a share are filled with draws of
-        others (`sample_stats` in `to_arviz` tells which).
+        others (`origin_chain` in `sample_stats()` gives the chain of each).
 
         Returns:
             Shape `(num_chains * num_samples, ...)`, or `(num_chains, num_samples, ...)`.

@@ -22,7 +22,7 @@ from .method import AbstractMethod, Draws, chain_keys, iterate
 from .program import Values
 from .target import Target
 
-_SECONDS = 0.5  # between two looks at the bar and at interrupts
+_SECONDS = 0.5  # between two updates of the bar, and checks for interrupts
 
 
 class Report(NamedTuple):
@@ -42,7 +42,7 @@ class Report(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What is kept of a run; `places` tells which (chain, draw) fills each place."""
+    """What is kept of a run; `places` holds the (chain, draw) that fills each place."""
 
     key: Array
     arguments: tuple[Any, Any]
@@ -51,7 +51,6 @@ class Run(NamedTuple):
     explanation: str
     draws: Draws
     report: Report
-    tails: np.ndarray
     faults: list[Fault]
     places: np.ndarray
 
@@ -64,8 +63,8 @@ def run_chains(
     num_samples: int,
     *,
     show: bool,
-) -> tuple[Draws, Report, int]:
-    """All chains, one after the other, stacked on a leading axis; and how many there are.
+) -> tuple[Draws, Report]:
+    """All chains, one after the other, stacked on a leading axis.
 
     An interrupt (Ctrl-C) ends the run. The chains that were finished are returned, with a warning;
     without any, the interrupt is raised.
@@ -111,8 +110,7 @@ def run_chains(
         )
     finally:
         bar.close()
-    draws, report = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
-    return draws, report, len(found)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
 
 def _next_chunk(length: int, seconds: float) -> int:
