@@ -98,7 +98,7 @@ class Scaling(eqx.Module):
         return self.loc + (self.rest + self.scale * x)
 
     def transforms(self, event_shape: tuple[int, ...]) -> list[AffineTransform]:
-        """`to_user` of one event, for a NumPyro distribution; NumPyro wants whole shapes."""
+        """`to_user` of one event for NumPyro, with parameters of the event's shape."""
         loc, scale, rest = (
             jnp.broadcast_to(x, event_shape) for x in (self.loc, self.scale, self.rest)
         )

@@ -32,7 +32,7 @@ def mean_copies(draws: PyTree[Array], particle: Array | None) -> Float[Array, ""
     Args:
         draws: arrays with a leading axis of draws. Those that are equal in all numbers are copies,
             if any of the numbers is real: bits may well be equal by chance.
-        particle: the number of the particle that each draw is; tells copies if it is known.
+        particle: the index of the particle of each draw, by which copies are identified if given.
     """
     leaves = [leaf for leaf in jax.tree.leaves(draws) if leaf.size]
     if particle is not None:

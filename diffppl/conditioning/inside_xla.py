@@ -1,7 +1,7 @@
 """Programs whose small factorisations stay inside XLA: see `diffppl.linalg` for the reason.
 
-What a user writes, or NumPyro computes for a `MultivariateNormal`, calls LAPACK. In the jaxpr of a
-program such calls are replaced.
+Programs call LAPACK where a user does, and where NumPyro does, as for a `MultivariateNormal`. In
+their jaxprs such calls are replaced by functions of `diffppl.linalg`.
 """
 
 import functools

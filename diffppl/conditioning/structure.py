@@ -104,7 +104,7 @@ class Roles(NamedTuple):
 
 
 def dependences(trace: Trace) -> dict[str, Any]:
-    """Arrays of a trace whose provenance tells the roles of its sites; see `find_roles`."""
+    """Arrays of a trace, by whose provenance its sites have roles; see `find_roles`."""
     densities, models, processes, scalings, locations, checks = {}, {}, {}, {}, {}, {}
     for name, site in trace.items():
         if site["type"] != "sample":
@@ -117,7 +117,7 @@ def dependences(trace: Trace) -> dict[str, Any]:
             continue
         if is_noiseless(site["fn"]) and not site["is_observed"]:
             continue  # a deterministic value in the guise of a sample
-        # What a log-density leaves out (a support, say) is among the parameters.
+        # The parameters may matter where the log-density does not depend on them, as for a support.
         densities[name] = [log_density(site), *_arrays(site["fn"])]
         if is_noiseless(site["fn"]):
             locations[name] = shown(site)["location"]

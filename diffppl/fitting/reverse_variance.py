@@ -1,4 +1,4 @@
-"""The reverse variance that the data ask for, estimated while `fit` runs.
+"""The reverse variance with the largest bound on the data, estimated while `fit` runs.
 
 A `FittedVariance` holds w_t = E (x_0 - E[x_0 | x_t])^2 on a grid of levels (see
 `diffppl.variance`). In some of the iterations the minibatch is denoised with the averaged weights,

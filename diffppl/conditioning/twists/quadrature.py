@@ -120,7 +120,7 @@ class Quadrature(AbstractTwist):
         joint = log_weights + log_densities
         value = jax.nn.logsumexp(joint)
         shift = jax.nn.softmax(joint) @ (means - mean)
-        # The gradient of log psi that Tweedie's formula says belongs to this shift.
+        # The gradient of log psi that belongs to this shift by Tweedie's formula.
         score = jnp.where(factor > 0, shift / jnp.where(factor > 0, factor, 1.0), 0.0)
         guided = shifted(estimates, unravel(shift))
         return Twisted(value, estimates, guided, {}, only_score(score))
