@@ -105,11 +105,13 @@ def _pareto_k(log_weights: np.ndarray) -> float:
     psislw: Any = getattr(arviz, "psislw", None)
     try:
         if psislw is not None:
-            return float(psislw(log_weights)[1])
-        stats: Any = importlib.import_module("arviz_stats.base").array_stats
-        return float(stats.psislw(-log_weights)[1])
-    except ValueError:  # a tail of equal weights
+            found = float(psislw(log_weights)[1])
+        else:
+            stats: Any = importlib.import_module("arviz_stats.base").array_stats
+            found = float(stats.psislw(-log_weights)[1])
+    except ValueError:  # ArviZ 1.x, where the weights of the tail are equal
         return math.nan
+    return found if math.isfinite(found) else math.nan  # ArviZ 0.x has infinity there
 
 
 def _plain(name: str) -> str:

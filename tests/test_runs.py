@@ -15,6 +15,7 @@ import scipy.stats
 from numpyro import handlers
 
 import diffppl as dp
+from diffppl.arviz import pareto_k
 from diffppl.conditioning import runs
 from diffppl.conditioning.evidence import pooled_evidence, pooled_indices
 from diffppl.conditioning.method import Draws
@@ -296,6 +297,13 @@ def test_nan_weights_are_counted_and_their_site_is_named() -> None:
     with pytest.warns(UserWarning, match=r"% of the weights were NaN, at t = \d+"):
         posterior = run(program, 1.0)
     assert "NaN" in posterior.log_evidence.fault
+
+
+def test_pareto_k_of_equal_and_of_few_weights_is_nan() -> None:
+    heavy = np.random.default_rng(0).pareto(1.5, size=(2, 1_000))  # a tail with k = 2 / 3
+    np.testing.assert_allclose(pareto_k(np.log(heavy)), 2 / 3, atol=0.3)
+    for weights in (np.zeros((2, 1_000)), np.zeros((2, 5))):
+        np.testing.assert_array_equal(pareto_k(weights), [np.nan, np.nan])
 
 
 def test_no_pareto_k_of_discrete_weights() -> None:
