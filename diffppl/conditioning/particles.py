@@ -23,47 +23,50 @@ class SMCState(NamedTuple):
         x: every diffusion site at its time.
         latents: unconstrained.
         twisted: the twist at each particle.
+        log_prior: log q of the latents, where they are tempered.
+        temperature: the power of psi_T / q among the weights at x_T.
         log_weights: normalised; their exponentials sum to 1.
         eves: the index of each particle's ancestor at the start.
         num_resampled: how often the particles were resampled.
         log_evidence: of the steps so far, nats.
         prior_scale: of the latents.
-        position: how many entries of the statistics are filled.
-        stats: per step.
+        stats: at x_T, and after each step.
     """
 
     x: Values
     latents: Float[Array, "n p"]
     twisted: Twisted
+    log_prior: Float[Array, " n"]
+    temperature: Float[Array, ""]
     log_weights: Float[Array, " n"]
     eves: Int[Array, " n"]
     num_resampled: Int[Array, ""]
     log_evidence: Float[Array, ""]
     prior_scale: Float[Array, " p"]
-    position: Int[Array, ""]
     stats: dict[str, Array]
 
 
 def weighted(
-    state: SMCState, log_increments: Float[Array, " n"], acceptance: Float[Array, ""]
+    state: SMCState, log_increments: Float[Array, " n"], entry: int | Int[Array, ""]
 ) -> SMCState:
-    """New weights, the evidence gained, and the statistics of the step."""
+    """New weights, the evidence gained, and an entry of the statistics."""
     alive = jnp.isfinite(state.log_weights)
     log_weights, log_increment = reweight(state.log_weights, log_increments)
     present = jnp.zeros_like(state.eves).at[state.eves].set(1)
-    found = {
-        "ess": effective_sample_size(log_weights),
-        "num_ancestors": jnp.sum(present),
-        "acceptance": acceptance,
+    shares = {
         "nan_share": jnp.mean(alive & jnp.isnan(log_increments)),
         "excluded_share": jnp.mean(alive & (state.twisted.log_value == LEAST_LOG_TWIST)),
     }
-    stats = {name: state.stats[name].at[state.position].set(found[name]) for name in found}
+    # Of the temperatures at x_T, which share an entry, the worst counts.
+    found = {name: jnp.fmax(state.stats[name][entry], shares[name]) for name in shares} | {
+        "ess": effective_sample_size(log_weights),
+        "num_ancestors": jnp.sum(present),
+    }
+    stats = {name: state.stats[name].at[entry].set(found[name]) for name in found}
     return state._replace(
         log_weights=log_weights,
         log_evidence=state.log_evidence + log_increment,
-        position=state.position + 1,
-        stats=stats,
+        stats=state.stats | stats,
     )
 
 
@@ -76,14 +79,11 @@ def resampled(
 
     def resample(state: SMCState) -> SMCState:
         parents = scheme.parents(key, jnp.exp(state.log_weights), n)
-        x, latents, twisted, eves = jax.tree.map(
-            lambda leaf: leaf[parents], (state.x, state.latents, state.twisted, state.eves)
-        )
+        names = ("x", "latents", "twisted", "log_prior", "eves")
+        each = {name: getattr(state, name) for name in names}
+        chosen = jax.tree.map(lambda leaf: leaf[parents], each)
         return state._replace(
-            x=x,
-            latents=latents,
-            twisted=twisted,
-            eves=eves,
+            **chosen,
             log_weights=jnp.full(n, -jnp.log(n), state.log_weights.dtype),
             num_resampled=state.num_resampled + 1,
         )

@@ -41,7 +41,7 @@ def metropolis(
     log_density: Callable[[Array, Int[Array, ""]], tuple[Float[Array, " half"], Any]],
     log_weights: Float[Array, " n"],
     prior_scale: Float[Array, " p"],
-    num_moves: int,
+    num_moves: int | Int[Array, ""],
 ) -> tuple[Float[Array, "n p"], Any, Float[Array, ""]]:
     """Move each particle `num_moves` times.
 
@@ -61,9 +61,10 @@ def metropolis(
     half = (n + 1) // 2
     weights = jnp.exp(log_weights)
 
-    def move(carry: Any, inputs: tuple[Array, Array]) -> tuple[Any, Array]:
-        key, first = inputs
-        keys = jax.random.split(key, 4)
+    def move(i: Array, state: tuple[Any, Array]) -> tuple[Any, Array]:
+        carry, num_accepted = state
+        keys = jax.random.split(jax.random.fold_in(key, i), 4)
+        first = jnp.where(i % 2 == 0, 0, n - half)
         factor = _complement_factor(carry[0], weights, first, half)
         now = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, half), carry)
         noise = jax.random.normal(keys[0], (half, dimension), now[0].dtype)
@@ -80,12 +81,11 @@ def metropolis(
         carry = jax.tree.map(
             lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, first, 0), carry, kept
         )
-        return carry, jnp.mean(accept)
+        return carry, num_accepted + jnp.mean(accept)
 
-    firsts = jnp.tile(jnp.array([0, n - half]), num_moves)
-    keys = jax.random.split(key, 2 * num_moves)
-    (latents, _, aux), accepted = jax.lax.scan(move, start, (keys, firsts))
-    return latents, aux, jnp.mean(accepted)
+    state = jax.lax.fori_loop(0, 2 * num_moves, move, (start, jnp.zeros(())))
+    (latents, _, aux), num_accepted = state
+    return latents, aux, num_accepted / (2 * num_moves)
 
 
 def _complement_factor(

@@ -37,7 +37,7 @@ from .program import Values
 from .rejuvenation import can_move, metropolis
 from .resampling import AbstractResampling, Systematic
 from .target import Level, Target
-from .tempering import Cloud, temper
+from .tempering import tempered, tempered_density, untempered
 from .twists import AbstractTwist, Twisted
 from .twists.default import resolved_twist
 from .weights import relative_variance
@@ -115,90 +115,71 @@ class TwistedSMC(AbstractMethod):
         return self.num_particles * steps * (evaluations + self._resolved()[1].num_denoiser_calls())
 
     def phases(self, target: Target) -> tuple[int, ...]:
-        """The steps t = T..2 of each stage."""
-        return (target.num_steps - 1,) * target.structure.num_stages
+        """The steps t = T..2 of each stage, and the moves at t = 1."""
+        return (target.num_steps,) * target.structure.num_stages
 
     def init(self, key: Array, target: Target, num_samples: int) -> SMCState:
-        """Particles at time T, weighted by the first twist."""
+        """Particles at time T, weighted by the first twist, or by as much of it as they bear."""
         del num_samples
         n, num_entries = self.num_particles, 1 + target.num_steps * target.structure.num_stages
-        key_x, key_latents, key_scale, key_temper = jax.random.split(key, 4)
+        key_x, key_latents, key_scale = jax.random.split(key, 3)
         x = draw_base(key_x, target, n)
         latents, log_prior = jax.vmap(target.draw_latents)(jax.random.split(key_latents, n))
         others, _ = jax.vmap(target.draw_latents)(jax.random.split(key_scale, _PRIOR_DRAWS))
-        prior_scale = jnp.std(others, axis=0)
-        twisted = self._evaluate(target, x, latents, Level(0, target.num_steps))
-        log_ratios = twisted.log_value - log_prior
-        eves, log_evidence, num_resampled = jnp.arange(n), jnp.zeros(()), jnp.asarray(0)
-        if can_move(target):
-            particles = (x, latents, twisted)
-            cloud = self._temper(key_temper, target, particles, log_ratios, prior_scale)
-            (x, latents, twisted), eves = cloud.particles, cloud.eves
-            num_resampled = cloud.num_resampled
-            log_ratios = (1 - cloud.temperature) * cloud.log_ratios
-            log_evidence = cloud.log_evidence
         state = SMCState(
             x,
             latents,
-            twisted,
+            self._evaluate(target, x, latents, Level(0, target.num_steps)),
+            log_prior,
+            temperature=jnp.asarray(0.0),
             log_weights=jnp.full(n, -jnp.log(n)),
-            eves=eves,
-            num_resampled=num_resampled,
-            log_evidence=log_evidence,
-            prior_scale=prior_scale,
-            position=jnp.asarray(0),
+            eves=jnp.arange(n),
+            num_resampled=jnp.asarray(0),
+            log_evidence=jnp.zeros(()),
+            prior_scale=jnp.std(others, axis=0),
             stats={name: jnp.full(num_entries, jnp.nan) for name in STATISTICS},
         )
-        return weighted(state, log_ratios, jnp.asarray(jnp.nan))
-
-    def _temper(
-        self,
-        key: Array,
-        target: Target,
-        particles: tuple[Values, Array, Twisted],
-        log_ratios: Float[Array, " n"],
-        prior_scale: Float[Array, " p"],
-    ) -> Cloud:
-        """Let the first weights in by and by, where they would leave few particles alive."""
-        n, level = self.num_particles, Level(0, target.num_steps)
-
-        def move(key: Array, particles: Any, temperature: Array) -> tuple[Any, Array]:
-            x, latents, twisted = particles
-
-            def both(latents: Array, first: Array) -> tuple[Array, tuple[Twisted, Array]]:
-                twisted = self._evaluate(target, rows(x, first, len(latents)), latents, level)
-                log_prior = jax.vmap(target.log_prior)(latents)
-                value = (1 - temperature) * log_prior + temperature * twisted.log_value
-                return value, (twisted, log_prior)
-
-            log_prior = jax.vmap(target.log_prior)(latents)
-            value = (1 - temperature) * log_prior + temperature * twisted.log_value
-            start = (latents, value, (twisted, log_prior))
-            uniform = jnp.full(n, -jnp.log(n))
-            latents, (twisted, log_prior), _ = metropolis(
-                key, start, both, uniform, prior_scale, TEMPER_MOVES * self.num_moves
-            )
-            return (x, latents, twisted), twisted.log_value - log_prior
-
-        def choose(key: Array, weights: Array) -> Array:
-            return self.resampling.parents(key, weights, n)
-
-        return temper(key, particles, log_ratios, move, choose)
+        return tempered(state) if can_move(target) else untempered(state)
 
     def step(
         self, key: Array, target: Target, state: SMCState, phase: int, i: Int[Array, ""]
     ) -> SMCState:
-        """Resample if need be, move the latents, and take the running sites from t to t - 1."""
-        level = Level(phase, target.num_steps - i)
+        """Resample if need be, move the latents, and take the running sites from t to t - 1.
+
+        At t = T the first two are repeated until the temperature is 1; at t = 1 they are all.
+        """
+        level, entry = Level(phase, target.num_steps - i), self._entry(target, phase, i)
         chain = self._resolved()[1]
-        return self._advance(
-            key,
-            target,
-            state,
-            level,
-            lambda key, each: chain.step(key, target, each, level),
-            lambda x, latents: self._evaluate(target, x, latents, Level(phase, level.t - 1)),
-        )
+
+        def advance(key: Array, state: SMCState) -> SMCState:
+            return self._advance(
+                key,
+                state,
+                lambda key, each: chain.step(key, target, each, level),
+                lambda x, latents: self._evaluate(target, x, latents, Level(phase, level.t - 1)),
+                entry,
+            )
+
+        def attempt(key: Array, state: SMCState) -> SMCState:
+            key_resample, key_move, key_x = jax.random.split(key, 3)
+            is_tempered = state.temperature < 1
+            threshold = jnp.where(is_tempered, 1.0, self.ess_threshold)
+            state = resampled(key_resample, state, self.resampling, threshold)
+            state = self._move(key_move, target, state, level, entry)
+            branches = (lambda _, state: state, advance, lambda _, state: tempered(state))
+            branch = jnp.where(is_tempered, 2, jnp.where(level.t > 1, 1, 0))
+            return jax.lax.switch(branch, branches, key_x, state)
+
+        if phase > 0 or not can_move(target):
+            return attempt(key, state)
+
+        def again(carry: tuple[Array, SMCState, Array]) -> tuple[Array, SMCState, Array]:
+            number, state, _ = carry
+            is_last = state.temperature >= 1
+            return number + 1, attempt(jax.random.fold_in(key, number), state), is_last
+
+        start = (jnp.asarray(0), state, jnp.zeros((), bool))
+        return jax.lax.while_loop(lambda carry: ~carry[2], again, start)[1]
 
     def end(
         self, key: Array, target: Target, state: SMCState, phase: int, num_samples: int
@@ -218,8 +199,8 @@ class TwistedSMC(AbstractMethod):
                 lambda x, u: Twisted(target.log_likelihood(x, u) - units, {}, {}, {}, None)
             )(x, latents)
 
-        level = Level(phase, jnp.asarray(1))
-        state = self._advance(key_step, target, state, level, last_step, evaluate)
+        entry = self._entry(target, phase, target.num_steps - 1)
+        state = self._advance(key_step, state, last_step, evaluate, entry)
         if not is_last:
             return state
         latents = _move_last(key_latents, target, state)
@@ -251,37 +232,52 @@ class TwistedSMC(AbstractMethod):
         value = jnp.where(jnp.isneginf(twisted.log_value), LEAST_LOG_TWIST, twisted.log_value)
         return eqx.tree_at(lambda twisted: twisted.log_value, twisted, value)
 
+    def _entry(self, target: Target, phase: int, i: Int[Array, ""] | int) -> Int[Array, ""]:
+        """Where the statistics of a step stand; those of x_T come first."""
+        return jnp.asarray(1 + phase * target.num_steps + i)
+
     def _advance(
-        self, key: Array, target: Target, state: SMCState, level: Level, step: Any, evaluate: Any
+        self, key: Array, state: SMCState, step: Any, evaluate: Any, entry: Int[Array, ""]
     ) -> SMCState:
-        """Resample, move, step and weigh."""
-        key_resample, key_move, key_x = jax.random.split(key, 3)
-        state = resampled(key_resample, state, self.resampling, self.ess_threshold)
-        state, acceptance = self._move(key_move, target, state, level)
+        """Step and weigh."""
         particles = Particle(state.x, state.twisted, state.latents)
-        moved, log_ratio = jax.vmap(step)(jax.random.split(key_x, self.num_particles), particles)
+        moved, log_ratio = jax.vmap(step)(jax.random.split(key, self.num_particles), particles)
         x = state.x | moved
         twisted = evaluate(x, state.latents)
-        gain = twisted.log_value - state.twisted.log_value + log_ratio
-        return weighted(state._replace(x=x, twisted=twisted), gain, acceptance)
+        increments = twisted.log_value - state.twisted.log_value + log_ratio
+        return weighted(state._replace(x=x, twisted=twisted), increments, entry)
 
     def _move(
-        self, key: Array, target: Target, state: SMCState, level: Level
-    ) -> tuple[SMCState, Array]:
-        """Metropolis moves of u at fixed x_t, which leave psi_t(x_t, u) invariant."""
+        self, key: Array, target: Target, state: SMCState, level: Level, entry: Int[Array, ""]
+    ) -> SMCState:
+        """Metropolis moves of u at fixed x_t, which leave psi_t(x_t, u) invariant.
+
+        While the temperature is below 1 they leave q(u)^{1 - temperature} psi_T^temperature so.
+        """
         if not can_move(target):
-            return state, jnp.asarray(jnp.nan)
+            return state
+        is_tempered = state.temperature < 1
 
-        def log_density(latents: Array, first: Array) -> tuple[Array, Twisted]:
+        def log_prior(latents: Array) -> Array:
+            def exact(latents: Array) -> Array:
+                return jax.vmap(target.log_prior)(latents)
+
+            return jax.lax.cond(is_tempered, exact, lambda u: jnp.zeros(len(u)), latents)
+
+        def log_density(latents: Array, first: Array) -> tuple[Array, tuple[Twisted, Array]]:
             x = rows(state.x, first, len(latents))
-            twisted = self._evaluate(target, x, latents, level)
-            return twisted.log_value, twisted
+            twisted, prior = self._evaluate(target, x, latents, level), log_prior(latents)
+            return tempered_density(state.temperature, prior, twisted), (twisted, prior)
 
-        start = (state.latents, state.twisted.log_value, state.twisted)
-        latents, twisted, acceptance = metropolis(
-            key, start, log_density, state.log_weights, state.prior_scale, self.num_moves
+        prior = jnp.where(is_tempered, state.log_prior, 0.0)
+        value = tempered_density(state.temperature, prior, state.twisted)
+        start = (state.latents, value, (state.twisted, prior))
+        num_moves = jnp.where(is_tempered, TEMPER_MOVES, 1) * self.num_moves
+        latents, (twisted, prior), acceptance = metropolis(
+            key, start, log_density, state.log_weights, state.prior_scale, num_moves
         )
-        return state._replace(latents=latents, twisted=twisted), acceptance
+        stats = state.stats | {"acceptance": state.stats["acceptance"].at[entry].set(acceptance)}
+        return state._replace(latents=latents, twisted=twisted, log_prior=prior, stats=stats)
 
 
 def _move_last(key: Array, target: Target, state: SMCState) -> Float[Array, "n p"]:

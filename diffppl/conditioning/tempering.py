@@ -3,7 +3,7 @@
 Latents are drawn from their prior q(u), and the first twist psi(u) may leave few of them alive.
 Where it does, the weights enter by and by: the particles pass through
 
-    q(u)^{1 - lambda} psi(u)^lambda,    0 = lambda_0 < lambda_1 < .. < 1,
+    q(u)^{1 - lambda} psi(u)^lambda,    0 = lambda_0 < lambda_1 < .. <= 1,
 
 each step as long as it leaves most of them effective, followed by resampling and Metropolis moves.
 
@@ -11,13 +11,12 @@ References:
     Del Moral, Doucet and Jasra 2006; Jasra et al. 2011 (the choice of steps).
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
+from .particles import SMCState, weighted
+from .twists import Twisted
 from .weights import effective_sample_size
 
 _MAX_STEPS = 30
@@ -26,75 +25,34 @@ _TOO_FEW = 0.5  # share of effective particles below which the weights enter by 
 _SHARE = 0.8  # of the particles that a step leaves effective
 
 
-class Cloud(NamedTuple):
-    """Particles on their way from q to psi.
-
-    Attributes:
-        particles: anything with a leading axis of particles.
-        log_ratios: log psi - log q of each.
-        eves: index of each particle's ancestor at the start.
-        temperature: lambda.
-        log_evidence: gained so far, nats.
-        num_resampled: how often the particles were resampled.
-    """
-
-    particles: Any
-    log_ratios: Float[Array, " n"]
-    eves: Int[Array, " n"]
-    temperature: Float[Array, ""]
-    log_evidence: Float[Array, ""]
-    num_resampled: Int[Array, ""]
+def tempered(state: SMCState) -> SMCState:
+    """Raise the temperature of equally weighted particles, to 1 if their weights stay even."""
+    log_ratios = state.twisted.log_value - state.log_prior
+    left = 1 - state.temperature
+    at_once = _is_even(log_ratios, left, _TOO_FEW) | (state.num_resampled >= _MAX_STEPS)
+    step = jnp.where(at_once, left, _longest_step(log_ratios, left))
+    temperature = jnp.where(at_once, 1.0, state.temperature + step)
+    return weighted(state._replace(temperature=temperature), step * log_ratios, 0)
 
 
-Move = Callable[[Array, Any, Float[Array, ""]], tuple[Any, Float[Array, " n"]]]
-"""Moves particles that are equally weighted at a temperature; also their new log psi - log q."""
-Choose = Callable[[Array, Float[Array, " n"]], Int[Array, " n"]]
-"""Resampling: the ancestors of equally weighted particles."""
+def untempered(state: SMCState) -> SMCState:
+    """All of the weights at once, for particles that cannot be moved."""
+    log_ratios = state.twisted.log_value - state.log_prior
+    return weighted(state._replace(temperature=jnp.asarray(1.0)), log_ratios, 0)
 
 
-def temper(
-    key: Array, particles: Any, log_ratios: Float[Array, " n"], move: Move, choose: Choose
-) -> Cloud:
-    """Particles whose remaining weights, `(1 - temperature) * log_ratios`, are even enough."""
-    log_ratios = jnp.where(jnp.isnan(log_ratios), -jnp.inf, log_ratios)
-    zero = jnp.zeros(())
-    cloud = Cloud(particles, log_ratios, jnp.arange(len(log_ratios)), zero, zero, jnp.asarray(0))
-
-    def uneven(cloud: Cloud) -> Bool[Array, ""]:
-        left = 1 - cloud.temperature
-        return ~_is_even(cloud.log_ratios, left, _TOO_FEW) & (cloud.num_resampled < _MAX_STEPS)
-
-    def body(cloud: Cloud) -> Cloud:
-        keys = jax.random.split(jax.random.fold_in(key, cloud.num_resampled))
-        step = _longest_step(cloud.log_ratios, 1 - cloud.temperature)
-        log_weights, log_increment = _normalised(step * cloud.log_ratios)
-        ancestors = choose(keys[0], jnp.exp(log_weights))
-        chosen = jax.tree.map(lambda leaf: leaf[ancestors], cloud.particles)
-        temperature = cloud.temperature + step
-        particles, log_ratios = move(keys[1], chosen, temperature)
-        return Cloud(
-            particles,
-            jnp.where(jnp.isnan(log_ratios), -jnp.inf, log_ratios),
-            cloud.eves[ancestors],
-            temperature,
-            cloud.log_evidence + log_increment,
-            cloud.num_resampled + 1,
-        )
-
-    return jax.lax.while_loop(uneven, body, cloud)
-
-
-def _normalised(log_values: Float[Array, " n"]) -> tuple[Float[Array, " n"], Float[Array, ""]]:
-    """Log-weights, and the log of the mean."""
-    total = jax.nn.logsumexp(log_values)
-    return log_values - total, total - jnp.log(log_values.size)
+def tempered_density(
+    temperature: Float[Array, ""], log_prior: Float[Array, " n"], twisted: Twisted
+) -> Float[Array, " n"]:
+    """log q^{1 - temperature} psi^temperature."""
+    return (1 - temperature) * log_prior + temperature * twisted.log_value
 
 
 def _is_even(
     log_ratios: Float[Array, " n"], step: Float[Array, ""], share: float
 ) -> Bool[Array, ""]:
     alive = jnp.isfinite(log_ratios)
-    log_weights, _ = _normalised(jnp.where(alive, step * log_ratios, -jnp.inf))
+    log_weights = jax.nn.log_softmax(jnp.where(alive, step * log_ratios, -jnp.inf))
     effective = effective_sample_size(log_weights)
     # Where no particle agrees with the observations no temperature helps.
     return (effective >= share * jnp.sum(alive)) | ~jnp.any(alive)
