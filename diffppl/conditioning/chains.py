@@ -24,7 +24,7 @@ from .program import Values
 from .target import Level, Target
 from .twists import AbstractTwist, Twisted
 from .twists.base import flat_like, tweedie_factor
-from .twists.normal import MAX_DENSE, log_density_and_solution, rounding_variance
+from .twists.normal import MAX_DENSE, log_density, rounding_variance
 
 _MAX_SHARE = 0.98
 """Of the observations' covariance that one step may explain. What is left must be positive definite
@@ -153,22 +153,23 @@ class CovarianceMatched(AbstractChain):
         x_t, unravel = ravel_pytree(running)
         step = _steps(target, running, lambda process: matched_step(process, level.t))
         denoised = _denoiser(target, particle, unravel, level)
-        _, pull_back = jax.vjp(denoised, x_t)
+        mean, push, pull_back = _linearised(denoised, x_t)
 
         factor = flat_like(tweedie_factor(target, level, names), running)
         along = step.x_0 * factor * linear.score / step.scale
-        u = along - step.shrink * pull_back(along)[0]
+        u = along - step.shrink * pull_back(along)
         rows = step.reach * linear.rows
-        rows = rows - step.shrink * jax.vmap(lambda row: pull_back(row)[0])(rows)
+        rows = rows - step.shrink * jax.vmap(pull_back)(rows)
         total = linalg.cholesky(linear.covariance)
-        rows = rows * jnp.sqrt(_share(total, rows))
+        residual, white_rows = _whitened(total, linear.residual, rows)
+        share = jnp.sqrt(_share(white_rows))
+        rows, white_rows = share * rows, share * white_rows
         rest = linalg.cholesky(linear.covariance - rows @ rows.T)
-        z, log_ratio = _conditioned(key, u, linear.residual, rows, total, rest)
-
-        mean, pushed = jax.jvp(denoised, (x_t,), (z,))
-        x = step.x_0 * mean + step.x_t * x_t + step.scale * (z + step.grow * pushed)
+        z, log_ratio = _conditioned(key, u, residual, white_rows, total, rest)
         if linear.residual.size:
-            log_ratio -= log_density_and_solution(linear.residual - rows @ z, rest)[0]
+            left = linalg.solve_triangular(rest, linear.residual - rows @ z)
+            log_ratio -= log_density(left, rest)
+        x = step.x_0 * mean + step.x_t * x_t + step.scale * (z + step.grow * push(z))
         return unravel(x), log_ratio
 
     def last_step(
@@ -180,7 +181,7 @@ class CovarianceMatched(AbstractChain):
         x_1, unravel = ravel_pytree(running)
         step = _steps(target, running, matched_edge)
         denoised = _denoiser(target, particle, unravel, Level(stage, 1))
-        mean, pull_back = jax.vjp(denoised, x_1)
+        mean, push, pull_back = _linearised(denoised, x_1)
 
         def observe(flat: Array, *, noiseless: tuple[str, ...]) -> Observations:
             # Before the last stage only the known entries of this one are conditioned on.
@@ -194,7 +195,7 @@ class CovarianceMatched(AbstractChain):
         def transposed(vector: Array) -> Array:
             """L' times a vector."""
             scaled = step.scale * vector
-            return scaled + step.grow * pull_back(scaled)[0]
+            return scaled + step.grow * pull_back(scaled)
 
         u = transposed(jax.grad(lambda flat: observe(flat, noiseless=()).log_rest)(mean))
         seen = observe(mean, noiseless=names)
@@ -206,15 +207,15 @@ class CovarianceMatched(AbstractChain):
         noise = noisy.covariance.as_matrix() + rounding_variance(rows @ rows.T)[first, first]
         without = target.without_effect(names)
         error = jax.scipy.linalg.block_diag(noise, jnp.diag(jnp.where(without, 1.0, 0.0)))
-        residual = seen.value - seen.mean
+        residual, rest = seen.value - seen.mean, _root(error)
         total = linalg.cholesky(rows @ rows.T + error)
-        z, log_ratio = _conditioned(key, u, residual, rows, total, _root(error))
+        z, log_ratio = _conditioned(key, u, *_whitened(total, residual, rows), total, rest)
         log_ratio += 0.5 * jnp.log(2 * jnp.pi) * jnp.sum(without)
         if noisy.value.size:
-            left = (residual - rows @ z)[first]
-            log_ratio -= log_density_and_solution(left, linalg.cholesky(noise))[0]
-        _, pushed = jax.jvp(denoised, (x_1,), (z,))
-        x_0 = unravel(mean + step.scale * (z + step.grow * pushed))
+            rest = rest[first, first]
+            left = linalg.solve_triangular(rest, (residual - rows @ z)[first])
+            log_ratio -= log_density(left, rest)
+        x_0 = unravel(mean + step.scale * (z + step.grow * push(z)))
         return target.clamp(x_0), log_ratio
 
 
@@ -241,12 +242,30 @@ def _denoiser(
     return denoised
 
 
-def _share(factor: Float[Array, "m m"], rows: Float[Array, "m d"]) -> Float[Array, ""]:
-    """The factor, at most 1, by which rows rows' stays below a covariance with this root."""
+def _linearised(
+    function: Callable[[Array], Array], at: Float[Array, " d"]
+) -> tuple[Float[Array, " d"], Callable[[Array], Array], Callable[[Array], Array]]:
+    """The value, and the products of the Jacobian and of its transpose with a vector."""
+    value, push = jax.linearize(function, at)
+    pull = jax.linear_transpose(push, at)
+    return value, push, lambda vector: pull(vector)[0]
+
+
+def _whitened(
+    factor: Float[Array, "m m"], residual: Float[Array, " m"], rows: Float[Array, "m d"]
+) -> tuple[Float[Array, " m"], Float[Array, "m d"]]:
+    """L^{-1} residual and L^{-1} rows."""
+    if not residual.size:
+        return residual, rows
+    white = linalg.solve_triangular(factor, jnp.column_stack([residual, rows]))
+    return white[:, 0], white[:, 1:]
+
+
+def _share(rows: Float[Array, "m d"]) -> Float[Array, ""]:
+    """The factor, at most 1, by which whitened rows rows' stays below the identity."""
     if not rows.shape[0]:
         return jnp.ones(())
-    white = linalg.solve_triangular(factor, rows)
-    largest = linalg.largest_eigenvalue(white @ white.T)
+    largest = linalg.largest_eigenvalue(rows @ rows.T)
     return jnp.minimum(1.0, _MAX_SHARE / jnp.maximum(largest, 1e-30))
 
 
@@ -258,19 +277,19 @@ def _conditioned(
     total: Float[Array, "m m"],
     rest: Float[Array, "m m"],
 ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
-    """Draw z ~ N(u, I) given rows z + N(0, rest rest') = residual, by Matheron's rule.
+    """Draw z ~ N(u, I) given G z + N(0, rest rest') = r, by Matheron's rule.
 
-    Also log N(z; 0, I) - log N(z; u, I) + log N(residual - rows u; 0, total total'), where `total`
-    is the Cholesky factor of rows rows' + rest rest'.
+    Also log N(z; 0, I) - log N(z; u, I) + log N(r - G u; 0, total total'), where total is the
+    Cholesky factor of G G' + rest rest'. The residual r and the rows G come whitened by it.
     """
     key_z, key_rest = jax.random.split(key)
     e = jax.random.normal(key_z, u.shape, u.dtype)
     log_normaliser = jnp.zeros(())
     if residual.size:
-        error = jax.random.normal(key_rest, residual.shape, u.dtype)
+        error = rest @ jax.random.normal(key_rest, residual.shape, u.dtype)
         ahead = residual - rows @ u
-        log_normaliser, _ = log_density_and_solution(ahead, total)
-        e = e + rows.T @ linalg.cholesky_solve(total, ahead - rows @ e - rest @ error)
+        log_normaliser = log_density(ahead, total)
+        e = e + rows.T @ (ahead - rows @ e - linalg.solve_triangular(total, error))
     return u + e, log_normaliser - jnp.sum(u * (0.5 * u + e))
 
 

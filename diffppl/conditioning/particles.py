@@ -30,7 +30,8 @@ class SMCState(NamedTuple):
         num_resampled: how often the particles were resampled.
         log_evidence: of the steps so far, nats.
         prior_scale: of the latents.
-        stats: at x_T, and after each step.
+        acceptance: of the last Metropolis moves.
+        stats: `STATISTICS` at x_T, and after each step.
     """
 
     x: Values
@@ -43,7 +44,8 @@ class SMCState(NamedTuple):
     num_resampled: Int[Array, ""]
     log_evidence: Float[Array, ""]
     prior_scale: Float[Array, " p"]
-    stats: dict[str, Array]
+    acceptance: Float[Array, ""]
+    stats: Float[Array, "num_entries 5"]
 
 
 def weighted(
@@ -53,20 +55,20 @@ def weighted(
     alive = jnp.isfinite(state.log_weights)
     log_weights, log_increment = reweight(state.log_weights, log_increments)
     present = jnp.zeros_like(state.eves).at[state.eves].set(1)
-    shares = {
-        "nan_share": jnp.mean(alive & jnp.isnan(log_increments)),
-        "excluded_share": jnp.mean(alive & (state.twisted.log_value == LEAST_LOG_TWIST)),
-    }
-    # Of the temperatures at x_T, which share an entry, the worst counts.
-    found = {name: jnp.fmax(state.stats[name][entry], shares[name]) for name in shares} | {
-        "ess": effective_sample_size(log_weights),
-        "num_ancestors": jnp.sum(present),
-    }
-    stats = {name: state.stats[name].at[entry].set(found[name]) for name in found}
+    ess, num_ancestors = effective_sample_size(log_weights), jnp.sum(present).astype(float)
+    shares = jnp.stack(
+        [
+            jnp.mean(alive & jnp.isnan(log_increments)),
+            jnp.mean(alive & (state.twisted.log_value == LEAST_LOG_TWIST)),
+        ]
+    )
+    # Of the temperatures at x_T, which have one entry, the worst share counts.
+    shares = jnp.fmax(state.stats[entry, -2:], shares)
+    found = jnp.concatenate([jnp.stack([ess, num_ancestors, state.acceptance]), shares])
     return state._replace(
         log_weights=log_weights,
         log_evidence=state.log_evidence + log_increment,
-        stats=state.stats | stats,
+        stats=state.stats.at[entry].set(found),
     )
 
 

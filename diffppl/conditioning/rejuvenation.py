@@ -63,18 +63,18 @@ def metropolis(
 
     def move(i: Array, state: tuple[Any, Array]) -> tuple[Any, Array]:
         carry, num_accepted = state
-        keys = jax.random.split(jax.random.fold_in(key, i), 4)
+        key_noise, key_uniform = jax.random.split(jax.random.fold_in(key, i))
         first = jnp.where(i % 2 == 0, 0, n - half)
         factor = _complement_factor(carry[0], weights, first, half)
         now = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, half), carry)
-        noise = jax.random.normal(keys[0], (half, dimension), now[0].dtype)
-        step = 2.38 / math.sqrt(dimension) * noise @ factor.T
-        log_scale = jax.random.uniform(keys[1], (half, 1), minval=_LOG_SMALLEST, maxval=0.0)
-        is_prior = jax.random.bernoulli(keys[2], _PRIOR_SHARE, (half, 1))
-        step = jnp.where(is_prior, jnp.exp(log_scale) * prior_scale * noise, step)
+        noise = jax.random.normal(key_noise, (half, dimension), now[0].dtype)
+        uniform = jax.random.uniform(key_uniform, (half, 3))
+        is_prior = uniform[:, :1] < _PRIOR_SHARE
+        scale = jnp.exp(_LOG_SMALLEST * uniform[:, 1:2]) * prior_scale
+        step = jnp.where(is_prior, scale * noise, 2.38 / math.sqrt(dimension) * noise @ factor.T)
         proposed = now[0] + step
         new = (proposed, *log_density(proposed, first))
-        accept = jnp.log(jax.random.uniform(keys[3], (half,))) < new[1] - now[1]
+        accept = jnp.log(uniform[:, 2]) < new[1] - now[1]
         kept = jax.tree.map(
             lambda a, b: jnp.where(accept.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, now
         )

@@ -122,22 +122,24 @@ class TwistedSMC(AbstractMethod):
         """Particles at time T, weighted by the first twist, or by as much of it as they bear."""
         del num_samples
         n, num_entries = self.num_particles, 1 + target.num_steps * target.structure.num_stages
-        key_x, key_latents, key_scale = jax.random.split(key, 3)
+        key_x, key_latents = jax.random.split(key)
         x = draw_base(key_x, target, n)
-        latents, log_prior = jax.vmap(target.draw_latents)(jax.random.split(key_latents, n))
-        others, _ = jax.vmap(target.draw_latents)(jax.random.split(key_scale, _PRIOR_DRAWS))
+        keys = jax.random.split(key_latents, n + _PRIOR_DRAWS)
+        drawn, log_prior = jax.vmap(target.draw_latents)(keys)
+        latents, others = drawn[:n], drawn[n:]
         state = SMCState(
             x,
             latents,
             self._evaluate(target, x, latents, Level(0, target.num_steps)),
-            log_prior,
+            log_prior[:n],
             temperature=jnp.asarray(0.0),
             log_weights=jnp.full(n, -jnp.log(n)),
             eves=jnp.arange(n),
             num_resampled=jnp.asarray(0),
             log_evidence=jnp.zeros(()),
             prior_scale=jnp.std(others, axis=0),
-            stats={name: jnp.full(num_entries, jnp.nan) for name in STATISTICS},
+            acceptance=jnp.asarray(jnp.nan),
+            stats=jnp.full((num_entries, len(STATISTICS)), jnp.nan),
         )
         return tempered(state) if can_move(target) else untempered(state)
 
@@ -165,7 +167,7 @@ class TwistedSMC(AbstractMethod):
             is_tempered = state.temperature < 1
             threshold = jnp.where(is_tempered, 1.0, self.ess_threshold)
             state = resampled(key_resample, state, self.resampling, threshold)
-            state = self._move(key_move, target, state, level, entry)
+            state = self._move(key_move, target, state, level)
             branches = (lambda _, state: state, advance, lambda _, state: tempered(state))
             branch = jnp.where(is_tempered, 2, jnp.where(level.t > 1, 1, 0))
             return jax.lax.switch(branch, branches, key_x, state)
@@ -216,7 +218,7 @@ class TwistedSMC(AbstractMethod):
             evidence_variance=variance,
             log_weights=state.log_weights,
             sample_stats={"log_weight": state.log_weights[parents], "particle": parents},
-            step_stats=state.stats,
+            step_stats=dict(zip(STATISTICS, state.stats.T, strict=True)),
         )
 
     # The parts of a step --------------------------------------------------------------------------
@@ -247,9 +249,7 @@ class TwistedSMC(AbstractMethod):
         increments = twisted.log_value - state.twisted.log_value + log_ratio
         return weighted(state._replace(x=x, twisted=twisted), increments, entry)
 
-    def _move(
-        self, key: Array, target: Target, state: SMCState, level: Level, entry: Int[Array, ""]
-    ) -> SMCState:
+    def _move(self, key: Array, target: Target, state: SMCState, level: Level) -> SMCState:
         """Metropolis moves of u at fixed x_t, which leave psi_t(x_t, u) invariant.
 
         While the temperature is below 1 they leave q(u)^{1 - temperature} psi_T^temperature so.
@@ -276,8 +276,9 @@ class TwistedSMC(AbstractMethod):
         latents, (twisted, prior), acceptance = metropolis(
             key, start, log_density, state.log_weights, state.prior_scale, num_moves
         )
-        stats = state.stats | {"acceptance": state.stats["acceptance"].at[entry].set(acceptance)}
-        return state._replace(latents=latents, twisted=twisted, log_prior=prior, stats=stats)
+        return state._replace(
+            latents=latents, twisted=twisted, log_prior=prior, acceptance=acceptance
+        )
 
 
 def _move_last(key: Array, target: Target, state: SMCState) -> Float[Array, "n p"]:

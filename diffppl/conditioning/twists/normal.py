@@ -25,13 +25,18 @@ def rounding_variance(covariance: Float[Array, "m m"]) -> Float[Array, "m m"]:
     return 100 * jnp.finfo(covariance.dtype).eps * largest * jnp.eye(len(covariance))
 
 
+def log_density(white: Float[Array, " m"], factor: Float[Array, "m m"]) -> Float[Array, ""]:
+    """log N(L white; 0, L L') in nats, from the lower Cholesky factor L."""
+    return -0.5 * (white @ white + linalg.log_det(factor) + white.size * jnp.log(2 * jnp.pi))
+
+
 def log_density_and_solution(
     residual: Float[Array, " m"], factor: Float[Array, "m m"]
 ) -> tuple[Float[Array, ""], Float[Array, " m"]]:
     """log N(residual; 0, S) in nats and S^{-1} residual, from the lower Cholesky factor of S."""
-    solved = linalg.cholesky_solve(factor, residual)
-    constant = residual.size * jnp.log(2 * jnp.pi)
-    return -0.5 * (residual @ solved + linalg.log_det(factor) + constant), solved
+    white = linalg.solve_triangular(factor, residual)
+    solved = linalg.solve_triangular(factor, white, transpose=True)
+    return log_density(white, factor), solved
 
 
 def conjugate_gradients(
