@@ -6,7 +6,10 @@ Gaussians in 64 dimensions of which some numbers are observed. What is printed, 
 the share of runs that say not to be trusted, and of the others how often the truth is within one
 and two stated errors, within the stated interval, and more than five errors away.
 
-    python benchmarks/evidence_coverage.py            112 problems, about an hour on two cores
+The stated error is that of the method, not of the chain, which for 16 and 32 observed numbers is
+as large at 100 steps. Those kinds have 400 steps.
+
+    python benchmarks/evidence_coverage.py            105 problems, about an hour on two cores
     python benchmarks/evidence_coverage.py --tiny     to see that it runs
 """
 
@@ -28,7 +31,7 @@ from jax import Array
 
 import diffppl as dp
 
-NUM_STEPS = 100
+NUM_STEPS, MORE_STEPS = 100, 400
 DIMENSIONS, COMPONENTS, VARIANCE = 64, 5, 0.25
 
 
@@ -102,9 +105,11 @@ def chain_law(model: dp.DiffusionModel, states: np.ndarray) -> np.ndarray:
     return np.asarray(down(law, 1)[0], np.float64)  # the edge step, which is another
 
 
-def mixtures(rng: np.random.Generator, observed: int, num: int) -> Iterator[Problem]:
+def mixtures(
+    rng: np.random.Generator, observed: int, num: int, num_steps: int = NUM_STEPS
+) -> Iterator[Problem]:
     """`observed` of 64 numbers seen with noise of .1 to 1."""
-    schedule = dp.schedules.LogSNRLinear(NUM_STEPS, noise_to_signal=(0.02, 100.0))
+    schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.02, 100.0))
     means = rng.normal(size=(COMPONENTS, DIMENSIONS))
     weights = rng.dirichlet(np.ones(COMPONENTS))
     network = dp.networks.GaussianMixtureDenoiser(
@@ -160,6 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="a minute instead of an hour")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("output"))
+    parser.add_argument("--only", default="", help="kinds whose name contains this")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
@@ -168,13 +174,19 @@ def main() -> None:
     for prior in ("table",) if args.tiny else ("fair", "absorbing", "table"):
         for size in (4,) if args.tiny else (4, 7, 10):
             kinds[f"{size} bits, {prior}"] = lambda rng, p=prior, s=size: energies(rng, p, s, num)
-    for observed in (1,) if args.tiny else (1, 2, 4, 8, 16, 32, 64):
+    for observed in (1,) if args.tiny else (1, 2, 4, 8):
         kinds[f"mixture, {observed} observed"] = lambda rng, m=observed: mixtures(rng, m, num)
+    if not args.tiny:
+        kinds["mixture, 16 observed"] = lambda rng: mixtures(rng, 16, num, MORE_STEPS)
+        kinds["mixture, 32 observed"] = lambda rng: mixtures(rng, 32, 4, MORE_STEPS)
+        kinds["mixture, 64 observed"] = lambda rng: mixtures(rng, 64, 3)
     lines = ["| problems | runs | flagged | within 1 | within 2 | in interval | beyond 5 | nats |"]
     lines.append("| --- " * 8 + "|")
     print(*lines, sep="\n")
     everything: list[Result] = []
     for number, (name, make) in enumerate(kinds.items()):
+        if args.only not in name:
+            continue
         found = list(results(make(np.random.default_rng([seed, number])), 1_000 * number))
         everything += found
         lines.append(row(name, found))

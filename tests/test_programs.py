@@ -605,7 +605,14 @@ LONG = {
     "a vector observed by a scalar",
     "vectors of which one is masked",
     "a program with a seed of its own",
+    "a support from x",
+    "a network from a latent",
+    "a context from a latent",
+    "a scaled latent",
+    "data in a list",
+    "obs mask over bits",
 }
+LONG_HEAVY = ["log-normal", "half-cauchy", "pareto"]
 
 
 @pytest.mark.parametrize("name", [*sorted(CASES.keys() - LONG), *slow(*sorted(LONG))])
@@ -618,7 +625,9 @@ def heavy(name: str) -> Case:
     return Case(one_number(noise, y), {"y": y}, {"x": WIDE}, lambda x: prior(x) + log_density(x))
 
 
-@pytest.mark.parametrize("name", sorted(HEAVY.keys() - {"levy"}))
+@pytest.mark.parametrize(
+    "name", [*sorted(HEAVY.keys() - {"levy", *LONG_HEAVY}), *slow(*LONG_HEAVY)]
+)
 def test_an_observation_without_moments(name: str) -> None:
     assert_right(heavy(name), dp.TwistedSMC(1_000))
 

@@ -21,6 +21,8 @@ from diffppl.conditioning.evidence import pooled_evidence, pooled_indices
 from diffppl.conditioning.method import Draws
 from diffppl.conditioning.traced import Traced
 
+from .marks import slow
+
 SCHEDULE = dp.schedules.LogSNRLinear(8, noise_to_signal=(0.05, 30.0))
 
 
@@ -417,7 +419,7 @@ RATES = {
 }
 
 
-@pytest.mark.parametrize("name", RATES)
+@pytest.mark.parametrize("name", ["rate", "simplex", *slow("scale", "concentration")])
 def test_a_rate_or_scale_made_of_x_survives_arviz(name: str) -> None:
     network = dp.networks.GaussianDenoiser(SCHEDULE, np.full(2, 5.0), np.full(2, 0.01))
     positive = dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), network, (2,))
