@@ -1,4 +1,4 @@
-"""Simulation-based calibration: whether a method's posteriors mean what they say.
+"""Simulation-based calibration: whether credible sets have the coverage that they state.
 
 Draw everything from the program's own prior, theta* ~ p(theta) and y ~ p(y given theta*); draw L
 times from the method's posterior given y. If the posterior is right, theta* is one more draw like
@@ -11,7 +11,7 @@ user asks for; and log p(y given theta), without which a method that ignores y w
 from the prior have uniform ranks in every coordinate.
 
 *Which prior*. The chain's own: diffusion sites are drawn by the reverse chain whose posterior the
-method says it draws, at the number of steps that it reads it at. What is judged is the method, not
+method draws, at its number of steps. What is judged is the method, not
 the model.
 
 *Large sites*. A site of more than `ranks.LARGE` coordinates is looked at along as many random

@@ -141,7 +141,7 @@ class TwistedSMC(AbstractMethod):
             acceptance=jnp.asarray(jnp.nan),
             stats=jnp.full((num_entries, len(STATISTICS)), jnp.nan),
         )
-        return tempered(state) if can_move(target) else untempered(state)
+        return weighted(*(tempered(state) if can_move(target) else untempered(state)), 0)
 
     def step(
         self, key: Array, target: Target, state: SMCState, phase: int, i: Int[Array, ""]
@@ -150,17 +150,19 @@ class TwistedSMC(AbstractMethod):
 
         At t = T the first two are repeated until the temperature is 1; at t = 1 they are all.
         """
-        level, entry = Level(phase, target.num_steps - i), self._entry(target, phase, i)
+        level, entry = Level(phase, target.num_steps - i), _entry(target, phase, i)
         chain = self._resolved()[1]
 
-        def advance(key: Array, state: SMCState) -> SMCState:
+        def advance(key: Array, state: SMCState) -> tuple[SMCState, Array]:
             return self._advance(
                 key,
                 state,
                 lambda key, each: chain.step(key, target, each, level),
                 lambda x, latents: self._evaluate(target, x, latents, Level(phase, level.t - 1)),
-                entry,
             )
+
+        def leave(_: Array, state: SMCState) -> tuple[SMCState, Array]:
+            return state, jnp.zeros(self.num_particles)
 
         def attempt(key: Array, state: SMCState) -> SMCState:
             key_resample, key_move, key_x = jax.random.split(key, 3)
@@ -168,9 +170,11 @@ class TwistedSMC(AbstractMethod):
             threshold = jnp.where(is_tempered, 1.0, self.ess_threshold)
             state = resampled(key_resample, state, self.resampling, threshold)
             state = self._move(key_move, target, state, level)
-            branches = (lambda _, state: state, advance, lambda _, state: tempered(state))
             branch = jnp.where(is_tempered, 2, jnp.where(level.t > 1, 1, 0))
-            return jax.lax.switch(branch, branches, key_x, state)
+            branches = (leave, advance, lambda _, state: tempered(state))
+            state, increments = jax.lax.switch(branch, branches, key_x, state)
+            nowhere = len(state.stats)
+            return weighted(state, increments, jnp.stack([nowhere, entry, 0])[branch])
 
         if phase > 0 or not can_move(target):
             return attempt(key, state)
@@ -201,8 +205,8 @@ class TwistedSMC(AbstractMethod):
                 lambda x, u: Twisted(target.log_likelihood(x, u) - units, {}, {}, {}, None)
             )(x, latents)
 
-        entry = self._entry(target, phase, target.num_steps - 1)
-        state = self._advance(key_step, state, last_step, evaluate, entry)
+        entry = _entry(target, phase, target.num_steps - 1)
+        state = weighted(*self._advance(key_step, state, last_step, evaluate), entry)
         if not is_last:
             return state
         latents = _move_last(key_latents, target, state)
@@ -234,20 +238,16 @@ class TwistedSMC(AbstractMethod):
         value = jnp.where(jnp.isneginf(twisted.log_value), LEAST_LOG_TWIST, twisted.log_value)
         return eqx.tree_at(lambda twisted: twisted.log_value, twisted, value)
 
-    def _entry(self, target: Target, phase: int, i: Int[Array, ""] | int) -> Int[Array, ""]:
-        """Where the statistics of a step stand; those of x_T come first."""
-        return jnp.asarray(1 + phase * target.num_steps + i)
-
     def _advance(
-        self, key: Array, state: SMCState, step: Any, evaluate: Any, entry: Int[Array, ""]
-    ) -> SMCState:
-        """Step and weigh."""
+        self, key: Array, state: SMCState, step: Any, evaluate: Any
+    ) -> tuple[SMCState, Float[Array, " n"]]:
+        """Step, and by what the weights change."""
         particles = Particle(state.x, state.twisted, state.latents)
         moved, log_ratio = jax.vmap(step)(jax.random.split(key, self.num_particles), particles)
         x = state.x | moved
         twisted = evaluate(x, state.latents)
         increments = twisted.log_value - state.twisted.log_value + log_ratio
-        return weighted(state._replace(x=x, twisted=twisted), increments, entry)
+        return state._replace(x=x, twisted=twisted), increments
 
     def _move(self, key: Array, target: Target, state: SMCState, level: Level) -> SMCState:
         """Metropolis moves of u at fixed x_t, which leave psi_t(x_t, u) invariant.
@@ -279,6 +279,11 @@ class TwistedSMC(AbstractMethod):
         return state._replace(
             latents=latents, twisted=twisted, log_prior=prior, acceptance=acceptance
         )
+
+
+def _entry(target: Target, phase: int, i: Int[Array, ""] | int) -> Int[Array, ""]:
+    """Where the statistics of a step stand; those of x_T come first."""
+    return jnp.asarray(1 + phase * target.num_steps + i)
 
 
 def _move_last(key: Array, target: Target, state: SMCState) -> Float[Array, "n p"]:

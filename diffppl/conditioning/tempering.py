@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .particles import SMCState, weighted
+from .particles import SMCState
 from .twists import Twisted
 from .weights import effective_sample_size
 
@@ -25,20 +25,23 @@ _TOO_FEW = 0.5  # share of effective particles below which the weights enter by 
 _SHARE = 0.8  # of the particles that a step leaves effective
 
 
-def tempered(state: SMCState) -> SMCState:
-    """Raise the temperature of equally weighted particles, to 1 if their weights stay even."""
+def tempered(state: SMCState) -> tuple[SMCState, Float[Array, " n"]]:
+    """Raise the temperature of equally weighted particles, to 1 if their weights stay even.
+
+    Also by what the log-weights change.
+    """
     log_ratios = state.twisted.log_value - state.log_prior
     left = 1 - state.temperature
     at_once = _is_even(log_ratios, left, _TOO_FEW) | (state.num_resampled >= _MAX_STEPS)
     step = jnp.where(at_once, left, _longest_step(log_ratios, left))
     temperature = jnp.where(at_once, 1.0, state.temperature + step)
-    return weighted(state._replace(temperature=temperature), step * log_ratios, 0)
+    return state._replace(temperature=temperature), step * log_ratios
 
 
-def untempered(state: SMCState) -> SMCState:
-    """All of the weights at once, for particles that cannot be moved."""
+def untempered(state: SMCState) -> tuple[SMCState, Float[Array, " n"]]:
+    """The same for particles that cannot be moved: all at once."""
     log_ratios = state.twisted.log_value - state.log_prior
-    return weighted(state._replace(temperature=jnp.asarray(1.0)), log_ratios, 0)
+    return state._replace(temperature=jnp.asarray(1.0)), log_ratios
 
 
 def tempered_density(
