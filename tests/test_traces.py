@@ -17,6 +17,10 @@ import pytest
 from jaxtyping import Array
 
 import diffppl as dp
+from diffppl.conditioning import runs
+from diffppl.conditioning.method import iterate
+
+from .registry import METHODS
 
 SCHEDULE = dp.schedules.Cosine(6)
 
@@ -143,3 +147,31 @@ def test_a_posterior_traces_once_for_a_new_float(method):
     traced = counter.calls
     run(0.75)
     assert counter.calls == traced
+
+
+@pytest.mark.filterwarnings("ignore:the particles collapsed")
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("has_latent", [False, True])
+def test_each_part_of_a_run_is_traced_once(name, has_latent, monkeypatch):
+    """The state that a chain starts from has the types of that which a step leaves."""
+    prior, method, counter = model(Counter(), 0.1, 1.0), METHODS[name](9), Counter()
+
+    def counted(*args):
+        counter.calls += 1
+        return iterate(*args)
+
+    monkeypatch.setattr(runs, "iterate", counted)
+
+    def program(y=None):
+        x = numpyro.sample("x", prior())
+        if name == "replacement":
+            numpyro.sample("y", dist.Delta(x[0]), obs=y)
+        else:
+            shift = numpyro.sample("b", dist.Normal(0.0, 1.0)) if has_latent else 0.0
+            numpyro.sample("y", dist.Normal(x[0] + shift, 0.5), obs=y)
+
+    if has_latent and not isinstance(method, dp.TwistedSMC):
+        pytest.skip("diffusion sites only")
+    posterior = dp.Posterior(program, method, num_chains=2, num_samples=9, progress_bar=False)
+    posterior.run(jax.random.key(0), y=0.3)
+    assert counter.calls == 1

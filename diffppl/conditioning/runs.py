@@ -120,7 +120,7 @@ def _next_chunk(length: int, seconds: float) -> int:
 
 @eqx.filter_jit
 def _init(key: Array, target: Target, method: AbstractMethod, num_samples: int) -> Any:
-    return method.init(key, target, num_samples)
+    return _strongly_typed(method.init(key, target, num_samples))
 
 
 @eqx.filter_jit
@@ -140,7 +140,12 @@ def _advance(
 def _end(
     key: Array, target: Target, method: AbstractMethod, state: Any, phase: int, num_samples: int
 ) -> Any:
-    return method.end(key, target, state, phase, num_samples)
+    return _strongly_typed(method.end(key, target, state, phase, num_samples))
+
+
+def _strongly_typed(state: Any) -> Any:
+    """As a loop leaves it: `_advance` would otherwise be compiled for the first state alone."""
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), state)
 
 
 @eqx.filter_jit

@@ -132,13 +132,13 @@ class TwistedSMC(AbstractMethod):
             latents,
             self._evaluate(target, x, latents, Level(0, target.num_steps)),
             log_prior[:n],
-            temperature=jnp.asarray(0.0),
+            temperature=jnp.zeros(()),
             log_weights=jnp.full(n, -jnp.log(n)),
             eves=jnp.arange(n),
             num_resampled=jnp.asarray(0),
             log_evidence=jnp.zeros(()),
             prior_scale=jnp.std(others, axis=0),
-            acceptance=jnp.asarray(jnp.nan),
+            acceptance=jnp.full((), jnp.nan),
             stats=jnp.full((num_entries, len(STATISTICS)), jnp.nan),
         )
         return weighted(*(tempered(state) if can_move(target) else untempered(state)), 0)
