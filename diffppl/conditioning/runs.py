@@ -76,7 +76,7 @@ def run_chains(
     bar = tqdm(total=total, desc=type(method).__name__, disable=not show, dynamic_ncols=True)
     try:
         for chain_key in jax.random.split(key, num_chains):
-            keys = chain_keys(chain_key, phases)
+            keys = _chain_keys(chain_key, phases)
             state = _init(keys.init, target, method, num_samples)
             for phase, length in enumerate(phases):
                 done = 0
@@ -110,12 +110,21 @@ def run_chains(
         )
     finally:
         bar.close()
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+    return _stacked(found)
 
 
 def _next_chunk(length: int, seconds: float) -> int:
     """So many iterations that a chunk takes about half a second; twice as many at most."""
     return max(1, min(2 * length, round(length * _SECONDS / max(seconds, 1e-9))))
+
+
+# Compiled in one piece each, where every operation by itself would take as long to compile.
+_chain_keys = eqx.filter_jit(chain_keys)
+
+
+@eqx.filter_jit
+def _stacked(found: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
 
 @eqx.filter_jit
