@@ -214,6 +214,7 @@ def dense_digits(
     components = directions.n_components
     width, num_steps = run.choose((16, 20), (512, 1_000), None)
     iterations, num, kept = run.choose((10, 100, 20), (4_000, 10_000, 200), None)
+    data = directions.transform(train.reshape(len(train), -1) / 255)
     model, seconds = timed_fit(
         run,
         "mnist",
@@ -221,8 +222,10 @@ def dense_digits(
             dp.GaussianDiffusion(dp.schedules.Cosine(num_steps)),
             dp.networks.MLP((components,), width, 4, key=run.key("network")),
             (components,),
+            # All have the unit of a pixel: errors in the first ones, which are large, are seen.
+            scaling=dp.Scaling.from_data(data, per_coordinate=False),
         ),
-        directions.transform(train.reshape(len(train), -1) / 255),
+        data,
         num_iterations=iterations,
         batch_size=run.choose(16, 512, None),
         loss=dp.losses.SimpleLoss(),
