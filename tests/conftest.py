@@ -11,11 +11,12 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 
-# Most of the tests' time goes into compilation, so they are compiled fast, not well, each program in
-# one piece; the slow ones, which run for long, are quicker with XLA_FLAGS="" in the environment. It
-# is read when JAX starts.
-FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-os.environ.setdefault("XLA_FLAGS", FLAGS)
+# Most of the tests' time goes into compilation, so they are compiled fast, not well, each program
+# in one piece; the slow ones, which run for long, are quicker with XLA_FLAGS="" in the environment.
+# It is read when JAX starts.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+)
 
 import jax
 import jaxtyping
