@@ -23,7 +23,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
@@ -232,10 +231,12 @@ def _jacobi_of_many(matrices: Float[Array, "m m n"]) -> tuple[Array, Array]:
     if m < 2:
         return matrices.sum(axis=0), jnp.ones_like(matrices)
     size, half = m + m % 2, (m + 1) // 2  # an odd one out meets a row of zeros
-    seats = np.arange(size)
-    top, bottom = seats[:half], seats[half:]
-    moved = np.concatenate([[0], bottom[:1], top[1:-1], bottom[1:], top[-1:]]) if m > 2 else seats
-    facing = np.roll(seats, half)[moved]
+    # Computed in XLA, which folds them: a custom_vmap with constants fails in a batched lax.cond.
+    seats = jnp.arange(size)
+    top, bottom, moved = seats[:half], seats[half:], seats
+    if m > 2:
+        moved = jnp.concatenate([top[:1], bottom[:1], top[1:-1], bottom[1:], top[-1:]])
+    facing = jnp.roll(seats, half)[moved]
 
     def one_round(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         a, rows = state

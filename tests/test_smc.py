@@ -12,7 +12,9 @@ import scipy.stats
 from jaxtyping import Array
 
 import diffppl as dp
+from diffppl.conditioning.bound import BoundProgram
 from diffppl.conditioning.resampling import AbstractResampling
+from diffppl.conditioning.target import Level, Target
 
 from . import chain_oracles, oracles
 from .marks import slow
@@ -327,6 +329,30 @@ def test_quadrature_keeps_both_roots_of_a_sharp_square() -> None:
     assert_within_standard_errors(shares.mean(), right, error, num=4.5)
     value, error = posterior.log_evidence
     assert_within_standard_errors(value, np.log(total), error, num=4.5)
+
+
+@pytest.mark.parametrize("noise", [1e-1, 1e-4, 1e-6])
+def test_quadrature_of_two_numbers_seen_ever_more_sharply(noise: float) -> None:
+    """A latent scale may come near 0: float32 does not resolve I beside 1 / noise^2."""
+    schedule = dp.schedules.LogSNRLinear(10, noise_to_signal=(0.01, 50.0))
+    denoiser = dp.networks.GaussianDenoiser(schedule, MEAN[:2], VARIANCE[:2])
+    prior = dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, (2,))
+    slope, x_t, t = np.array([1.0, -0.6]), jnp.array([0.7, -0.2]), 6
+
+    def program(y=None):
+        x = numpyro.sample("x", prior())
+        numpyro.sample("y", dist.Normal(jnp.asarray(slope) @ x, noise), obs=y)
+
+    target = Target(BoundProgram(program, (), {"y": 0.9}))
+    twisted = dp.twists.Quadrature().evaluate(target, {"x": x_t}, Level(0, t), jnp.zeros(0))
+    alpha_bar = float(schedule.alpha_bar()[t])
+    variance = 1 / (1 / VARIANCE[:2] + alpha_bar / (1 - alpha_bar))
+    mean = np.asarray(prior.estimate(x_t, t).mean)
+    spread = np.sqrt(slope**2 @ variance + noise**2)
+    truth = scipy.stats.norm(slope @ mean, spread).logpdf(0.9)
+    np.testing.assert_allclose(twisted.log_value, truth, atol=0.05)
+    guided = mean + variance * slope * (0.9 - slope @ mean) / spread**2
+    np.testing.assert_allclose(twisted.guided["x"].mean, guided, atol=0.05)
 
 
 @pytest.mark.slow

@@ -119,7 +119,9 @@ class Quadrature(AbstractTwist):
         log_densities, means = jax.vmap(node)(units)
         joint = log_weights + log_densities
         value = jax.nn.logsumexp(joint)
-        shift = jax.nn.softmax(joint) @ (means - mean)
+        # Where no node can be evaluated the kernel is left unguided.
+        weights = jax.nn.softmax(jnp.where(jnp.any(jnp.isfinite(joint)), joint, log_weights))
+        shift = weights @ (means - mean)
         # The gradient of log psi that belongs to this shift by Tweedie's formula.
         score = jnp.where(factor > 0, shift / jnp.where(factor > 0, factor, 1.0), 0.0)
         guided = shifted(estimates, unravel(shift))
@@ -134,30 +136,48 @@ def _laplace(
     def objective(v: Array) -> Array:
         return target.log_likelihood(place(v), latents) - 0.5 * v @ v
 
-    def information(v: Array) -> Array:
-        """I + K at v."""
-        seen = target.observations(place(v), latents, labels=True)
-        if not seen.value.size:
-            return jnp.eye(dimension)
-        slope = jax.jacfwd(lambda v: target.observations(place(v), latents, labels=True).mean)(v)
-        if isinstance(seen.covariance, lx.DiagonalLinearOperator):
-            solved = slope / lx.diagonal(seen.covariance)[:, None]
-        else:
-            solved = linalg.cholesky_solve(linalg.cholesky(seen.covariance.as_matrix()), slope)
-        return jnp.eye(dimension) + slope.T @ solved
+    def newton(v: Array) -> tuple[Array, Array]:
+        """Gauss and Newton's step, and log det(I + S' R^{-1} S) for moments of slope S, noise R.
 
-    def step(v: Array, _: None) -> tuple[Array, None]:
-        change = linalg.cholesky_solve(linalg.cholesky(information(v)), jax.grad(objective)(v))
-        length = jnp.linalg.norm(change)
-        change = change * jnp.minimum(1.0, _LONGEST_STEP / jnp.maximum(length, 1e-30))
-        return v + jnp.where(jnp.isfinite(change), change, 0.0), None
+        Where fewer numbers are observed than there are coordinates both are computed in as many
+        dimensions: float32 does not resolve I beside S' R^{-1} S if the noise is small. With
+        K = S' (S S' + R)^{-1} and the gradient g the step is
+
+            K (r + S v) - v + (I - K S) (g + v - S' R^{-1} r).
+        """
+        seen = target.observations(place(v), latents, labels=True)
+        slope = jax.jacfwd(lambda v: target.observations(place(v), latents, labels=True).mean)(v)
+        gradient, residual = jax.grad(objective)(v), seen.value - seen.mean
+        if not residual.size:
+            return gradient, jnp.zeros(())
+        if residual.size > dimension:
+            if isinstance(seen.covariance, lx.DiagonalLinearOperator):
+                solved = slope / lx.diagonal(seen.covariance)[:, None]
+            else:
+                solved = linalg.cholesky_solve(linalg.cholesky(seen.covariance.as_matrix()), slope)
+            information = linalg.cholesky(jnp.eye(dimension) + slope.T @ solved)
+            return linalg.cholesky_solve(information, gradient), linalg.log_det(information)
+        covariance = seen.covariance.as_matrix()
+        noise, total = linalg.cholesky(covariance), linalg.cholesky(slope @ slope.T + covariance)
+
+        def gain(residual: Array) -> Array:
+            return slope.T @ linalg.cholesky_solve(total, residual)
+
+        rest = gradient + v - slope.T @ linalg.cholesky_solve(noise, residual)
+        step = gain(residual + slope @ v) - v + rest - gain(slope @ rest)
+        return step, linalg.log_det(total) - linalg.log_det(noise)
+
+    def climb(v: Array, _: None) -> tuple[Array, None]:
+        step = newton(v)[0]
+        step = step * jnp.minimum(1.0, _LONGEST_STEP / jnp.maximum(jnp.linalg.norm(step), 1e-30))
+        return v + jnp.where(jnp.isfinite(step), step, 0.0), None
 
     def value(v: Array) -> Array:
-        found = objective(v) - 0.5 * linalg.log_det(linalg.cholesky(information(v)))
+        found = objective(v) - 0.5 * newton(v)[1]
         return jnp.where(jnp.isnan(found), -jnp.inf, found)
 
     start = jnp.zeros(dimension)
-    end, _ = jax.lax.scan(step, start, None, length=_NUM_STEPS)
+    end, _ = jax.lax.scan(climb, start, None, length=_NUM_STEPS)
     # A climb that lost its way is given up.
     best = jnp.where(value(end) > value(start), end, start)
     return value(best), best
