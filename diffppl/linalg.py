@@ -7,9 +7,8 @@ factorisation is a loop of a few vectorised lines, which XLA compiles with what 
 It is as accurate as LAPACK's, and its compilation takes as long for a large matrix as for a small
 one; `benchmarks/small_linear_algebra.py` measures both.
 
-All functions take one matrix of a fixed size m, zero included: use `jax.vmap` for more. All can be
-differentiated, forward and backward, and more than once. A matrix that is not what it should be
-(positive definite, finite) gives NaN, as LAPACK's does.
+All functions take one matrix of a fixed size m, zero included, and can be differentiated any number
+of times. A matrix that is not positive definite or not finite gives NaN, as LAPACK's does.
 
 References:
     Golub and Van Loan 2013, "Matrix Computations", 4.2 (Cholesky) and 8.5 (Jacobi).
@@ -29,7 +28,6 @@ from jaxtyping import Array, Float
 
 # Where one way is faster than another on CPUs, as measured.
 _BLOCK = 4  # rows that are subtracted at a time
-_AT_ONCE = 8  # rows up to which substitution subtracts all of them
 _WHOLE = 16  # rows up to which a matrix is factorised in one loop
 _SUMMED = 8  # rows up to which a product is a sum that XLA fuses
 _TURNED = 8  # rows up to which a matrix is made positive by its eigenvectors
@@ -123,11 +121,9 @@ def _substituted(factor: Array, b: Array, *, transpose: bool) -> Array:
     padded = jnp.pad(factor, ((0, 0), (0, more)))
 
     def row(j: Array, x: Array) -> Array:
-        if m <= _AT_ONCE:
-            found = b[j] - sum(padded[j, k] * x[k] for k in range(m))
-        else:
-            found = _less(b[j], padded[j], x, j)
-        return x.at[j].set(found / factor[j, j])
+        if m <= _SUMMED:
+            return x.at[j].set((b[j] - sum(padded[j, k] * x[k] for k in range(m))) / factor[j, j])
+        return x.at[j].set(_less(b[j], padded[j], x, j) / factor[j, j])
 
     return lax.fori_loop(0, m, row, jnp.zeros((m + more, *b.shape[1:]), b.dtype))[:m]
 
@@ -231,11 +227,9 @@ def _jacobi_of_many(matrices: Float[Array, "m m n"]) -> tuple[Array, Array]:
     if m < 2:
         return matrices.sum(axis=0), jnp.ones_like(matrices)
     size, half = m + m % 2, (m + 1) // 2  # an odd one out meets a row of zeros
-    # Computed in XLA, which folds them: a custom_vmap with constants fails in a batched lax.cond.
-    seats = jnp.arange(size)
-    top, bottom, moved = seats[:half], seats[half:], seats
-    if m > 2:
-        moved = jnp.concatenate([top[:1], bottom[:1], top[1:-1], bottom[1:], top[-1:]])
+    seats = jnp.arange(size)  # a custom_vmap with constants fails in a batched lax.cond
+    top, bottom = seats[:half], seats[half:]
+    moved = jnp.concatenate([top[:1], bottom[:1], top[1:-1], bottom[1:], top[1:][-1:]])
     facing = jnp.roll(seats, half)[moved]
 
     def one_round(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -41,7 +41,7 @@ def fit(data: np.ndarray, output: pathlib.Path, *, tiny: bool) -> dp.DiffusionMo
         process=dp.GaussianDiffusion(dp.schedules.Cosine(num_steps)),
         network=dp.networks.MLP(data.shape[1:], width, depth=4, key=jax.random.key(0)),
         event_shape=data.shape[1:],
-        # All have the unit of a pixel: errors in the first ones, which are large, are seen.
+        # One scale for all: the loss then weights components by their variance.
         scaling=dp.Scaling.from_data(data, per_coordinate=False),
     )
     return dp.fit(

@@ -370,3 +370,19 @@ def test_observations_that_repeat_one_another_almost_without_noise() -> None:
     value, error = run(repeated, dp.TwistedSMC(1_000), y=jnp.asarray(y)).log_evidence
     # The slack is a hundred roundings, so the algebra of each covariance is good to 1 in 100.
     assert_within_standard_errors(value, truth, error + 0.01, num=4.0)
+
+
+@pytest.mark.filterwarnings("ignore:the particles collapsed")
+def test_a_latent_seen_too_sharply_to_be_tempered_ends() -> None:
+    """No temperature above 0 that float32 has leaves the weights even."""
+
+    def program(y=None):
+        x = numpyro.sample("x", gaussian_model(5)())
+        b = numpyro.sample("b", dist.Normal(0.0, 1.0))
+        numpyro.sample("z", dist.Normal(b, 1e-7), obs=1.0)
+        numpyro.sample("y", dist.Normal(x[0], 0.5), obs=y)
+
+    method = dp.TwistedSMC(50)
+    posterior = dp.Posterior(program, method, num_chains=1, num_samples=50, progress_bar=False)
+    posterior.run(jax.random.key(0), y=0.3)
+    assert "not to be trusted" in str(posterior.log_evidence)

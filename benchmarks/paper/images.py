@@ -222,7 +222,7 @@ def dense_digits(
             dp.GaussianDiffusion(dp.schedules.Cosine(num_steps)),
             dp.networks.MLP((components,), width, 4, key=run.key("network")),
             (components,),
-            # All have the unit of a pixel: errors in the first ones, which are large, are seen.
+            # One scale for all: the loss then weights components by their variance.
             scaling=dp.Scaling.from_data(data, per_coordinate=False),
         ),
         data,

@@ -151,7 +151,7 @@ class TwistedSMC(AbstractMethod):
         At t = T the first two are repeated until the temperature is 1; at t = 1 they are all.
         """
         level, entry = Level(phase, target.num_steps - i), _entry(target, phase, i)
-        chain = self._resolved()[1]
+        chain, can_temper = self._resolved()[1], phase == 0 and can_move(target)
 
         def advance(key: Array, state: SMCState) -> tuple[SMCState, Array]:
             return self._advance(
@@ -164,26 +164,27 @@ class TwistedSMC(AbstractMethod):
         def leave(_: Array, state: SMCState) -> tuple[SMCState, Array]:
             return state, jnp.zeros(self.num_particles)
 
-        def attempt(key: Array, state: SMCState) -> SMCState:
+        def attempt(key: Array, state: SMCState, num_done: Array) -> SMCState:
             key_resample, key_move, key_x = jax.random.split(key, 3)
             is_tempered = state.temperature < 1
             threshold = jnp.where(is_tempered, 1.0, self.ess_threshold)
             state = resampled(key_resample, state, self.resampling, threshold)
             state = self._move(key_move, target, state, level)
             branch = jnp.where(is_tempered, 2, jnp.where(level.t > 1, 1, 0))
-            branches = (leave, advance, lambda _, state: tempered(state))
+            branches = [leave, advance]
+            if can_temper:
+                branches.append(lambda _, state: tempered(state, num_done))
             state, increments = jax.lax.switch(branch, branches, key_x, state)
-            nowhere = len(state.stats)
-            return weighted(state, increments, jnp.stack([nowhere, entry, 0])[branch])
-
-        if phase > 0 or not can_move(target):
-            return attempt(key, state)
+            return weighted(state, increments, jnp.stack([len(state.stats), entry, 0])[branch])
 
         def again(carry: tuple[Array, SMCState, Array]) -> tuple[Array, SMCState, Array]:
-            number, state, _ = carry
+            num_done, state, _ = carry
             is_last = state.temperature >= 1
-            return number + 1, attempt(jax.random.fold_in(key, number), state), is_last
+            state = attempt(jax.random.fold_in(key, num_done), state, num_done)
+            return num_done + 1, state, is_last
 
+        if not can_temper:
+            return attempt(key, state, jnp.asarray(0))
         start = (jnp.asarray(0), state, jnp.zeros((), bool))
         return jax.lax.while_loop(lambda carry: ~carry[2], again, start)[1]
 

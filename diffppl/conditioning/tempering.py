@@ -13,7 +13,7 @@ References:
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from .particles import SMCState
 from .twists import Twisted
@@ -25,17 +25,20 @@ _TOO_FEW = 0.5  # share of effective particles below which the weights enter by 
 _SHARE = 0.8  # of the particles that a step leaves effective
 
 
-def tempered(state: SMCState) -> tuple[SMCState, Float[Array, " n"]]:
+def tempered(
+    state: SMCState, num_done: int | Int[Array, ""] = 0
+) -> tuple[SMCState, Float[Array, " n"]]:
     """Raise the temperature of equally weighted particles, to 1 if their weights stay even.
 
-    Also by what the log-weights change.
+    Also by what the log-weights change. After `_MAX_STEPS` the rest enters at once.
     """
     log_ratios = state.twisted.log_value - state.log_prior
     left = 1 - state.temperature
-    at_once = _is_even(log_ratios, left, _TOO_FEW) | (state.num_resampled >= _MAX_STEPS)
-    step = jnp.where(at_once, left, _longest_step(log_ratios, left))
-    temperature = jnp.where(at_once, 1.0, state.temperature + step)
-    return state._replace(temperature=temperature), step * log_ratios
+    at_once = _is_even(log_ratios, left, _TOO_FEW) | (num_done >= _MAX_STEPS)
+    raised = state.temperature + _longest_step(log_ratios, left)
+    temperature = jnp.where(at_once, 1.0, raised)
+    increments = (temperature - state.temperature) * log_ratios
+    return state._replace(temperature=temperature), increments
 
 
 def untempered(state: SMCState) -> tuple[SMCState, Float[Array, " n"]]:
