@@ -29,8 +29,7 @@ from jaxtyping import Array, Float
 # Where one way is faster than another on CPUs, as measured.
 _BLOCK = 4  # rows that are subtracted at a time
 _WHOLE = 16  # rows up to which a matrix is factorised in one loop
-_SUMMED = 8  # rows up to which a product is a sum that XLA fuses
-_TURNED = 8  # rows up to which a matrix is made positive by its eigenvectors
+_SMALL = 8  # rows up to which loops and products are written out, and eigenvectors are cheap
 
 
 # Positive definite matrices ----------------------------------------------------------------------
@@ -42,9 +41,6 @@ def cholesky(matrix: Float[Array, "m m"]) -> Float[Array, "m m"]:
 
     Args:
         matrix: symmetric. Its upper triangle is read, and derivatives are along symmetric changes.
-
-    Example:
-        >>> factors = jax.vmap(linalg.cholesky)(covariances)
     """
     upper = _upper(matrix)
     return jnp.where(jnp.all(jnp.diagonal(upper) > 0), upper.T, jnp.nan)
@@ -60,13 +56,19 @@ def _cholesky_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
 def _upper(matrix: Array) -> Array:
     """L': each row is the matrix's, less multiples of the rows of L' above it, and scaled."""
     m = len(matrix)
-    if m == 0:
-        return matrix
     num = m if m <= _WHOLE else -(-m // 2)
 
+    def scaled(found: Array, j: Array | int) -> Array:
+        return jnp.where(jnp.arange(m) >= j, found / jnp.sqrt(found[j]), 0.0)
+
+    if m <= _SMALL:
+        matrix, rows = lax.optimization_barrier(matrix), []  # XLA computes it once, not per row
+        for j in range(m):
+            rows.append(scaled(matrix[j] - sum(above[j] * above for above in rows), j))
+        return jnp.asarray(rows).reshape(m, m)
+
     def row(j: Array, upper: Array) -> Array:
-        found = _less(matrix[j], upper[:, j], upper, j)
-        return upper.at[j].set(jnp.where(jnp.arange(m) >= j, found / jnp.sqrt(found[j]), 0.0))
+        return upper.at[j].set(scaled(_less(matrix[j], upper[:, j], upper, j), j))
 
     start = jnp.zeros((num + -num % _BLOCK, m), matrix.dtype)
     upper = lax.fori_loop(0, num, row, start)[:num]
@@ -116,13 +118,14 @@ def _substituted(factor: Array, b: Array, *, transpose: bool) -> Array:
     if transpose:
         return _substituted(factor[::-1, ::-1].T, b[::-1], transpose=False)[::-1]
     m, more = len(b), -len(b) % _BLOCK
-    if m == 0:
-        return b
+    if m <= _SMALL:
+        (factor, b), x = lax.optimization_barrier((factor, b)), []
+        for j in range(m):
+            x.append((b[j] - sum(factor[j, k] * x[k] for k in range(j))) / factor[j, j])
+        return jnp.asarray(x).reshape(b.shape)
     padded = jnp.pad(factor, ((0, 0), (0, more)))
 
     def row(j: Array, x: Array) -> Array:
-        if m <= _SUMMED:
-            return x.at[j].set((b[j] - sum(padded[j, k] * x[k] for k in range(m))) / factor[j, j])
         return x.at[j].set(_less(b[j], padded[j], x, j) / factor[j, j])
 
     return lax.fori_loop(0, m, row, jnp.zeros((m + more, *b.shape[1:]), b.dtype))[:m]
@@ -139,10 +142,7 @@ def log_det(factor: Float[Array, "m m"]) -> Float[Array, ""]:
 
 
 def solve(matrix: Float[Array, "m m"], b: Float[Array, " m *n"]) -> Float[Array, " m *n"]:
-    """The x with matrix x = b, for a symmetric positive definite matrix.
-
-    For a second solution, or the determinant as well, use `cholesky` and its factor.
-    """
+    """The x with matrix x = b, for a symmetric positive definite matrix."""
     return lax.custom_linear_solve(
         lambda x: matrix @ x, b, lambda _, b: cholesky_solve(cholesky(matrix), b), symmetric=True
     )
@@ -156,8 +156,8 @@ def largest_eigenvalue(matrix: Float[Array, "m m"]) -> Float[Array, ""]:
     (1 + sqrt(m)) / 2 times the largest, and a root is taken. Exact for one or two rows.
     """
     m = len(matrix)
-    if m == 0:
-        return jnp.zeros((), matrix.dtype)
+    if m < 2:
+        return jnp.sum(matrix)
     worst = math.log(0.5 + 0.5 * math.sqrt(m)) / math.log(1.01)
     num = math.ceil(math.log2(max(1.0, worst)))
     nothing = jnp.trace(matrix) <= 0
@@ -262,7 +262,7 @@ def nearest_positive(matrix: Float[Array, "m m"]) -> Float[Array, "m m"]:
     It is the mean of B and |B|, where B is the symmetric part: negative eigenvalues become zero.
     """
     matrix = _symmetric(matrix)
-    if len(matrix) <= _TURNED:
+    if len(matrix) <= _SMALL:
         values, vectors = _jacobi(matrix)
         return _symmetric(_product(vectors * jnp.maximum(values, 0.0), vectors.T))
     norm = jnp.max(jnp.sum(jnp.abs(matrix), axis=0))
@@ -291,7 +291,7 @@ def _nearest_positive_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tupl
 
 def _product(a: Array, b: Array) -> Array:
     """a @ b of two matrices in full precision; XLA multiplies batches of tiny ones slowly."""
-    if 0 < len(b) <= _SUMMED:
+    if 0 < len(b) <= _SMALL:
         return jnp.asarray(sum(a[:, k, None] * b[k] for k in range(len(b))))
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 

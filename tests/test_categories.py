@@ -14,6 +14,7 @@ import pytest
 import diffppl as dp
 
 from . import oracles
+from .marks import slow
 from .registry import KNOWN
 from .statistics import assert_within_standard_errors
 
@@ -40,7 +41,7 @@ def make_model(base: str) -> dp.DiffusionModel:
     return dp.DiffusionModel(process, network, (3,))
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", ["uniform", *slow("absorbing")])
 def test_a_fitted_table_has_only_categories_that_there_are(base: str, tmp_path: Any):
     result = dp.fit(
         KEY,
@@ -133,7 +134,7 @@ def test_networks_and_events_must_suit_the_numbers():
         model(5, (2,))
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", ["uniform", *slow("absorbing")])
 def test_a_posterior_is_that_of_the_enumeration(base: str):
     known = KNOWN[f"listed-{NAMES[base]}"]
     model = known.model(dp.schedules.Reciprocal(10))

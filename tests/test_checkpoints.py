@@ -178,6 +178,7 @@ def kill(process: subprocess.Popen, folder: Path, *, saving: bool, least: int = 
     return False
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_it_saves_ends_as_one_that_never_was(folder: Path):
     assert kill(start("long_fit", folder), folder, saving=True)
     assert any("tmp" in name for name in os.listdir(folder))  # it was in the middle of a save

@@ -44,7 +44,7 @@ def test_the_clipped_chain_has_the_mean_of_its_recursion():
     low, high = -0.4, 1.5  # model units
     bounded = normal().clipped(LOC + SCALE * low, LOC + SCALE * high)
     abar = np.asarray(PROCESS.schedule.alpha_bar(), np.float64)
-    x = np.linspace(-7, 7, 1_401)
+    x = np.linspace(-7, 7, 561)
     density = np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi)
     for t in range(len(abar) - 1, 1, -1):
         beta = 1 - abar[t] / abar[t - 1]

@@ -149,6 +149,7 @@ def test_a_delta_of_anything_else_is_refused() -> None:
         draw(program, seen=jnp.array(1.0))
 
 
+@pytest.mark.slow
 def test_many_observations_are_solved_by_conjugate_gradients() -> None:
     """Forty numbers about three: the posterior is still the closed form's."""
     rng = np.random.default_rng(0)

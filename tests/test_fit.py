@@ -392,6 +392,7 @@ def test_gradient_of_a_learned_schedule_is_that_of_frozen_noise():
         np.testing.assert_allclose(gradient.raw_drops[i], (up - down) / (2 * step), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_learned_schedule_beats_the_best_network_on_the_fixed_one():
     rng = np.random.default_rng(0)
     data = rng.choice([-1.0, 1.0], size=(2000, 2), p=[0.3, 0.7]) + 0.1 * rng.normal(size=(2000, 2))

@@ -47,6 +47,7 @@ def fitted() -> dp.DiffusionModel:
     ).model
 
 
+@pytest.mark.slow
 def test_each_class_and_all_of_them_are_learned(fitted: dp.DiffusionModel):
     for label in (0, 1):
         draws = dp.sample(jax.random.key(label), fitted, (500,), context=label)

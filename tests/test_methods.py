@@ -380,6 +380,7 @@ def test_the_choice_is_explained() -> None:
         assert re.search(reason, why)
 
 
+@pytest.mark.slow
 def test_a_posterior_without_a_method(capsys: pytest.CaptureFixture[str]) -> None:
     posterior = run(seen_once(dp.schedules.Linear(20), 1.0), num_samples=100, y=3.0)
     assert getattr(posterior.method, "num_particles", 0) == 1_000

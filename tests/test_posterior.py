@@ -88,7 +88,7 @@ def test_new_observations_compile_nothing() -> None:
 def test_a_bar_is_shown_and_filled(capsys: pytest.CaptureFixture[str]) -> None:
     shown = make(program, progress_bar=True)
     shown.run(jax.random.key(0), y=Y)
-    assert "40/40" in capsys.readouterr().err
+    assert "42/42" in capsys.readouterr().err  # two chains of 20 steps and an end each
 
 
 def test_summary_names_evidence_and_exactness(
@@ -247,6 +247,7 @@ def test_two_models_in_one_program_run_in_step() -> None:
     assert abs(value - truth) < 4 * error
 
 
+@pytest.mark.slow
 def test_a_plate_of_events() -> None:
     def plated(y=None):
         with numpyro.plate("n", 3):

@@ -631,6 +631,7 @@ def test_a_network_that_is_surely_wrong_still_has_a_gradient(gap: float, num_ste
     np.testing.assert_array_equal(process.mean(ruled_out), [[1.0, 0.0]])
 
 
+@pytest.mark.slow
 def test_states_of_no_probability_are_never_drawn():
     """A uniform number in float32 is exactly 0 once in 2^23 draws: here about four times."""
     probs = jnp.broadcast_to(jnp.array([0.0, 0.75, 0.0, 0.25]), (2**25, 4))

@@ -5,7 +5,7 @@ variance of the chain's own draws, which is near 1.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -593,29 +593,21 @@ def assert_right(each: Case, method=None, num_chains: int = 6) -> dp.Posterior:
     return posterior
 
 
-# Some of those that take long; each has a neighbour of its kind that is always run.
-LONG = {
-    "latents and observations in a scan",
-    "a chain with a latent and a count",
-    "a support from an argument",
-    "a masked latent",
-    "scaled observations",
-    "three models in a chain of which two are seen",
-    "a simplex",
-    "a vector observed by a scalar",
-    "vectors of which one is masked",
-    "a program with a seed of its own",
-    "a support from x",
-    "a network from a latent",
-    "a context from a latent",
-    "a scaled latent",
-    "data in a list",
-    "obs mask over bits",
+# Each is a compilation of its own: one of a kind is always run, the others are slow.
+QUICK = {
+    "two models in a chain",
+    "a mask over nan",
+    "a support from a latent",
+    "sites that nothing observed depends on",
 }
-LONG_HEAVY = ["log-normal", "half-cauchy", "pareto"]
+QUICK_HEAVY = {"student", "inverse-gamma"}
 
 
-@pytest.mark.parametrize("name", [*sorted(CASES.keys() - LONG), *slow(*sorted(LONG))])
+def quick_first(names: Iterable[str], quick: set[str]) -> list:
+    return [*sorted(quick), *slow(*sorted(set(names) - quick))]
+
+
+@pytest.mark.parametrize("name", quick_first(CASES, QUICK))
 def test_a_program_is_inferred_right(name: str) -> None:
     assert_right(CASES[name]())
 
@@ -625,13 +617,12 @@ def heavy(name: str) -> Case:
     return Case(one_number(noise, y), {"y": y}, {"x": WIDE}, lambda x: prior(x) + log_density(x))
 
 
-@pytest.mark.parametrize(
-    "name", [*sorted(HEAVY.keys() - {"levy", *LONG_HEAVY}), *slow(*LONG_HEAVY)]
-)
+@pytest.mark.parametrize("name", quick_first(HEAVY.keys() - {"levy"}, QUICK_HEAVY))
 def test_an_observation_without_moments(name: str) -> None:
     assert_right(heavy(name), dp.TwistedSMC(1_000))
 
 
+@pytest.mark.slow
 def test_a_twist_that_misses_an_edge_is_not_trusted() -> None:
     """It misses a tenth of the evidence, of which its error has nothing; the default does not."""
     each = heavy("levy")

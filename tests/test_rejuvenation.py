@@ -9,6 +9,7 @@ from scipy.special import polygamma
 from diffppl.conditioning.rejuvenation import metropolis
 
 from . import statistics
+from .marks import slow
 
 CLOUDS, SHAPE = 20_000, jnp.array([2.0, 0.7])
 
@@ -20,7 +21,7 @@ def log_density(u, first):
 
 
 @pytest.mark.parametrize("weights", ["equal", "unequal", "collapsed"])
-@pytest.mark.parametrize("num_particles", [2, 3, 4, 7])
+@pytest.mark.parametrize("num_particles", [2, 7, *slow(3, 4)])
 def test_the_target_is_invariant(num_particles: int, weights: str) -> None:
     log_weights = {
         "equal": np.zeros(num_particles),

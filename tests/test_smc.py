@@ -231,6 +231,7 @@ def unknown_noise(y=None):
     numpyro.sample("y", dist.Normal(x[0], sigma).expand([4]), obs=y)
 
 
+@pytest.mark.slow
 def test_unknown_noise_scale() -> None:
     y = np.array([0.2, 1.4, 0.7, -0.3])
     posterior = run(unknown_noise, dp.TwistedSMC(1_000), y=jnp.asarray(y))
@@ -372,6 +373,7 @@ def test_observations_that_repeat_one_another_almost_without_noise() -> None:
     assert_within_standard_errors(value, truth, error + 0.01, num=4.0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the particles collapsed")
 def test_a_latent_seen_too_sharply_to_be_tempered_ends() -> None:
     """No temperature above 0 that float32 has leaves the weights even."""

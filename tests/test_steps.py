@@ -1,5 +1,6 @@
 """Which steps and which data an estimate of the bound visits, and how many at once."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,15 +26,18 @@ def test_all_steps_are_the_terms_one_by_one(monkeypatch, at_once):
     monkeypatch.setattr(objectives, "NUMBERS_AT_ONCE", at_once * n * 2)
     model = normal_model()
     x_0 = jax.random.normal(jax.random.key(1), (n, 2))
+    term = jax.jit(
+        jax.vmap(lambda k, x, t: objectives.step_term(k, model, x, t, None), (0, 0, None))
+    )
     terms = np.array(
         [
-            jax.vmap(lambda k, x, t=t: objectives.step_term(k, model, x, jnp.array(t), None))(
-                jax.random.split(key_t, n), x_0
-            )
+            term(jax.random.split(key_t, n), x_0, jnp.array(t))
             for t, key_t in zip(range(2, 9), jax.random.split(key, 7), strict=True)
         ]
     )
-    totals, per_step = dp.AllSteps().sum_terms(key, model, x_0, None)
+    totals, per_step = eqx.filter_jit(lambda *args: dp.AllSteps().sum_terms(*args))(
+        key, model, x_0, None
+    )
     np.testing.assert_allclose(totals, terms.sum(axis=0), rtol=1e-5)
     np.testing.assert_allclose(per_step, terms.mean(axis=1), rtol=1e-5)
 
@@ -44,7 +48,8 @@ def test_sampled_steps_are_the_same_a_few_at_a_time(monkeypatch):
     found = []
     for at_once in (1, 14, 1_000):  # 15 visits: 5, 7 or all of them together
         monkeypatch.setattr(objectives, "NUMBERS_AT_ONCE", at_once)
-        found.append(dp.SampledSteps(3).sum_terms(key, model, x_0, None))
+        sum_terms = eqx.filter_jit(lambda *args: dp.SampledSteps(3).sum_terms(*args))
+        found.append(sum_terms(key, model, x_0, None))
     for totals, per_step in found[:-1]:
         np.testing.assert_allclose(totals, found[-1][0], rtol=1e-5)
         np.testing.assert_allclose(per_step, found[-1][1], rtol=1e-5, atol=1e-6)
@@ -65,7 +70,7 @@ def test_a_bound_is_that_of_its_blocks(steps, batch_size):
     num = 12 // length
     keys = jax.random.split(jax.random.key(0), num + 1)
     parts = [
-        objectives.bound(key, model, jnp.asarray(x), jnp.asarray(c), steps)
+        eqx.filter_jit(objectives.bound)(key, model, jnp.asarray(x), jnp.asarray(c), steps)
         for key, x, c in zip(keys, np.split(x_0, num), np.split(context, num), strict=False)
     ]
     np.testing.assert_allclose(

@@ -126,7 +126,10 @@ def test_a_posterior_traces_once_for_new_keys_and_observations():
     "method",
     [
         lambda setting: dp.TwistedSMC(8, ess_threshold=setting),
-        lambda setting: dp.TwistedSMC(8, twist=dp.twists.Quadrature(2, setting)),
+        pytest.param(
+            lambda setting: dp.TwistedSMC(8, twist=dp.twists.Quadrature(2, setting)),
+            marks=pytest.mark.slow,
+        ),
         lambda setting: dp.SplitGibbs(2, setting),
     ],
     ids=["TwistedSMC", "Quadrature", "SplitGibbs"],

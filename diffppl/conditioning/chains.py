@@ -282,14 +282,12 @@ def _conditioned(
     Also log N(z; 0, I) - log N(z; u, I) + log N(r - G u; 0, total total'), where total is the
     Cholesky factor of G G' + rest rest'. The residual r and the rows G come whitened by it.
     """
-    key_z, key_rest = jax.random.split(key)
-    e = jax.random.normal(key_z, u.shape, u.dtype)
+    e, error = jnp.split(jax.random.normal(key, (u.size + residual.size,), u.dtype), [u.size])
     log_normaliser = jnp.zeros(())
     if residual.size:
-        error = rest @ jax.random.normal(key_rest, residual.shape, u.dtype)
         ahead = residual - rows @ u
         log_normaliser = log_density(ahead, total)
-        e = e + rows.T @ (ahead - rows @ e - linalg.solve_triangular(total, error))
+        e = e + rows.T @ (ahead - rows @ e - linalg.solve_triangular(total, rest @ error))
     return u + e, log_normaliser - jnp.sum(u * (0.5 * u + e))
 
 

@@ -63,18 +63,17 @@ def metropolis(
 
     def move(i: Array, state: tuple[Any, Array]) -> tuple[Any, Array]:
         carry, num_accepted = state
-        key_noise, key_uniform = jax.random.split(jax.random.fold_in(key, i))
         first = jnp.where(i % 2 == 0, 0, n - half)
         factor = _complement_factor(carry[0], weights, first, half)
         now = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, half), carry)
-        noise = jax.random.normal(key_noise, (half, dimension), now[0].dtype)
-        uniform = jax.random.uniform(key_uniform, (half, 3))
+        noise, uniform = _random(jax.random.fold_in(key, i), half, dimension)
         is_prior = uniform[:, :1] < _PRIOR_SHARE
         scale = jnp.exp(_LOG_SMALLEST * uniform[:, 1:2]) * prior_scale
         step = jnp.where(is_prior, scale * noise, 2.38 / math.sqrt(dimension) * noise @ factor.T)
         proposed = now[0] + step
         new = (proposed, *log_density(proposed, first))
-        accept = jnp.log(uniform[:, 2]) < new[1] - now[1]
+        # Computed once, not once more for every array that it selects from.
+        accept = jax.lax.optimization_barrier(jnp.log(uniform[:, 2]) < new[1] - now[1])
         kept = jax.tree.map(
             lambda a, b: jnp.where(accept.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, now
         )
@@ -86,6 +85,16 @@ def metropolis(
     state = jax.lax.fori_loop(0, 2 * num_moves, move, (start, jnp.zeros(())))
     (latents, _, aux), num_accepted = state
     return latents, aux, num_accepted / (2 * num_moves)
+
+
+def _random(
+    key: Array, num: int, dimension: int
+) -> tuple[Float[Array, "num {dimension}"], Float[Array, "num 3"]]:
+    """Normal and uniform numbers from one draw: each draw is a loop of its own to compile."""
+    least = jnp.nextafter(jnp.array(-1.0), 0.0)
+    drawn = jax.random.uniform(key, (num, dimension + 3), minval=least, maxval=1.0)
+    normal = math.sqrt(2) * jax.lax.erf_inv(drawn[:, :dimension])
+    return normal, (1 + drawn[:, dimension:]) / 2
 
 
 def _complement_factor(

@@ -37,7 +37,7 @@ from .program import Values
 from .rejuvenation import can_move, metropolis
 from .resampling import AbstractResampling, Systematic
 from .target import Level, Target
-from .tempering import tempered, tempered_density, untempered
+from .tempering import MAX_STEPS, tempered, tempered_density, untempered
 from .twists import AbstractTwist, Twisted
 from .twists.default import resolved_twist
 from .weights import relative_variance
@@ -100,8 +100,9 @@ class TwistedSMC(AbstractMethod):
             # Where the twist takes the denoiser's Jacobian anyway, the better chain costs little.
             chain = CovarianceMatched() if twist.has_jacobian(target) else ModelChain()
         chain.check(target, twist)
-        is_none = {"is_leaf": lambda node: node is None}
-        return eqx.tree_at(lambda m: (m.twist, m.chain), self, (twist, chain), **is_none)
+        return eqx.tree_at(
+            lambda m: (m.twist, m.chain), self, (twist, chain), is_leaf=lambda x: x is None
+        )
 
     def prior_sampler(self) -> AbstractSampler:
         """See `AbstractMethod.prior_sampler`."""
@@ -126,7 +127,7 @@ class TwistedSMC(AbstractMethod):
         x = draw_base(key_x, target, n)
         keys = jax.random.split(key_latents, n + _PRIOR_DRAWS)
         drawn, log_prior = jax.vmap(target.draw_latents)(keys)
-        latents, others = drawn[:n], drawn[n:]
+        latents = drawn[:n]
         state = SMCState(
             x,
             latents,
@@ -137,7 +138,7 @@ class TwistedSMC(AbstractMethod):
             eves=jnp.arange(n),
             num_resampled=jnp.asarray(0),
             log_evidence=jnp.zeros(()),
-            prior_scale=jnp.std(others, axis=0),
+            prior_scale=jnp.std(drawn[n:], axis=0),
             acceptance=jnp.full((), jnp.nan),
             stats=jnp.full((num_entries, len(STATISTICS)), jnp.nan),
         )
@@ -164,8 +165,8 @@ class TwistedSMC(AbstractMethod):
         def leave(_: Array, state: SMCState) -> tuple[SMCState, Array]:
             return state, jnp.zeros(self.num_particles)
 
-        def attempt(key: Array, state: SMCState, num_done: Array) -> SMCState:
-            key_resample, key_move, key_x = jax.random.split(key, 3)
+        def attempt(keys: Array, state: SMCState, num_done: Array) -> SMCState:
+            key_resample, key_move, key_x = keys
             is_tempered = state.temperature < 1
             threshold = jnp.where(is_tempered, 1.0, self.ess_threshold)
             state = resampled(key_resample, state, self.resampling, threshold)
@@ -180,11 +181,12 @@ class TwistedSMC(AbstractMethod):
         def again(carry: tuple[Array, SMCState, Array]) -> tuple[Array, SMCState, Array]:
             num_done, state, _ = carry
             is_last = state.temperature >= 1
-            state = attempt(jax.random.fold_in(key, num_done), state, num_done)
+            state = attempt(keys[num_done], state, num_done)
             return num_done + 1, state, is_last
 
         if not can_temper:
-            return attempt(key, state, jnp.asarray(0))
+            return attempt(jax.random.split(key, 3), state, jnp.asarray(0))
+        keys = jax.random.split(key, (MAX_STEPS + 2, 3))
         start = (jnp.asarray(0), state, jnp.zeros((), bool))
         return jax.lax.while_loop(lambda carry: ~carry[2], again, start)[1]
 
@@ -257,23 +259,16 @@ class TwistedSMC(AbstractMethod):
         """
         if not can_move(target):
             return state
-        is_tempered = state.temperature < 1
-
-        def log_prior(latents: Array) -> Array:
-            def exact(latents: Array) -> Array:
-                return jax.vmap(target.log_prior)(latents)
-
-            return jax.lax.cond(is_tempered, exact, lambda u: jnp.zeros(len(u)), latents)
 
         def log_density(latents: Array, first: Array) -> tuple[Array, tuple[Twisted, Array]]:
             x = rows(state.x, first, len(latents))
-            twisted, prior = self._evaluate(target, x, latents, level), log_prior(latents)
+            twisted, prior = self._evaluate(target, x, latents, level), log_priors(latents)
             return tempered_density(state.temperature, prior, twisted), (twisted, prior)
 
-        prior = jnp.where(is_tempered, state.log_prior, 0.0)
-        value = tempered_density(state.temperature, prior, state.twisted)
-        start = (state.latents, value, (state.twisted, prior))
-        num_moves = jnp.where(is_tempered, TEMPER_MOVES, 1) * self.num_moves
+        log_priors = jax.vmap(target.log_prior)
+        value = tempered_density(state.temperature, state.log_prior, state.twisted)
+        start = (state.latents, value, (state.twisted, state.log_prior))
+        num_moves = jnp.where(state.temperature < 1, TEMPER_MOVES, 1) * self.num_moves
         latents, (twisted, prior), acceptance = metropolis(
             key, start, log_density, state.log_weights, state.prior_scale, num_moves
         )

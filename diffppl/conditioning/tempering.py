@@ -19,7 +19,7 @@ from .particles import SMCState
 from .twists import Twisted
 from .weights import effective_sample_size
 
-_MAX_STEPS = 30
+MAX_STEPS = 30
 _NUM_BISECTIONS = 20
 _TOO_FEW = 0.5  # share of effective particles below which the weights enter by and by
 _SHARE = 0.8  # of the particles that a step leaves effective
@@ -30,11 +30,11 @@ def tempered(
 ) -> tuple[SMCState, Float[Array, " n"]]:
     """Raise the temperature of equally weighted particles, to 1 if their weights stay even.
 
-    Also by what the log-weights change. After `_MAX_STEPS` the rest enters at once.
+    Also by what the log-weights change. After `MAX_STEPS` the rest enters at once.
     """
     log_ratios = state.twisted.log_value - state.log_prior
     left = 1 - state.temperature
-    at_once = _is_even(log_ratios, left, _TOO_FEW) | (num_done >= _MAX_STEPS)
+    at_once = _is_even(log_ratios, left, _TOO_FEW) | (num_done >= MAX_STEPS)
     raised = state.temperature + _longest_step(log_ratios, left)
     temperature = jnp.where(at_once, 1.0, raised)
     increments = (temperature - state.temperature) * log_ratios
@@ -51,6 +51,7 @@ def tempered_density(
     temperature: Float[Array, ""], log_prior: Float[Array, " n"], twisted: Twisted
 ) -> Float[Array, " n"]:
     """log q^{1 - temperature} psi^temperature."""
+    log_prior = jnp.where(temperature < 1, log_prior, 0.0)  # which may be infinite
     return (1 - temperature) * log_prior + temperature * twisted.log_value
 
 

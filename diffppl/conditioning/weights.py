@@ -20,7 +20,7 @@ def reweight(
 
 def effective_sample_size(log_weights: Float[Array, " n"]) -> Float[Array, ""]:
     """1 / sum of squared weights: between 1 and n."""
-    return jnp.exp(-jax.nn.logsumexp(2 * log_weights))
+    return 1 / jnp.sum(jnp.exp(2 * log_weights))  # the largest weight is at least 1 / n
 
 
 def relative_variance(
