@@ -622,7 +622,7 @@ def test_a_network_that_is_surely_wrong_still_has_a_gradient(gap: float, num_ste
         p = process.reverse(masked, process.estimate_from_logits(logits), t)
         return jnp.sum(process.kl(process.posterior(masked, x_0, t), p))
 
-    value, slope = jax.value_and_grad(loss)(jnp.array([[0.0, gap]]))
+    value, slope = jax.jit(jax.value_and_grad(loss))(jnp.array([[0.0, gap]]))
     share = 1 / t  # of the masked that are revealed in this step
     np.testing.assert_allclose(value, share * min(gap, 30.0), rtol=1e-3)
     np.testing.assert_allclose(slope, [[-share, share]], rtol=1e-3)
