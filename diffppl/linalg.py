@@ -31,6 +31,8 @@ _BLOCK = 4  # rows that are subtracted at a time
 _WHOLE = 16  # rows up to which a matrix is factorised in one loop
 _SMALL = 8  # rows up to which loops and products are written out, and eigenvectors are cheap
 
+_once = lax.optimization_barrier  # XLA would compute a row again, and round it anew, at each use
+
 
 # Positive definite matrices ----------------------------------------------------------------------
 
@@ -39,8 +41,7 @@ _SMALL = 8  # rows up to which loops and products are written out, and eigenvect
 def cholesky(matrix: Float[Array, "m m"]) -> Float[Array, "m m"]:
     """The lower triangular L with L L' = matrix; all NaN if the matrix is not positive definite.
 
-    Args:
-        matrix: symmetric. Its upper triangle is read, and derivatives are along symmetric changes.
+    The upper triangle of `matrix` is read, and derivatives are along symmetric changes.
     """
     upper = _upper(matrix)
     return jnp.where(jnp.all(jnp.diagonal(upper) > 0), upper.T, jnp.nan)
@@ -62,9 +63,9 @@ def _upper(matrix: Array) -> Array:
         return jnp.where(jnp.arange(m) >= j, found / jnp.sqrt(found[j]), 0.0)
 
     if m <= _SMALL:
-        matrix, rows = lax.optimization_barrier(matrix), []  # XLA computes it once, not per row
+        matrix, rows = _once(matrix), []
         for j in range(m):
-            rows.append(scaled(matrix[j] - sum(above[j] * above for above in rows), j))
+            rows.append(_once(scaled(matrix[j] - sum(above[j] * above for above in rows), j)))
         return jnp.asarray(rows).reshape(m, m)
 
     def row(j: Array, upper: Array) -> Array:
@@ -119,9 +120,9 @@ def _substituted(factor: Array, b: Array, *, transpose: bool) -> Array:
         return _substituted(factor[::-1, ::-1].T, b[::-1], transpose=False)[::-1]
     m, more = len(b), -len(b) % _BLOCK
     if m <= _SMALL:
-        (factor, b), x = lax.optimization_barrier((factor, b)), []
+        (factor, b), x = _once((factor, b)), []
         for j in range(m):
-            x.append((b[j] - sum(factor[j, k] * x[k] for k in range(j))) / factor[j, j])
+            x.append(_once((b[j] - sum(factor[j, k] * x[k] for k in range(j))) / factor[j, j]))
         return jnp.asarray(x).reshape(b.shape)
     padded = jnp.pad(factor, ((0, 0), (0, more)))
 
@@ -158,8 +159,7 @@ def largest_eigenvalue(matrix: Float[Array, "m m"]) -> Float[Array, ""]:
     m = len(matrix)
     if m < 2:
         return jnp.sum(matrix)
-    worst = math.log(0.5 + 0.5 * math.sqrt(m)) / math.log(1.01)
-    num = math.ceil(math.log2(max(1.0, worst)))
+    num = math.ceil(math.log2(max(1.0, math.log(0.5 + 0.5 * math.sqrt(m)) / math.log(1.01))))
     nothing = jnp.trace(matrix) <= 0
     power = jnp.where(nothing, jnp.eye(m, dtype=matrix.dtype), matrix)
 

@@ -23,6 +23,7 @@ from diffppl.conditioning.target import Target
 
 from . import chain_oracles, oracles, statistics
 from .lower import lower_model
+from .marks import slow
 
 SCHEDULE = dp.schedules.LogSNRLinear(8, noise_to_signal=(0.3, 20.0))
 MEAN, VARIANCE, SCALE = np.array([1.0, -2.0]), np.array([1.0, 0.3]), 0.7
@@ -161,7 +162,7 @@ def test_a_right_method_passes(right: dp.Calibration):
     np.testing.assert_allclose(error, np.sqrt([0.25, 0.16, 0.09, 0.0475]) / 20)
 
 
-@pytest.mark.parametrize("copies", [2, 5, 20])
+@pytest.mark.parametrize("copies", [5, *slow(2, 20)])
 def test_copies_of_draws_are_no_fault_of_a_posterior(copies: int):
     assert calibrate(known(copies=copies), seed=copies).pvalue > 0.01
     assert calibrate(known(copies=copies, inflation=0.3), seed=copies).pvalue < 0.01
@@ -347,6 +348,7 @@ def test_twisted_smc_with_other_latents(capsys: pytest.CaptureFixture[str]):
     assert re.search(r"200 simulations of 50 draws, \d+ of them collapsed", repr(result))
 
 
+@pytest.mark.slow
 def test_a_large_site_is_looked_at_along_directions():
     size = 40
     variance = np.linspace(0.2, 1.5, size)

@@ -41,7 +41,8 @@ def make_model(base: str) -> dp.DiffusionModel:
     return dp.DiffusionModel(process, network, (3,))
 
 
-@pytest.mark.parametrize("base", ["uniform", *slow("absorbing")])
+@pytest.mark.slow
+@pytest.mark.parametrize("base", BASES)
 def test_a_fitted_table_has_only_categories_that_there_are(base: str, tmp_path: Any):
     result = dp.fit(
         KEY,

@@ -248,6 +248,7 @@ def test_guided_bits_have_log_odds_that_are_combined():
 # In programs --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_guided_model_is_a_prior_like_any_other():
     """The chain is linear, so its prior is normal, and the posterior conjugate."""
     mean, variance = chain_moments(0.8)
@@ -268,6 +269,7 @@ def test_a_guided_model_is_a_prior_like_any_other():
     assert_within_standard_errors(evidence.value, want[2], evidence.standard_error)
 
 
+@pytest.mark.slow
 def test_a_model_that_may_do_without_its_context_does():
     assert not MODEL.needs_context
     assert MODEL().batch_shape == ()

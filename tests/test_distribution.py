@@ -106,6 +106,7 @@ def test_its_shapes_and_supports_are_numpyros():
     assert not np.array_equal(wide.sample(KEY)[0], wide.sample(KEY)[1])
 
 
+@pytest.mark.slow
 def test_log_prob_is_the_density_of_the_flow():
     schedule = MODELS["context"].process.schedule
     noise = float(schedule.noise()[1] / schedule.alpha_bar()[1])

@@ -65,6 +65,7 @@ def test_a_known_entry_is_honoured_to_the_bit_and_counted(chain: str) -> None:
     assert_within_standard_errors(value, log_evidence, error, num=4.0)
 
 
+@pytest.mark.slow
 def test_a_mask_may_choose_the_known_entries_and_change_without_compiling() -> None:
     def masked(mask, seen=None):
         x = numpyro.sample("x", MODEL())
@@ -205,7 +206,8 @@ OBSERVED = {
 }
 
 
-@pytest.mark.parametrize("name", ["truncated", *slow(*list(OBSERVED)[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBSERVED)
 def test_observed_distributions_of_other_kinds(name: str) -> None:
     make, y, log_likelihood = OBSERVED[name]
 

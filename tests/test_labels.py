@@ -62,6 +62,7 @@ def test_each_class_and_all_of_them_are_learned(fitted: dp.DiffusionModel):
     np.testing.assert_allclose(np.asarray(none)[:, 0], without, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_guidance_leans_towards_the_label(fitted: dp.DiffusionModel):
     guided = fitted.guided(2.0)
     labels = np.array([1, 0])
@@ -203,6 +204,7 @@ def test_a_label_needs_a_network_that_takes_one():
         dp.networks.MLP((1,), key=KEY, context_shape=(3,), num_classes=2)
 
 
+@pytest.mark.slow
 def test_a_label_in_a_trace_is_not_looked_at_but_right():
     model = make_model(mlp(), optional=True)
     labels = jnp.array([0, 1, -1])

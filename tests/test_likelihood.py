@@ -106,6 +106,7 @@ def test_the_mean_of_the_path_weights_is_the_likelihood(bits):
     assert np.all((result.effective_sample_size > 1) & (result.effective_sample_size < 4_000))
 
 
+@pytest.mark.slow
 def test_likelihoods_order(bits):
     model, states, log_prob = bits
     data, exact = (np.repeat(x[[1, 3, 4]], 1_500, axis=0) for x in (states, log_prob))
@@ -143,9 +144,9 @@ def test_the_heartbeat_has_the_likelihood_of_the_oracle():
     states = np.array([(np.arange(20) % 5 == phase).astype(int) for phase in range(5)])
     network = dp.networks.EnumeratedDenoiser(process, states, np.full(5, 0.2))
     model = dp.DiffusionModel(process, network, (20,))
-    result = dp.jarzynski(jax.random.key(0), model, states, num_trajectories=4_000)
+    result = dp.jarzynski(jax.random.key(0), model, states, num_trajectories=2_000)
     estimate = result.log_likelihood
-    assert float(estimate.monte_carlo_error) / math.log(2) < 0.0025
+    assert float(estimate.monte_carlo_error) / math.log(2) < 0.0036
     assert abs(float(estimate.bits) + 2.3589) < 0.01
 
 
@@ -174,6 +175,7 @@ def test_the_flow_density_of_normal_data_is_exact(x64):
     np.testing.assert_allclose(gradient, exact_gradient, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_flow_density_is_that_of_the_flows_own_draws(x64):
     # Whatever the denoiser: log p(x_0) = log N(x_T) - log|det dx_0/dx_T|.
     model = registry.KNOWN["mixture"].model(dp.schedules.Cosine(12))

@@ -179,7 +179,7 @@ def test_a_point_estimate_goes_no_further_than_to_the_least_residual() -> None:
 SIDE = 8
 
 
-@pytest.mark.parametrize("kind", ["inpainting", "super-resolution"])
+@pytest.mark.parametrize("kind", ["inpainting", *slow("super-resolution")])
 def test_guidance_by_a_point_estimate_does_not_run_away(kind: str) -> None:
     """Images of 8 x 8 with correlated pixels, seen in part or as means of squares, sharply."""
     rng = np.random.default_rng(0)
@@ -230,7 +230,7 @@ def split_moments(method, schedule, matrix, noise, y) -> tuple[np.ndarray, np.nd
 
 
 @pytest.mark.parametrize(
-    "case", [(MANY, np.full(40, 2.0), MANY_Y), *slow((MAP, NOISE, Y))], ids=["many", "few"]
+    "case", [*slow((MANY, np.full(40, 2.0), MANY_Y)), (MAP, NOISE, Y)], ids=["many", "few"]
 )
 def test_split_gibbs_follows_its_recursion(case) -> None:
     matrix, noise, y = case
@@ -267,12 +267,14 @@ def test_split_gibbs_spreads_over_what_is_not_seen() -> None:
         x = numpyro.sample("x", normal_model(log_linear(50), np.zeros(2), covariance)())
         numpyro.sample("y", dist.Normal(x[0], 0.05), obs=y)
 
+    num = 1_500
+
     def hidden(num_sweeps: int) -> tuple[float, float]:
         posterior = dp.Posterior(
             program,
             dp.SplitGibbs(num_sweeps),
             num_chains=1,
-            num_samples=4_000,
+            num_samples=num,
             progress_bar=False,
         )
         posterior.run(jax.random.key(0), y=1.0)
@@ -282,8 +284,8 @@ def test_split_gibbs_spreads_over_what_is_not_seen() -> None:
     offs, ratios = zip(*map(hidden, (50, 1_500)), strict=True)
     assert offs[0] < -0.3  # the figures of the docstring
     assert ratios[0] > 1.1
-    assert_within_standard_errors(offs[1], 0.0, 1 / np.sqrt(4_000))
-    assert abs(ratios[1] - 1) < 0.03 + 4 / np.sqrt(2 * 4_000)
+    assert_within_standard_errors(offs[1], 0.0, 1 / np.sqrt(num))
+    assert abs(ratios[1] - 1) < 0.03 + 4 / np.sqrt(2 * num)
 
 
 def test_split_gibbs_ends_at_a_share_of_the_sharpest_noise() -> None:
@@ -329,6 +331,7 @@ def distance_from_the_center(y=None):
     numpyro.sample("y", dist.Normal(jnp.sqrt(jnp.sum(x**2)), 0.2), obs=y)
 
 
+@pytest.mark.slow
 def test_split_gibbs_where_the_center_has_no_slope() -> None:
     x = run(distance_from_the_center, dp.SplitGibbs(100), y=1.5).get_samples()["x"]
     grid = np.linspace(0, 5, 2_001)

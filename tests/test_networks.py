@@ -26,7 +26,8 @@ def randomised(network, key=KEY):
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
     def noisy(leaf):
-        return jnp.asarray(np.asarray(leaf) + 0.3 * rng.normal(size=leaf.shape), leaf.dtype)
+        changed = np.asarray(leaf) + 0.3 * rng.normal(size=leaf.shape)
+        return jnp.asarray(changed.astype(leaf.dtype))
 
     arrays, static = eqx.partition(network, eqx.is_inexact_array)
     return eqx.combine(jax.tree.map(noisy, arrays), static)

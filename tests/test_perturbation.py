@@ -62,6 +62,7 @@ def test_perturbed_guidance_follows_its_recursion(name: str) -> None:
     assert_moments(x, [mean], [[variance]])
 
 
+@pytest.mark.slow
 def test_weights_make_the_paper_s_rule_consistent() -> None:
     method = dp.TwistedSMC(1_000, twist=dp.twists.Perturbation())
     program = seen_once(dp.schedules.Linear(60), 1.0)
@@ -174,6 +175,7 @@ def test_the_paper_s_rule_for_bits() -> None:
     assert 0.1 < distance < 0.3  # what dropping the normalisers costs
 
 
+@pytest.mark.slow
 def test_weights_make_the_paper_s_rule_for_bits_consistent() -> None:
     method = dp.TwistedSMC(1_000, twist=dp.twists.Perturbation())
     posterior = run(noisy_bits, method, num_samples=1_000, num_chains=8, y=jnp.asarray(SEEN))

@@ -69,6 +69,7 @@ def test_the_same_key_gives_the_same_draws(posterior: dp.Posterior) -> None:
     assert not np.array_equal(other.get_samples()["x"], posterior.get_samples()["x"])
 
 
+@pytest.mark.slow
 def test_condition_is_as_good_as_obs(posterior: dp.Posterior) -> None:
     again = make(numpyro.handlers.condition(program, {"y": Y}))
     again.run(jax.random.key(0))
@@ -214,6 +215,7 @@ def test_a_collapse_warns_with_figures_and_remedy() -> None:
 # Programs of other shapes --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_models_in_one_program_run_in_step() -> None:
     """Sources of different chain lengths; only their sum is seen."""
     long = dp.schedules.LogSNRLinear(60, noise_to_signal=(0.01, 50.0))

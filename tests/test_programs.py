@@ -598,9 +598,8 @@ QUICK = {
     "two models in a chain",
     "a mask over nan",
     "a support from a latent",
-    "sites that nothing observed depends on",
 }
-QUICK_HEAVY = {"student", "inverse-gamma"}
+QUICK_HEAVY = {"student"}
 
 
 def quick_first(names: Iterable[str], quick: set[str]) -> list:

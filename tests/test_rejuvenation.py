@@ -21,7 +21,7 @@ def log_density(u, first):
 
 
 @pytest.mark.parametrize("weights", ["equal", "unequal", "collapsed"])
-@pytest.mark.parametrize("num_particles", [2, 7, *slow(3, 4)])
+@pytest.mark.parametrize("num_particles", [2, *slow(3, 4, 7)])
 def test_the_target_is_invariant(num_particles: int, weights: str) -> None:
     log_weights = {
         "equal": np.zeros(num_particles),

@@ -20,7 +20,6 @@ import diffppl as dp
 
 from . import chain_oracles, oracles, statistics
 from .lower import lower_model
-from .marks import slow
 
 SCHEDULE = dp.schedules.LogSNRLinear(10, noise_to_signal=(0.3, 20.0))
 MEAN, VARIANCE = np.array([1.0, -2.0]), np.array([1.0, 0.3])
@@ -108,7 +107,8 @@ def test_the_prior_is_unchanged(case: Case):
     statistics.assert_moments(draws["x"], *case.user_prior())
 
 
-@pytest.mark.parametrize("name", ["chain", *slow("flow")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["chain", "flow"])
 def test_nuts_finds_the_linear_gaussian_posterior(name: str):
     case = CASES[name]
     moved, counts = with_noise(case.reparam), {"num_warmup": 300, "num_samples": 800}

@@ -102,7 +102,7 @@ def held():
 
 @few_particles
 @pytest.mark.parametrize("change", ["float", "model", *slow("array", "numpy")])
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [*list(PROGRAMS)[:4], *slow("inner jit")])
 def test_a_changed_global_changes_the_answer(held, program: str, change: str) -> None:
     """In a new posterior, and in the next run of the same one."""
     if program == "inner jit" and change == "model":
@@ -420,7 +420,8 @@ RATES = {
 }
 
 
-@pytest.mark.parametrize("name", ["rate", *slow("simplex", "scale", "concentration")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RATES)
 def test_a_rate_or_scale_made_of_x_survives_arviz(name: str) -> None:
     network = dp.networks.GaussianDenoiser(SCHEDULE, np.full(2, 5.0), np.full(2, 0.01))
     positive = dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), network, (2,))

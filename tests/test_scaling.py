@@ -207,6 +207,7 @@ def known(loc: float, scale: float, **options: Any) -> dp.DiffusionModel:
     return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (1,), scaling=scaling)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loc", [1.6e9, 1.6e9 + 53.25, -3e7])
 def test_data_far_from_0_have_the_likelihood_of_centred_data(loc: float):
     """float32 resolves 128 at 1.6e9, where these data spread over 10."""
@@ -227,6 +228,7 @@ def test_data_far_from_0_have_the_likelihood_of_centred_data(loc: float):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:column 0 of data .* is too far from 0")
 def test_a_fit_of_data_far_from_0_is_that_of_centred_data():
     x = 10 * NORMAL[:2_000, None]

@@ -93,7 +93,7 @@ CHAINS_OF_REAL_DATA = {
 @pytest.mark.parametrize(
     ("twist", "chain"),
     [
-        ("tweedie", "model"),
+        pytest.param("tweedie", "model", marks=pytest.mark.slow),
         ("tweedie", "matched"),
         pytest.param("point", "model", marks=pytest.mark.slow),
         pytest.param("isotropic", "model", marks=pytest.mark.slow),

@@ -10,6 +10,7 @@ import diffppl as dp
 from diffppl import objectives
 from diffppl.objectives import stratified_indices
 
+from .marks import slow
 from .statistics import assert_mean
 
 
@@ -56,7 +57,7 @@ def test_sampled_steps_are_the_same_a_few_at_a_time(monkeypatch):
 
 
 @pytest.mark.parametrize("steps", [dp.AllSteps(), dp.SampledSteps(2)])
-@pytest.mark.parametrize("batch_size", [4, 5, 11])
+@pytest.mark.parametrize("batch_size", [4, *slow(5, 11)])
 def test_a_bound_is_that_of_its_blocks(steps, batch_size):
     process = dp.GaussianDiffusion(dp.schedules.LogSNRLinear(8))
     inner = dp.networks.MLP((2,), 8, 1, context_shape=(1,), key=jax.random.key(3))

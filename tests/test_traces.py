@@ -103,6 +103,7 @@ def test_an_entry_traces_once(name):
     assert counter.calls == traced, "a new float"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the particles collapsed")
 def test_a_posterior_traces_once_for_new_keys_and_observations():
     counter = Counter()

@@ -110,6 +110,7 @@ def test_it_tells_the_pixels_of_images_apart():
     assert_within_standard_errors(ratios(fitted), truth, error, num=5)  # of 48
 
 
+@pytest.mark.slow
 def test_its_bound_is_the_best_of_all_variances_that_are_constant():
     """For a mixture, whose Var[x_0 | x_t] is none; with the same noise for all."""
     schedule = dp.schedules.LogSNRLinear(12, noise_to_signal=(0.05, 20.0))
@@ -139,6 +140,7 @@ def test_its_bound_is_the_best_of_all_variances_that_are_constant():
     assert abs(mean) < 0.01
 
 
+@pytest.mark.slow
 def test_a_model_without_its_context_has_a_variance_of_its_own():
     """x_0 ~ N(context, 0.1), context ~ N(0, 0.9): knowing it is worth a lot."""
 
