@@ -295,6 +295,7 @@ class Enumerated(AbstractMethod):
         return known_draws({"x": states[drawn]}, num_samples)
 
 
+@pytest.mark.slow
 def test_ties_of_a_discrete_site_are_broken_at_random():
     log_prior = oracles.discrete_model_log_prob(BITS, ALL_STATES, ALL_STATES)
     settings = {"num_simulations": 400, "num_samples": 60, "batch_size": 400}

@@ -14,7 +14,6 @@ import pytest
 import diffppl as dp
 
 from . import oracles
-from .marks import slow
 from .registry import KNOWN
 from .statistics import assert_within_standard_errors
 
@@ -135,7 +134,8 @@ def test_networks_and_events_must_suit_the_numbers():
         model(5, (2,))
 
 
-@pytest.mark.parametrize("base", ["uniform", *slow("absorbing")])
+@pytest.mark.slow
+@pytest.mark.parametrize("base", BASES)
 def test_a_posterior_is_that_of_the_enumeration(base: str):
     known = KNOWN[f"listed-{NAMES[base]}"]
     model = known.model(dp.schedules.Reciprocal(10))

@@ -217,6 +217,7 @@ def test_an_interrupt_is_gone_on_from(folder: Path, monkeypatch: pytest.MonkeyPa
     assert_same_result(fit(folder), fit())
 
 
+@pytest.mark.slow
 def test_an_error_leaves_a_checkpoint_of_what_was_good(folder: Path):
     def rate(count: jax.Array) -> jax.Array:
         return jnp.where(count == 23, jnp.inf, 1e-3)

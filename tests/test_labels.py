@@ -85,6 +85,7 @@ def test_a_file_brings_back_labels_and_guidance(fitted: dp.DiffusionModel, tmp_p
     assert loaded.num_labels == 2
 
 
+@pytest.mark.slow
 def test_labels_go_into_programs_and_likelihoods(fitted: dp.DiffusionModel):
     both = [dp.elbo(KEY, fitted, DATA[:400], context=x) for x in (LABELS[:400], 1 - LABELS[:400])]
     assert float(both[0].value) > float(both[1].value) + 5
@@ -178,6 +179,7 @@ def test_what_is_no_label_is_refused(case: str):
                 fit(KEY, model, data, num_iterations=1, **options)
 
 
+@pytest.mark.slow
 def test_labels_of_any_source_are_looked_at():
     class Labelled(dp.data.AbstractSource):
         label: float

@@ -298,6 +298,7 @@ def test_split_gibbs_ends_at_a_share_of_the_sharpest_noise() -> None:
     assert int(dp.SplitGibbs(50, 1e-6).lowest(target)) == 1
 
 
+@pytest.mark.slow
 def test_split_gibbs_honours_exact_observations() -> None:
     posterior = run(pair(log_linear(60), 0.9), dp.SplitGibbs(noise_share=0.15), y=3.0)
     known, unknown = (np.asarray(posterior.get_samples()["x"]).T - [[0], [1]]) / [[1], [2]]
@@ -393,6 +394,7 @@ def test_a_posterior_without_a_method(capsys: pytest.CaptureFixture[str]) -> Non
     assert float(posterior.pareto_k.max()) < 0.7
 
 
+@pytest.mark.slow
 def test_no_evidence_is_not_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     posterior = run(
         seen_once(dp.schedules.Linear(20), 1.0), dp.Guidance(), num_samples=50, num_chains=2, y=3.0

@@ -15,7 +15,6 @@ from numpyro.infer import MCMC, NUTS, Gibbs
 import diffppl as dp
 
 from . import oracles
-from .marks import slow
 from .statistics import assert_within_standard_errors
 
 MEAN, VARIANCE = np.array([0.5, -0.3]), np.array([1.4, 0.3])
@@ -120,7 +119,8 @@ def joint_moments() -> tuple[float, float]:
     return float(weights.sum(1) @ x), float(weights.sum(0) @ np.log(sigma))
 
 
-@pytest.mark.parametrize("shared", [True, *slow(False)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [True, False])
 def test_a_block_of_gibbs_beside_nuts(shared: bool) -> None:
     kernel = dp.ParticleGibbs(unknown_noise, num_particles=8)
     others = NUTS(kernel.model if shared else unknown_noise)

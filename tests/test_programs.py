@@ -597,7 +597,6 @@ def assert_right(each: Case, method=None, num_chains: int = 6) -> dp.Posterior:
 QUICK = {
     "two models in a chain",
     "a mask over nan",
-    "a support from a latent",
 }
 QUICK_HEAVY = {"student"}
 

@@ -1417,6 +1417,7 @@ def test_old_keys_may_be_traced():
     np.testing.assert_allclose(both[1], dp.sample(keys[1], M, (3,)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_old_keys_run_posteriors_and_calibrations():
     def program(y: Any = None) -> None:
         x = numpyro.sample("x", M())

@@ -157,6 +157,7 @@ def test_new_values_compile_nothing(held) -> None:
     assert compiled() == before
 
 
+@pytest.mark.slow
 def test_the_program_is_executed_a_few_times() -> None:
     calls = []
 
@@ -277,6 +278,7 @@ def test_evidence_that_is_not_to_be_trusted_says_so() -> None:
     assert "±" not in repr(found)
 
 
+@pytest.mark.slow
 def test_a_collapse_and_a_disagreement_flag_the_evidence(held) -> None:
     def sharp():
         x = numpyro.sample("x", model()())
@@ -308,6 +310,7 @@ def test_pareto_k_of_equal_and_of_few_weights_is_nan() -> None:
         np.testing.assert_array_equal(pareto_k(weights), [np.nan, np.nan])
 
 
+@pytest.mark.slow
 def test_no_pareto_k_of_discrete_weights() -> None:
     process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(5))
     network = dp.networks.EnumeratedDenoiser(process, [[0, 1], [1, 0], [1, 1]], [0.2, 0.3, 0.5])
@@ -363,6 +366,7 @@ def test_few_particles_in_many_chains_are_pooled_without_bias() -> None:
 # What is printed ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_known_entries_are_shown_as_known(capsys, recwarn) -> None:
     network = dp.networks.GaussianDenoiser(SCHEDULE, np.zeros(3), np.eye(3) + 0.5)
     three = dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), network, (3,))

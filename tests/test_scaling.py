@@ -363,6 +363,7 @@ def told() -> dp.DiffusionModel:
     )
 
 
+@pytest.mark.slow
 def test_every_use_of_a_model_scales_its_context(told: dp.DiffusionModel, tmp_path: Any):
     """The network's answer is E[x_0 | x_t] in model units, so that it shows what it was told."""
     context = np.array([2_600.0])
@@ -386,6 +387,7 @@ def test_every_use_of_a_model_scales_its_context(told: dp.DiffusionModel, tmp_pa
     assert abs(float(by_program.mean()) - float(told.to_user(jnp.full((1,), z))[0])) < 0.5
 
 
+@pytest.mark.slow
 def test_raw_units_are_heard():
     data = (YEARS - 2_000) / 500 + 0.3 * NORMAL[:, None]
     network = dp.networks.MLP((1,), width=32, depth=2, context_shape=(1,), key=KEY)

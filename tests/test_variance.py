@@ -100,6 +100,7 @@ def test_it_is_the_variance_of_the_data_per_level_and_coordinate():
     assert np.max(error / truth) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:data")
 def test_it_tells_the_pixels_of_images_apart():
     mean, variance = MEAN[:, None] * np.ones(2), VARIANCE[:, None] * np.array([1.0, 0.3])
@@ -221,6 +222,7 @@ def test_no_gradient_reaches_it():
     assert np.any(gradient.network.last.bias != 0)
 
 
+@pytest.mark.slow
 def test_trainable_can_name_neither_it_nor_the_scaling():
     model = mlp_model(scaling=dp.Scaling(0.1, 1.0))
     options = {"loss": dp.losses.ELBOLoss(), "optimizer": optax.adam(1e-2), "num_iterations": 5}
