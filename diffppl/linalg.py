@@ -158,7 +158,7 @@ def largest_eigenvalue(matrix: Float[Array, "m m"]) -> Float[Array, ""]:
     """
     m = len(matrix)
     if m < 2:
-        return jnp.sum(matrix)
+        return jnp.maximum(jnp.sum(matrix), 0.0)
     num = math.ceil(math.log2(max(1.0, math.log(0.5 + 0.5 * math.sqrt(m)) / math.log(1.01))))
     nothing = jnp.trace(matrix) <= 0
     power = jnp.where(nothing, jnp.eye(m, dtype=matrix.dtype), matrix)

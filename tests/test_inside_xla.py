@@ -14,7 +14,7 @@ from diffppl.conditioning.inside_xla import MAX_ROWS
 from diffppl.conditioning.traced import Traced
 
 from . import hlo
-from .marks import slow
+from .marks import quick_and_slow
 
 RNG = np.random.default_rng(0)
 
@@ -89,7 +89,7 @@ CASES["custom"].defjvps(lambda da, found, a: jnp.linalg.cholesky(a + da) - found
 QUICK = ["scan", "cond", "mapped", "solve-False-1-True", "from-the-right"]
 
 
-@pytest.mark.parametrize("name", [*QUICK, *slow(*sorted(CASES.keys() - set(QUICK)), "while")])
+@pytest.mark.parametrize("name", quick_and_slow([*CASES, "while"], QUICK))
 def test_a_program_computes_what_it_did(name: str) -> None:
     function = CASES.get(name, in_a_while_loop)
     a = covariance(4)

@@ -73,10 +73,10 @@ CASES = {
     "tweedie": "run(real, dp.TwistedSMC(30))",
     "isotropic": """
 twist = dp.twists.MomentMatching(dp.twists.Isotropic())
-run(plain, dp.TwistedSMC(30, twist=twist))
+run(real, dp.TwistedSMC(30, twist=twist))
 """,
     "quadrature": "run(two_numbers, dp.TwistedSMC(30, twist=dp.twists.Quadrature()), 0.5)",
-    "point-estimate": "run(plain, dp.TwistedSMC(30, twist=dp.twists.PointEstimate()))",
+    "point-estimate": "run(real, dp.TwistedSMC(30, twist=dp.twists.PointEstimate()))",
     "correlated": "run(correlated, dp.TwistedSMC(30), jnp.ones((2, 3)))",
     "mixed": "run(two_sites, dp.TwistedSMC(30))",
     "bits": "run(bits, dp.TwistedSMC(30))",

@@ -14,7 +14,7 @@ from diffppl import linalg
 from . import hlo
 from .marks import slow
 
-SIZES = [2, 9, *slow(1, 8, 17, 33)]
+SIZES = [2, 9, *slow(1, 3, 8, 17, 33)]
 FLOAT32 = np.finfo(np.float32)
 
 
@@ -111,7 +111,7 @@ def test_cholesky_is_as_accurate_as_lapack(m, dtype, condition):
 
 @pytest.mark.parametrize(("dtype", "condition"), CONDITIONS)
 @pytest.mark.parametrize("m", SIZES)
-@pytest.mark.parametrize("columns", [(), (7,)], ids=str)
+@pytest.mark.parametrize("columns", [(), (7,), *slow((1,))], ids=str)
 def test_solutions_are_as_accurate_as_lapack(m, dtype, condition, columns):
     rng = np.random.default_rng(m)
     with in_x64(dtype):
@@ -144,7 +144,7 @@ def test_solutions_are_as_accurate_as_lapack(m, dtype, condition, columns):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("m", [2, 9, *slow(1, 8, 12)])
+@pytest.mark.parametrize("m", [2, 9, *slow(1, 3, 8, 12)])
 def test_eigenvalues_and_vectors_are_as_accurate_as_lapack(m, dtype):
     with in_x64(dtype):
         matrices = jnp.asarray(symmetric_matrices(m), dtype)
@@ -309,7 +309,7 @@ def positive_part(matrix):
     return (vectors * jnp.maximum(values, 0)) @ vectors.T
 
 
-@pytest.mark.parametrize("m", [3, *slow(9)])
+@pytest.mark.parametrize("m", [3, *slow(1, 9)])
 @pytest.mark.parametrize("name", PAIRS)
 def test_derivatives_are_those_of_lapack(name, m, x64):
     here, lapack = PAIRS[name]

@@ -267,7 +267,7 @@ def test_split_gibbs_spreads_over_what_is_not_seen() -> None:
         x = numpyro.sample("x", normal_model(log_linear(50), np.zeros(2), covariance)())
         numpyro.sample("y", dist.Normal(x[0], 0.05), obs=y)
 
-    num = 1_500
+    num = 4_000
 
     def hidden(num_sweeps: int) -> tuple[float, float]:
         posterior = dp.Posterior(

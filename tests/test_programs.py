@@ -5,7 +5,7 @@ variance of the chain's own draws, which is near 1.
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -23,7 +23,7 @@ from numpyro.contrib.control_flow import cond, scan
 import diffppl as dp
 
 from . import chain_oracles
-from .marks import slow
+from .marks import quick_and_slow
 from .statistics import assert_within_standard_errors
 
 norm = scipy.stats.norm
@@ -601,11 +601,7 @@ QUICK = {
 QUICK_HEAVY = {"student"}
 
 
-def quick_first(names: Iterable[str], quick: set[str]) -> list:
-    return [*sorted(quick), *slow(*sorted(set(names) - quick))]
-
-
-@pytest.mark.parametrize("name", quick_first(CASES, QUICK))
+@pytest.mark.parametrize("name", quick_and_slow(CASES, QUICK))
 def test_a_program_is_inferred_right(name: str) -> None:
     assert_right(CASES[name]())
 
@@ -615,7 +611,7 @@ def heavy(name: str) -> Case:
     return Case(one_number(noise, y), {"y": y}, {"x": WIDE}, lambda x: prior(x) + log_density(x))
 
 
-@pytest.mark.parametrize("name", quick_first(HEAVY.keys() - {"levy"}, QUICK_HEAVY))
+@pytest.mark.parametrize("name", quick_and_slow(HEAVY.keys() - {"levy"}, QUICK_HEAVY))
 def test_an_observation_without_moments(name: str) -> None:
     assert_right(heavy(name), dp.TwistedSMC(1_000))
 

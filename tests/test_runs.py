@@ -21,7 +21,7 @@ from diffppl.conditioning.evidence import pooled_evidence, pooled_indices
 from diffppl.conditioning.method import Draws
 from diffppl.conditioning.traced import Traced
 
-from .marks import slow
+from .marks import quick_and_slow
 
 SCHEDULE = dp.schedules.LogSNRLinear(8, noise_to_signal=(0.05, 30.0))
 
@@ -101,8 +101,8 @@ def held():
 
 
 @few_particles
-@pytest.mark.parametrize("change", ["float", "model", *slow("array", "numpy")])
-@pytest.mark.parametrize("program", [*list(PROGRAMS)[:4], *slow("inner jit")])
+@pytest.mark.parametrize("change", quick_and_slow(CHANGES, ("float", "model")))
+@pytest.mark.parametrize("program", quick_and_slow(PROGRAMS, PROGRAMS.keys() - {"inner jit"}))
 def test_a_changed_global_changes_the_answer(held, program: str, change: str) -> None:
     """In a new posterior, and in the next run of the same one."""
     if program == "inner jit" and change == "model":
@@ -167,7 +167,7 @@ def test_the_program_is_executed_a_few_times() -> None:
         sigma = numpyro.sample("sigma", dist.HalfNormal())
         numpyro.sample("y", dist.Normal(x[0], sigma), obs=y)
 
-    posterior = run(program, 0.3)
+    posterior = run(program, 0.3, method=None)
     assert len(calls) <= 6
     posterior.run(jax.random.key(1), 0.4)
     assert len(calls) <= 10
@@ -242,11 +242,12 @@ def draws_of(log_evidence, variance=0.0) -> Draws:
     )
 
 
+@pytest.mark.slow
 def test_the_interval_covers_as_stated() -> None:
     """Four chains determine their spread roughly: the error bar counts for that."""
     rng = np.random.default_rng(0)
     hits = np.zeros(3)
-    for row in rng.normal(-2.0, 0.05, (1_000, 4)):
+    for row in rng.normal(-2.0, 0.05, (4_000, 4)):
         found = pooled_evidence(draws_of(row), "")
         value, error = found
         hits += (
@@ -254,7 +255,7 @@ def test_the_interval_covers_as_stated() -> None:
             abs(value + 2.0) < 2 * error,
             found.interval[0] < -2.0 < found.interval[1],
         )
-    one, two, interval = hits / 1_000
+    one, two, interval = hits / 4_000
     t = scipy.stats.t(3)
     wide = t.ppf(scipy.stats.norm.cdf(1))
     for share, wanted in (
@@ -262,7 +263,7 @@ def test_the_interval_covers_as_stated() -> None:
         (two, 2 * t.cdf(2 * wide) - 1),
         (interval, 0.95),
     ):
-        assert abs(share - wanted) < 4 * np.sqrt(wanted * (1 - wanted) / 1_000)
+        assert abs(share - wanted) < 4 * np.sqrt(wanted * (1 - wanted) / 4_000)
 
 
 def test_the_larger_error_counts() -> None:

@@ -66,7 +66,7 @@ def metropolis(
         first = jnp.where(i % 2 == 0, 0, n - half)
         factor = _complement_factor(carry[0], weights, first, half)
         now = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, half), carry)
-        noise, uniform = _random(jax.random.fold_in(key, i), half, dimension)
+        noise, uniform = _random(jax.random.fold_in(key, i), half, dimension, now[0].dtype)
         is_prior = uniform[:, :1] < _PRIOR_SHARE
         scale = jnp.exp(_LOG_SMALLEST * uniform[:, 1:2]) * prior_scale
         step = jnp.where(is_prior, scale * noise, 2.38 / math.sqrt(dimension) * noise @ factor.T)
@@ -88,11 +88,11 @@ def metropolis(
 
 
 def _random(
-    key: Array, num: int, dimension: int
+    key: Array, num: int, dimension: int, dtype: Any
 ) -> tuple[Float[Array, "num {dimension}"], Float[Array, "num 3"]]:
     """Normal and uniform numbers from one draw: each draw is a loop of its own to compile."""
-    least = jnp.nextafter(jnp.array(-1.0), 0.0)
-    drawn = jax.random.uniform(key, (num, dimension + 3), minval=least, maxval=1.0)
+    least = jnp.nextafter(jnp.array(-1.0, dtype), jnp.array(0.0, dtype))  # -1 has no normal
+    drawn = jax.random.uniform(key, (num, dimension + 3), dtype, least, 1.0)
     normal = math.sqrt(2) * jax.lax.erf_inv(drawn[:, :dimension])
     return normal, (1 + drawn[:, dimension:]) / 2
 

@@ -186,7 +186,7 @@ class TwistedSMC(AbstractMethod):
 
         if not can_temper:
             return attempt(jax.random.split(key, 3), state, jnp.asarray(0))
-        keys = jax.random.split(key, (MAX_STEPS + 2, 3))
+        keys = jax.random.split(key, (MAX_STEPS + 2, 3))  # the tempered attempts, and the last
         start = (jnp.asarray(0), state, jnp.zeros((), bool))
         return jax.lax.while_loop(lambda carry: ~carry[2], again, start)[1]
 
