@@ -207,7 +207,7 @@ class Rebuilder:
                 f"{path} has dtype {array.dtype}, which JAX has switched off: call "
                 "jax.config.update('jax_enable_x64', True) first."
             )
-        return jnp.asarray(array)
+        return jax.device_put(array)
 
     def _module(self, name: str, fields: dict[str, Any], like: Any, path: str) -> Any:
         cls = self._classes.get(name)

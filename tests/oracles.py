@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,7 +107,11 @@ def kernel_table(kernel: Any, states: ArrayLike) -> Array:
     states = jnp.asarray(states)
     shape = kernel.batch_shape[1:] + kernel.event_shape
     values = states if states.ndim > 1 else states.reshape(-1, *(1 for _ in shape))
-    values = jnp.broadcast_to(values, (states.shape[0], *shape))
+    return _table(kernel, jnp.broadcast_to(values, (states.shape[0], *shape)))
+
+
+@eqx.filter_jit
+def _table(kernel: Any, values: Array) -> Array:
     return jnp.exp(jax.vmap(kernel.log_prob, out_axes=1)(values))
 
 

@@ -40,7 +40,8 @@ def test_exact_kernels_leave_no_noise_in_the_elbo(x64):
     loss = jax.jit(lambda key: Trace_ELBO().loss(key, {}, model.reverse, model.guide, None, x_0))
     for seed in range(3):
         np.testing.assert_allclose(-loss(jax.random.key(seed)), exact, atol=1e-12)
-    work = jax.vmap(lambda key: path_work(key, model, x_0))(jax.random.split(jax.random.key(9), 5))
+    keys = jax.random.split(jax.random.key(9), 5)
+    work = jax.jit(jax.vmap(lambda key: path_work(key, model, x_0)))(keys)
     np.testing.assert_allclose(work, -exact, atol=1e-12)
 
 
@@ -144,8 +145,11 @@ def test_the_heartbeat_has_the_likelihood_of_the_oracle():
     states = np.array([(np.arange(20) % 5 == phase).astype(int) for phase in range(5)])
     network = dp.networks.EnumeratedDenoiser(process, states, np.full(5, 0.2))
     model = dp.DiffusionModel(process, network, (20,))
-    result = dp.jarzynski(jax.random.key(0), model, states, num_trajectories=4_000)
-    estimate = result.log_likelihood
+    run = jax.jit(  # optimised, unlike other tests: it runs for long
+        lambda key: dp.jarzynski(key, model, states, num_trajectories=4_000).log_likelihood,
+        compiler_options={"xla_backend_optimization_level": 3},
+    )
+    estimate = run(jax.random.key(0))
     assert float(estimate.monte_carlo_error) / math.log(2) < 0.0025
     assert abs(float(estimate.bits) + 2.3589) < 0.01
 

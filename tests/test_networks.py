@@ -27,7 +27,7 @@ def randomised(network, key=KEY):
 
     def noisy(leaf):
         changed = np.asarray(leaf) + 0.3 * rng.normal(size=leaf.shape)
-        return jnp.asarray(changed.astype(leaf.dtype))
+        return jax.device_put(changed.astype(leaf.dtype))
 
     arrays, static = eqx.partition(network, eqx.is_inexact_array)
     return eqx.combine(jax.tree.map(noisy, arrays), static)

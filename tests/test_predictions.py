@@ -131,7 +131,7 @@ def bits_lost_at_zero(prediction, process):
     def at(t):
         return process.kl(process.transition(x_t, t), zero_kernel(prediction, process, x_t, t))[0]
 
-    return float(jnp.sum(jax.vmap(at)(jnp.arange(2, process.num_steps + 1)))) / np.log(2)
+    return float(jnp.sum(jax.jit(jax.vmap(at))(jnp.arange(2, process.num_steps + 1)))) / np.log(2)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -346,7 +347,8 @@ def test_quadrature_of_two_numbers_seen_ever_more_sharply(noise: float) -> None:
         numpyro.sample("y", dist.Normal(jnp.asarray(slope) @ x, noise), obs=y)
 
     target = Target(BoundProgram(program, (), {"y": 0.9}))
-    twisted = dp.twists.Quadrature().evaluate(target, {"x": x_t}, Level(0, t), jnp.zeros(0))
+    evaluate = eqx.filter_jit(dp.twists.Quadrature().evaluate)
+    twisted = evaluate(target, {"x": x_t}, Level(0, t), jnp.zeros(0))
     alpha_bar = float(schedule.alpha_bar()[t])
     variance = 1 / (1 / VARIANCE[:2] + alpha_bar / (1 - alpha_bar))
     mean = np.asarray(prior.estimate(x_t, t).mean)

@@ -1,6 +1,6 @@
 """Diagnostics of a run, and warnings with the figures and the remedy."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import equinox as eqx
@@ -174,12 +174,17 @@ def _when(target: Target, step: int) -> str:
 
 
 def divergence(
-    key: Array, target: Target, method: AbstractMethod, name: str, lost: float, size: float
+    key: Callable[[], Array],
+    target: Target,
+    method: AbstractMethod,
+    name: str,
+    lost: float,
+    size: float,
 ) -> str | None:
     """A warning of draws that are not finite, or far larger than those of the prior; else None.
 
     Args:
-        key: for draws of the prior.
+        key: gives the key for draws of the prior, which few runs need.
         target, method: of the run.
         name: of a diffusion site.
         lost: the share of its numbers that are not finite.
@@ -190,7 +195,7 @@ def divergence(
     elif size <= _MAX_SIZE or name in target.sites(discrete=True):
         return None
     else:
-        prior = float(_prior_size(key, target, name))
+        prior = float(_prior_size(key(), target, name))
         if size <= _MAX_SIZE * prior:
             return None
         what = f"draws at site {name!r} are {size / prior:.3g} times as large as those of its prior"

@@ -110,8 +110,8 @@ class ChainKeys(eqx.Module):
     """The keys of one chain: its start, steps and ends of phases, and what is reported."""
 
     init: Array
-    steps: Array
-    ends: Array
+    steps: tuple[Array, ...]
+    ends: tuple[Array, ...]
     report: Array
 
 
@@ -120,7 +120,7 @@ def chain_keys(key: Array, phases: tuple[int, ...]) -> ChainKeys:
     key_init, key_steps, key_ends, key_report = jax.random.split(key, 4)
     num = len(phases)
     steps, ends = jax.random.split(key_steps, num), jax.random.split(key_ends, num)
-    return ChainKeys(key_init, steps, ends, key_report)
+    return ChainKeys(key_init, tuple(steps), tuple(ends), key_report)
 
 
 def iterate(

@@ -104,7 +104,7 @@ class Posterior:
         draws, report = run_chains(
             key, target, method, self.num_chains, self.num_samples, show=self.progress_bar
         )
-        nan_sites = [name for name, share in report.nan.items() if float(jnp.max(share)) > 0]
+        nan_sites = [name for name, share in report.nan.items() if np.max(share) > 0]
         faults = find_faults(draws, target, method, nan_sites)
         places = pooled_indices(key, np.asarray(draws.log_evidence), self.num_samples)
         self._run = Run(
@@ -113,11 +113,11 @@ class Posterior:
         if told := [fault.warning for fault in faults if fault.warning]:
             warnings.warn(" Also, ".join(told), stacklevel=2)
         for name in bound.structure.shapes:
-            lost, size = (float(jnp.max(x[name])) for x in (report.lost, report.size))
-            if text := divergence(self._spare_key(2), target, method, name, lost, size):
+            lost, size = (float(np.max(x[name])) for x in (report.lost, report.size))
+            if text := divergence(lambda: self._spare_key(2), target, method, name, lost, size):
                 warnings.warn(text, stacklevel=2)
             else:
-                warn_of_short_chain(jnp.max(report.left[name]), f"site {name!r}")
+                warn_of_short_chain(np.max(report.left[name]), f"site {name!r}")
 
     # What was found -------------------------------------------------------------------------------
 
@@ -197,7 +197,7 @@ class Posterior:
     def _pooled(self, tree: Any) -> Any:
         """Draws of chains, in the places where they count by the evidence of their chain."""
         chain, draw = np.moveaxis(self._last.places, -1, 0)
-        return jax.tree.map(lambda x: x[chain, draw], tree)
+        return jax.tree.map(lambda x: jax.device_put(np.asarray(x)[chain, draw]), tree)
 
     def sample_stats(self) -> dict[str, Array]:
         """Of each draw that `get_samples` returns, with the chain that it comes from."""

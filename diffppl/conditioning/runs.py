@@ -13,12 +13,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Int
 from tqdm.auto import tqdm
 
 from ..entry import left_at_the_end
 from .diagnostics import Fault, root_mean_square
-from .method import AbstractMethod, Draws, chain_keys, iterate
+from .method import AbstractMethod, ChainKeys, Draws, chain_keys, iterate
 from .program import Values
 from .target import Target
 
@@ -75,8 +75,8 @@ def run_chains(
     total = num_chains * (sum(phases) + len(phases))
     bar = tqdm(total=total, desc=type(method).__name__, disable=not show, dynamic_ncols=True)
     try:
-        for chain_key in jax.random.split(key, num_chains):
-            keys = _chain_keys(chain_key, phases)
+        for chain in range(num_chains):
+            keys = _chain_keys(key, num_chains, jax.device_put(np.int32(chain)), phases)
             state = _init(keys.init, target, method, num_samples)
             for phase, length in enumerate(phases):
                 done = 0
@@ -89,8 +89,8 @@ def run_chains(
                         method,
                         state,
                         phase,
-                        jnp.asarray(done),
-                        jnp.asarray(stop),
+                        jax.device_put(np.int32(done)),
+                        jax.device_put(np.int32(stop)),
                     )
                     jax.block_until_ready(state)
                     chunk = _next_chunk(stop - done, time.perf_counter() - begun)
@@ -118,13 +118,17 @@ def _next_chunk(length: int, seconds: float) -> int:
     return max(1, min(2 * length, round(length * _SECONDS / max(seconds, 1e-9))))
 
 
-# Compiled in one piece each, where every operation by itself would take as long to compile.
-_chain_keys = eqx.filter_jit(chain_keys)
+@eqx.filter_jit
+def _chain_keys(
+    key: Array, num_chains: int, chain: Int[Array, ""], phases: tuple[int, ...]
+) -> ChainKeys:
+    # In one piece: every operation by itself would take as long to compile.
+    return chain_keys(jax.random.split(key, num_chains)[chain], phases)
 
 
 def _stacked(found: list[Any]) -> Any:
     """By NumPy: for 2,000 chains XLA compiles the concatenation for a minute."""
-    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *found)
+    return jax.tree.map(lambda *leaves: jax.device_put(np.stack(leaves)), *found)
 
 
 @eqx.filter_jit
