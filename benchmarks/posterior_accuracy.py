@@ -87,7 +87,7 @@ def subset(*allowed: str):
 
 
 def find_tasks(args: argparse.Namespace) -> list[tuple[int, Problem, str]]:
-    """Runs, problems and methods; at its smallest every method once and every group once."""
+    """Runs, problems and methods; at its smallest every kind of method and every group once."""
     found = [
         (run, problem, name)
         for run in range(args.runs)
@@ -95,8 +95,11 @@ def find_tasks(args: argparse.Namespace) -> list[tuple[int, Problem, str]]:
         for name in args.methods
         if METHODS[name][1](problem)
     ]
+    if not args.tiny:
+        return found
+    kinds = {name.split(":")[0]: name for name in reversed(args.methods)}.values()
     first = args.only[0], args.methods[0]
-    return [t for t in found if not args.tiny or t[1].group == first[0] or t[2] == first[1]]
+    return [t for t in found if t[2] in kinds and (t[1].group == first[0] or t[2] == first[1])]
 
 
 def main() -> None:
