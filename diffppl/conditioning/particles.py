@@ -91,8 +91,3 @@ def resampled(
         )
 
     return jax.lax.cond(needed, resample, lambda state: state, state)
-
-
-def rows(x: Values, first: Array, num: int) -> Values:
-    """`num` particles from the one numbered `first` on."""
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, num), x)

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .. import linalg
 from .target import Target
@@ -37,54 +37,89 @@ def can_move(target: Target) -> bool:
 
 def metropolis(
     key: Array,
-    start: tuple[Float[Array, "n p"], Float[Array, " n"], Any],
-    log_density: Callable[[Array, Int[Array, ""]], tuple[Float[Array, " half"], Any]],
+    start: tuple[Float[Array, "n p"], Float[Array, " n"]],
+    log_density: Callable[[Array, Int[Array, ""]], Float[Array, " half"]],
     log_weights: Float[Array, " n"],
     prior_scale: Float[Array, " p"],
-    num_moves: int | Int[Array, ""],
-) -> tuple[Float[Array, "n p"], Any, Float[Array, ""]]:
+    num_moves: int,
+) -> tuple[Float[Array, "n p"], Float[Array, ""]]:
     """Move each particle `num_moves` times.
 
     Args:
         key: a typed JAX key.
-        start: the unconstrained latents, their log-densities, and whatever else `log_density`
-            returns, of leading size n.
+        start: the unconstrained latents and their log-densities.
         log_density: of the latents of a run of particles, `(half, p)`, and the index of the first.
         log_weights: normalised, of the particles.
         prior_scale: standard deviations of the prior, unconstrained.
         num_moves: how many.
 
     Returns:
-        The latents, what `log_density` returns beside their density, and the share accepted.
+        The latents, and the share of moves accepted.
     """
-    n, dimension = start[0].shape
+    n = len(log_weights)
     half = (n + 1) // 2
     weights = jnp.exp(log_weights)
 
     def move(i: Array, state: tuple[Any, Array]) -> tuple[Any, Array]:
-        carry, num_accepted = state
+        cloud, num_accepted = state
         first = jnp.where(i % 2 == 0, 0, n - half)
-        factor = _complement_factor(carry[0], weights, first, half)
-        now = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, half), carry)
-        noise, uniform = _random(jax.random.fold_in(key, i), half, dimension, now[0].dtype)
-        is_prior = uniform[:, :1] < _PRIOR_SHARE
-        scale = jnp.exp(_LOG_SMALLEST * uniform[:, 1:2]) * prior_scale
-        step = jnp.where(is_prior, scale * noise, 2.38 / math.sqrt(dimension) * noise @ factor.T)
-        proposed = now[0] + step
-        new = (proposed, *log_density(proposed, first))
-        # Computed once, not once more for every array that it selects from.
-        accept = jax.lax.optimization_barrier(jnp.log(uniform[:, 2]) < new[1] - now[1])
-        kept = jax.tree.map(
-            lambda a, b: jnp.where(accept.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, now
+        proposed, log_uniform = propose(
+            jax.random.fold_in(key, i), cloud[0], weights, prior_scale, first, half
         )
-        carry = jax.tree.map(
-            lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, first, 0), carry, kept
-        )
-        return carry, num_accepted + jnp.mean(accept)
+        now, new = rows(cloud, first, half), (proposed, log_density(proposed, first))
+        kept, share = accepted(log_uniform < new[1] - now[1], new, now)
+        return put_rows(cloud, kept, first), num_accepted + share
 
-    state = jax.lax.fori_loop(0, 2 * num_moves, move, (start, jnp.zeros(())))
-    (latents, _, aux), num_accepted = state
-    return latents, aux, num_accepted / (2 * num_moves)
+    (latents, _), total = jax.lax.fori_loop(0, 2 * num_moves, move, (start, jnp.zeros(())))
+    return latents, total / (2 * num_moves)
+
+
+def propose(
+    key: Array,
+    latents: Float[Array, "n p"],
+    weights: Float[Array, " n"],
+    prior_scale: Float[Array, " p"],
+    first: Int[Array, ""],
+    half: int,
+) -> tuple[Float[Array, "half p"], Float[Array, " half"]]:
+    """Random-walk proposals for a run of particles, and the logarithms of uniform numbers.
+
+    The others, which stay, give the covariance of the steps.
+    """
+    dimension = latents.shape[-1]
+    factor = _complement_factor(latents, weights, first, half)
+    noise, uniform = _random(key, half, dimension, latents.dtype)
+    is_prior = uniform[:, :1] < _PRIOR_SHARE
+    scale = jnp.exp(_LOG_SMALLEST * uniform[:, 1:2]) * prior_scale
+    step = jnp.where(is_prior, scale * noise, 2.38 / math.sqrt(dimension) * noise @ factor.T)
+    return rows(latents, first, half) + step, jnp.log(uniform[:, 2])
+
+
+def accepted(
+    is_accepted: Bool[Array, " half"], new: PyTree, now: PyTree
+) -> tuple[PyTree, Float[Array, ""]]:
+    """The new values where they are accepted, the present ones elsewhere; also the share."""
+    # Computed once, not once more for every array that it selects from.
+    is_accepted = jax.lax.optimization_barrier(is_accepted)
+
+    def select(new: Array, now: Array) -> Array:
+        return jnp.where(is_accepted.reshape(-1, *[1] * (new.ndim - 1)), new, now)
+
+    return jax.tree.map(select, new, now), jnp.mean(is_accepted)
+
+
+def rows(tree: PyTree, first: Int[Array, ""], num: int) -> PyTree:
+    """`num` particles from the one numbered `first` on."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, num), tree)
+
+
+def put_rows(tree: PyTree, new: PyTree, first: Int[Array, ""]) -> PyTree:
+    """The particles, with new ones in the place of those from the one numbered `first` on."""
+
+    def put(leaf: Array, new: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(leaf, new.astype(leaf.dtype), first, 0)
+
+    return jax.tree.map(put, tree, new)
 
 
 def _random(

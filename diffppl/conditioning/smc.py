@@ -32,18 +32,17 @@ from ..checks import as_float, check_fields, check_float, size_field
 from ..samplers import AbstractSampler
 from .chains import AbstractChain, CovarianceMatched, ModelChain, Particle
 from .method import AbstractMethod, Draws, Exactness, draw_base
-from .particles import LEAST_LOG_TWIST, STATISTICS, SMCState, resampled, rows, weighted
+from .particles import LEAST_LOG_TWIST, STATISTICS, SMCState, resampled, weighted
 from .program import Values
-from .rejuvenation import can_move, metropolis
+from .rejuvenation import can_move, metropolis, rows
 from .resampling import AbstractResampling, Systematic
 from .target import Level, Target
-from .tempering import MAX_STEPS, tempered, tempered_density, untempered
+from .tempering import settled, tempered
 from .twists import AbstractTwist, Twisted
 from .twists.default import resolved_twist
 from .weights import relative_variance
 
 LAST_MOVES = 10
-TEMPER_MOVES = 3
 _PRIOR_DRAWS = 64  # for the scale of the moves
 
 
@@ -116,24 +115,24 @@ class TwistedSMC(AbstractMethod):
         return self.num_particles * steps * (evaluations + self._resolved()[1].num_denoiser_calls())
 
     def phases(self, target: Target) -> tuple[int, ...]:
-        """The steps t = T..2 of each stage, and the moves at t = 1."""
+        """The levels t = T..1 of each stage."""
         return (target.num_steps,) * target.structure.num_stages
 
     def init(self, key: Array, target: Target, num_samples: int) -> SMCState:
-        """Particles at time T, weighted by the first twist, or by as much of it as they bear."""
+        """Particles at time T, drawn from the base and the prior; the first step weighs them."""
         del num_samples
         n, num_entries = self.num_particles, 1 + target.num_steps * target.structure.num_stages
         key_x, key_latents = jax.random.split(key)
         x = draw_base(key_x, target, n)
         keys = jax.random.split(key_latents, n + _PRIOR_DRAWS)
         drawn, log_prior = jax.vmap(target.draw_latents)(keys)
-        latents = drawn[:n]
-        state = SMCState(
+        latents, log_prior = drawn[:n], log_prior[:n]
+        return SMCState(
             x,
             latents,
-            self._evaluate(target, x, latents, Level(0, target.num_steps)),
-            log_prior[:n],
-            temperature=jnp.zeros(()),
+            self._unevaluated(target, x, latents, 0, log_prior),
+            log_prior,
+            temperature=jnp.asarray(0.0 if can_move(target) else 1.0),
             log_weights=jnp.full(n, -jnp.log(n)),
             eves=jnp.arange(n),
             num_resampled=jnp.asarray(0),
@@ -142,77 +141,75 @@ class TwistedSMC(AbstractMethod):
             acceptance=jnp.full((), jnp.nan),
             stats=jnp.full((num_entries, len(STATISTICS)), jnp.nan),
         )
-        return weighted(*(tempered(state) if can_move(target) else untempered(state)), 0)
 
     def step(
         self, key: Array, target: Target, state: SMCState, phase: int, i: Int[Array, ""]
     ) -> SMCState:
-        """Resample if need be, move the latents, and take the running sites from t to t - 1.
+        """Take the running sites to t = T - i, weigh, resample if need be, and move the latents.
 
-        At t = T the first two are repeated until the temperature is 1; at t = 1 they are all.
+        At t = T, where the particles are already, the last three are repeated until the temperature
+        is 1.
         """
-        level, entry = Level(phase, target.num_steps - i), _entry(target, phase, i)
-        chain, can_temper = self._resolved()[1], phase == 0 and can_move(target)
+        level, entry = Level(phase, target.num_steps - i), phase * target.num_steps + i
+        key_x, key_rest = jax.random.split(key)
+        chain, names = self._resolved()[1], target.sites(phase)
 
-        def advance(key: Array, state: SMCState) -> tuple[SMCState, Array]:
-            return self._advance(
-                key,
-                state,
-                lambda key, each: chain.step(key, target, each, level),
-                lambda x, latents: self._evaluate(target, x, latents, Level(phase, level.t - 1)),
+        def advance(state: SMCState) -> tuple[Values, Array]:
+            def step(key: Array, particle: Particle) -> tuple[Values, Array]:
+                return chain.step(key, target, particle, Level(phase, level.t + 1))
+
+            return self._each(key_x, state, step)
+
+        def stay(state: SMCState) -> tuple[Values, Array]:
+            return {name: state.x[name] for name in names}, jnp.zeros(self.num_particles)
+
+        moved, log_ratio = jax.lax.cond(i > 0, advance, stay, state)
+        log_paid = state.twisted.log_value - log_ratio
+        state = state._replace(x=state.x | moved)
+        if not can_move(target):
+            state = state._replace(twisted=self._evaluate(target, state.x, state.latents, level))
+            state = weighted(state, state.twisted.log_value - log_paid, entry)
+            return resampled(key_rest, state, self.resampling, self.ess_threshold)
+
+        def weigh(key: Array, state: SMCState, num_done: Array) -> SMCState:
+            log_value, log_prior = state.twisted.log_value, state.log_prior
+            temperature, increments = jax.lax.cond(
+                state.temperature < 1,
+                lambda: tempered(state.temperature, log_value - log_prior, num_done),
+                lambda: (state.temperature, log_value - log_paid),
             )
+            state = weighted(state._replace(temperature=temperature), increments, entry)
+            threshold = jnp.where(state.temperature < 1, 1.0, self.ess_threshold)
+            return resampled(key, state, self.resampling, threshold)
 
-        def leave(_: Array, state: SMCState) -> tuple[SMCState, Array]:
-            return state, jnp.zeros(self.num_particles)
+        def evaluate(x: Values, latents: Array) -> tuple[Array, Twisted]:
+            twisted = self._evaluate(target, x, latents, level)
+            return jax.vmap(target.log_prior)(latents), twisted
 
-        def attempt(keys: Array, state: SMCState, num_done: Array) -> SMCState:
-            key_resample, key_move, key_x = keys
-            is_tempered = state.temperature < 1
-            threshold = jnp.where(is_tempered, 1.0, self.ess_threshold)
-            state = resampled(key_resample, state, self.resampling, threshold)
-            state = self._move(key_move, target, state, level)
-            branch = jnp.where(is_tempered, 2, jnp.where(level.t > 1, 1, 0))
-            branches = [leave, advance]
-            if can_temper:
-                branches.append(lambda _, state: tempered(state, num_done))
-            state, increments = jax.lax.switch(branch, branches, key_x, state)
-            return weighted(state, increments, jnp.stack([len(state.stats), entry, 0])[branch])
-
-        def again(carry: tuple[Array, SMCState, Array]) -> tuple[Array, SMCState, Array]:
-            num_done, state, _ = carry
-            is_last = state.temperature >= 1
-            state = attempt(keys[num_done], state, num_done)
-            return num_done + 1, state, is_last
-
-        if not can_temper:
-            return attempt(jax.random.split(key, 3), state, jnp.asarray(0))
-        keys = jax.random.split(key, (MAX_STEPS + 2, 3))  # the tempered attempts, and the last
-        start = (jnp.asarray(0), state, jnp.zeros((), bool))
-        return jax.lax.while_loop(lambda carry: ~carry[2], again, start)[1]
+        return settled(key_rest, state, evaluate, weigh, self.num_moves)
 
     def end(
         self, key: Array, target: Target, state: SMCState, phase: int, num_samples: int
     ) -> SMCState | Draws:
         """The last step of a stage: to the next one, or to draws weighted by the likelihood."""
-        chain, is_last = self._resolved()[1], phase == target.structure.num_stages - 1
+        chain, num_stages = self._resolved()[1], target.structure.num_stages
         key_step, key_latents, key_choose = jax.random.split(key, 3)
 
         def last_step(key: Array, particle: Particle) -> tuple[Values, Array]:
             return chain.last_step(key, target, particle, phase)
 
-        def evaluate(x: Values, latents: Array) -> Twisted:
-            if not is_last:
-                return self._evaluate(target, x, latents, Level(phase + 1, target.num_steps))
-            units = target.log_known_units()
-            return jax.vmap(
-                lambda x, u: Twisted(target.log_likelihood(x, u) - units, {}, {}, {}, None)
-            )(x, latents)
-
-        entry = _entry(target, phase, target.num_steps - 1)
-        state = weighted(*self._advance(key_step, state, last_step, evaluate), entry)
-        if not is_last:
-            return state
-        latents = _move_last(key_latents, target, state)
+        moved, log_ratio = self._each(key_step, state, last_step)
+        log_paid = state.twisted.log_value - log_ratio
+        state = state._replace(x=state.x | moved)
+        if phase < num_stages - 1:
+            twisted = self._unevaluated(target, state.x, state.latents, phase + 1, log_paid)
+            return state._replace(twisted=twisted)
+        log_likelihood = jax.vmap(target.log_likelihood)(state.x, state.latents)
+        twisted = jax.vmap(lambda r: Twisted(r - target.log_known_units(), {}, {}, {}, None))
+        state = state._replace(twisted=twisted(log_likelihood))
+        increments = state.twisted.log_value - log_paid
+        state = weighted(state, increments, num_stages * target.num_steps)
+        latents = _move_last(key_latents, target, state, log_likelihood)
         variance = relative_variance(state.log_weights, state.eves, state.num_resampled)
         key_parents, key_order = jax.random.split(key_choose)
         weights = jnp.exp(state.log_weights)
@@ -241,55 +238,32 @@ class TwistedSMC(AbstractMethod):
         value = jnp.where(jnp.isneginf(twisted.log_value), LEAST_LOG_TWIST, twisted.log_value)
         return eqx.tree_at(lambda twisted: twisted.log_value, twisted, value)
 
-    def _advance(
-        self, key: Array, state: SMCState, step: Any, evaluate: Any
-    ) -> tuple[SMCState, Float[Array, " n"]]:
-        """Step, and by what the weights change."""
+    def _unevaluated(
+        self, target: Target, x: Values, latents: Array, stage: int, log_value: Array
+    ) -> Twisted:
+        """What stands for the twist at x_T of a stage until its first step, but for its value."""
+        twist, level = self._resolved()[0], Level(stage, target.num_steps)
+        first = jax.tree.map(lambda leaf: leaf[0], (x, latents))
+        shapes = jax.eval_shape(lambda x, u: twist.evaluate(target, x, level, u), *first)
+        n = self.num_particles
+        twisted = jax.tree.map(lambda leaf: jnp.zeros((n, *leaf.shape), leaf.dtype), shapes)
+        return eqx.tree_at(lambda twisted: twisted.log_value, twisted, log_value)
+
+    def _each(self, key: Array, state: SMCState, step: Any) -> tuple[Values, Float[Array, " n"]]:
+        """A step of the chain for each particle."""
         particles = Particle(state.x, state.twisted, state.latents)
-        moved, log_ratio = jax.vmap(step)(jax.random.split(key, self.num_particles), particles)
-        x = state.x | moved
-        twisted = evaluate(x, state.latents)
-        increments = twisted.log_value - state.twisted.log_value + log_ratio
-        return state._replace(x=x, twisted=twisted), increments
-
-    def _move(self, key: Array, target: Target, state: SMCState, level: Level) -> SMCState:
-        """Metropolis moves of u at fixed x_t, which leave psi_t(x_t, u) invariant.
-
-        While the temperature is below 1 they leave q(u)^{1 - temperature} psi_T^temperature so.
-        """
-        if not can_move(target):
-            return state
-
-        def log_density(latents: Array, first: Array) -> tuple[Array, tuple[Twisted, Array]]:
-            x = rows(state.x, first, len(latents))
-            twisted, prior = self._evaluate(target, x, latents, level), log_priors(latents)
-            return tempered_density(state.temperature, prior, twisted), (twisted, prior)
-
-        log_priors = jax.vmap(target.log_prior)
-        value = tempered_density(state.temperature, state.log_prior, state.twisted)
-        start = (state.latents, value, (state.twisted, state.log_prior))
-        num_moves = jnp.where(state.temperature < 1, TEMPER_MOVES, 1) * self.num_moves
-        latents, (twisted, prior), acceptance = metropolis(
-            key, start, log_density, state.log_weights, state.prior_scale, num_moves
-        )
-        return state._replace(
-            latents=latents, twisted=twisted, log_prior=prior, acceptance=acceptance
-        )
+        return jax.vmap(step)(jax.random.split(key, self.num_particles), particles)
 
 
-def _entry(target: Target, phase: int, i: Int[Array, ""] | int) -> Int[Array, ""]:
-    """Where the statistics of a step stand; those of x_T come first."""
-    return jnp.asarray(1 + phase * target.num_steps + i)
-
-
-def _move_last(key: Array, target: Target, state: SMCState) -> Float[Array, "n p"]:
+def _move_last(
+    key: Array, target: Target, state: SMCState, log_likelihood: Float[Array, " n"]
+) -> Float[Array, "n p"]:
     """A few more moves at fixed x_0, where only the program is evaluated."""
     if not can_move(target):
         return state.latents
 
-    def log_density(latents: Array, first: Array) -> tuple[Array, None]:
-        x = rows(state.x, first, len(latents))
-        return jax.vmap(target.log_likelihood)(x, latents), None
+    def log_density(latents: Array, first: Array) -> Array:
+        return jax.vmap(target.log_likelihood)(rows(state.x, first, len(latents)), latents)
 
-    start = (state.latents, *log_density(state.latents, jnp.asarray(0)))
+    start = (state.latents, log_likelihood)
     return metropolis(key, start, log_density, state.log_weights, state.prior_scale, LAST_MOVES)[0]

@@ -11,43 +11,103 @@ References:
     Del Moral, Doucet and Jasra 2006; Jasra et al. 2011 (the choice of steps).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from .particles import SMCState
+from .program import Values
+from .rejuvenation import accepted, propose, put_rows, rows
 from .twists import Twisted
 from .weights import effective_sample_size
 
-MAX_STEPS = 30
+_MAX_STEPS = 30
+_TEMPER_MOVES = 3
 _NUM_BISECTIONS = 20
 _TOO_FEW = 0.5  # share of effective particles below which the weights enter by and by
 _SHARE = 0.8  # of the particles that a step leaves effective
 
 
 def tempered(
-    state: SMCState, num_done: int | Int[Array, ""] = 0
-) -> tuple[SMCState, Float[Array, " n"]]:
+    temperature: Float[Array, ""], log_ratios: Float[Array, " n"], num_done: Int[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, " n"]]:
     """Raise the temperature of equally weighted particles, to 1 if their weights stay even.
 
-    Also by what the log-weights change. After `MAX_STEPS` the rest enters at once.
+    Also by what the log-weights change. After `_MAX_STEPS` the rest enters at once.
+
+    Args:
+        temperature: below 1.
+        log_ratios: log psi_T - log q of each particle.
+        num_done: how often it was raised before.
     """
-    log_ratios = state.twisted.log_value - state.log_prior
-    left = 1 - state.temperature
-    at_once = _is_even(log_ratios, left, _TOO_FEW) | (num_done >= MAX_STEPS)
-    raised = state.temperature + _longest_step(log_ratios, left)
-    temperature = jnp.where(at_once, 1.0, raised)
-    increments = (temperature - state.temperature) * log_ratios
-    return state._replace(temperature=temperature), increments
+    left = 1 - temperature
+    at_once = _is_even(log_ratios, left, _TOO_FEW) | (num_done >= _MAX_STEPS)
+    step = jnp.where(at_once, left, _longest_step(log_ratios, left))
+    return jnp.where(at_once, 1.0, temperature + step), step * log_ratios
 
 
-def untempered(state: SMCState) -> tuple[SMCState, Float[Array, " n"]]:
-    """The same for particles that cannot be moved: all at once."""
-    log_ratios = state.twisted.log_value - state.log_prior
-    return state._replace(temperature=jnp.asarray(1.0)), log_ratios
+def settled(
+    key: Array,
+    state: SMCState,
+    evaluate: Callable[[Values, Array], tuple[Array, Twisted]],
+    weigh: Callable[[Array, SMCState, Array], SMCState],
+    num_moves: int,
+) -> SMCState:
+    """Evaluate the twist of particles that are new at their level, weigh them, and move u.
+
+    Moves leave psi_t(x_t, u) invariant. While the temperature is below 1 they leave
+    q(u)^{1 - temperature} psi_T^temperature so, and weighing and moving are repeated. All
+    evaluations stand in one loop, by half clouds, because a twist takes long to compile.
+
+    Args:
+        key: a typed JAX key.
+        state: the particles; of their twist and log-prior nothing is used.
+        evaluate: log q(u) and the twist of a run of particles, from their x_t and u.
+        weigh: from a key, the particles, and how often they were weighed before.
+        num_moves: at the end; `_TEMPER_MOVES` times as many at each temperature before.
+    """
+    n = len(state.log_weights)
+    half = (n + 1) // 2
+    keys = jax.random.split(key, (_MAX_STEPS + 2, 2))
+
+    def move(i: Array, state: SMCState, key: Array, is_new: Array) -> SMCState:
+        first = jnp.where(i % 2 == 0, 0, n - half)
+        cloud = state.latents, state.log_prior, state.twisted
+        now = rows(cloud, first, half)
+        weights = jnp.exp(state.log_weights)
+        key = jax.random.fold_in(key, i)
+        proposed, log_uniform = propose(key, state.latents, weights, state.prior_scale, first, half)
+        latents = jnp.where(is_new, now[0], proposed)
+        new = latents, *evaluate(rows(state.x, first, half), latents)
+        gain = _density(state.temperature, *new[1:]) - _density(state.temperature, *now[1:])
+        kept, share = accepted(is_new | (log_uniform < gain), new, now)
+        latents, log_prior, twisted = put_rows(cloud, kept, first)
+        acceptance = state.acceptance + jnp.where(is_new, 0.0, share)
+        return state._replace(
+            latents=latents, log_prior=log_prior, twisted=twisted, acceptance=acceptance
+        )
+
+    def body(carry: tuple[Array, SMCState, Array]) -> tuple[Array, SMCState, Array]:
+        num_done, state, _ = carry
+        is_new, is_tempered = num_done == 0, state.temperature < 1
+        is_last = ~is_new & ~is_tempered
+        num = jnp.where(is_new, 2, 2 * num_moves * jnp.where(is_tempered, _TEMPER_MOVES, 1))
+        key_weigh, key_moves = keys[num_done]
+        state = state._replace(acceptance=jnp.where(is_new, state.acceptance, 0.0))
+        state = jax.lax.fori_loop(0, num, lambda i, s: move(i, s, key_moves, is_new), state)
+        state = state._replace(acceptance=state.acceptance / jnp.where(is_new, 1, num))
+        state = jax.lax.cond(
+            is_last, lambda state: state, lambda state: weigh(key_weigh, state, num_done), state
+        )
+        return num_done + 1, state, is_last
+
+    start = (jnp.asarray(0), state, jnp.zeros((), bool))
+    return jax.lax.while_loop(lambda carry: ~carry[2], body, start)[1]
 
 
-def tempered_density(
+def _density(
     temperature: Float[Array, ""], log_prior: Float[Array, " n"], twisted: Twisted
 ) -> Float[Array, " n"]:
     """log q^{1 - temperature} psi^temperature."""
