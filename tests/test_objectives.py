@@ -130,10 +130,8 @@ def test_a_chain_of_one_step_has_an_edge_and_an_end(steps):
     "name",
     [
         "bernoulli",
-        "categorical-absorbing",
-        "categorical-counts",
         "categorical-counts-absorbing",
-        *slow("categorical-uniform"),
+        *slow("categorical-absorbing", "categorical-counts", "categorical-uniform"),
     ],
 )
 def test_the_bound_of_states_is_that_of_the_enumeration(name):
