@@ -51,7 +51,7 @@ class SMCState(NamedTuple):
 def weighted(
     state: SMCState, log_increments: Float[Array, " n"], entry: int | Int[Array, ""]
 ) -> SMCState:
-    """New weights, the evidence gained, and an entry of the statistics, if there is one."""
+    """New weights, the evidence gained, and an entry of the statistics."""
     alive = jnp.isfinite(state.log_weights)
     log_weights, log_increment = reweight(state.log_weights, log_increments)
     present = jnp.zeros_like(state.eves).at[state.eves].set(1)
@@ -68,7 +68,7 @@ def weighted(
     return state._replace(
         log_weights=log_weights,
         log_evidence=state.log_evidence + log_increment,
-        stats=state.stats.at[entry].set(found, mode="drop"),
+        stats=state.stats.at[entry].set(found),
     )
 
 

@@ -8,10 +8,9 @@ and weighted for the difference between the guided kernel q and the model's own 
     psi_0   = r,
 
 so that the last weight is the program's own likelihood r and the mean weight estimates p(y) without
-bias, whatever the twist. The chain p is the model's own or a better one (`chains`). Latents u
-are part of a particle: drawn from their prior at the start (by way of `tempering`, where that
-leaves few of them alive) and moved by random-walk Metropolis
-steps that leave psi_t(x_t, u) invariant.
+bias, whatever the twist. The chain p is the model's own or a better one (`chains`). Latents u are
+part of a particle: drawn from their prior at the start (by way of `tempering`, where that leaves
+few of them alive) and moved by random-walk Metropolis steps that leave psi_t(x_t, u) invariant.
 
 Diffusion sites that depend on others run in later stages, each with a chain of its own: the last
 step of a stage is weighted by the twist of the next one at its x_T, in place of psi_0.
@@ -37,7 +36,7 @@ from .program import Values
 from .rejuvenation import can_move, metropolis, rows
 from .resampling import AbstractResampling, Systematic
 from .target import Level, Target
-from .tempering import settled, tempered
+from .tempering import tempered, weigh_and_move
 from .twists import AbstractTwist, Twisted
 from .twists.default import resolved_twist
 from .weights import relative_variance
@@ -186,7 +185,7 @@ class TwistedSMC(AbstractMethod):
             twisted = self._evaluate(target, x, latents, level)
             return jax.vmap(target.log_prior)(latents), twisted
 
-        return settled(key_rest, state, evaluate, weigh, self.num_moves)
+        return weigh_and_move(key_rest, state, evaluate, weigh, self.num_moves)
 
     def end(
         self, key: Array, target: Target, state: SMCState, phase: int, num_samples: int

@@ -48,14 +48,14 @@ def tempered(
     return jnp.where(at_once, 1.0, temperature + step), step * log_ratios
 
 
-def settled(
+def weigh_and_move(
     key: Array,
     state: SMCState,
     evaluate: Callable[[Values, Array], tuple[Array, Twisted]],
     weigh: Callable[[Array, SMCState, Array], SMCState],
     num_moves: int,
 ) -> SMCState:
-    """Evaluate the twist of particles that are new at their level, weigh them, and move u.
+    """Evaluate the twist of particles at a new level, weigh them, and move their latents u.
 
     Moves leave psi_t(x_t, u) invariant. While the temperature is below 1 they leave
     q(u)^{1 - temperature} psi_T^temperature so, and weighing and moving are repeated. All

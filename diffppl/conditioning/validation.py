@@ -27,10 +27,9 @@ def check_observations(bound: BoundProgram) -> None:
 
     Raises:
         ValueError: NaN or infinite values that no mask hides; values outside the support; a noise
-        of
-            zero; Deltas of something other than entries of diffusion sites, of impossible values,
-            or that contradict each other; a log-density that is NaN at every draw of the prior. The
-            message names the site and the remedy.
+            of zero; Deltas of something other than entries of diffusion sites, of impossible
+            values, or that contradict each other; a log-density that is NaN at every draw of the
+            prior. The message names the site and the remedy.
     """
     found = jax.device_get(_inspected(jax.random.key(0), bound))
     for name, counts in found["faults"].items():
