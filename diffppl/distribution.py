@@ -12,7 +12,7 @@ import equinox as eqx
 from jaxtyping import Array, ArrayLike, Float
 from numpyro.distributions import Distribution, constraints
 
-from .checks import check_instance
+from .checks import check_instance, check_key
 from .entry import as_context
 from .likelihood.flow import flow_log_density
 from .model import DiffusionModel
@@ -72,9 +72,8 @@ class DiffusionDistribution(Distribution):
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
         """Ancestral draws from the model, shape `sample_shape + batch_shape + event_shape`."""
-        model = self.model
         shape = (*sample_shape, *self.batch_shape)
-        return model.to_user(ancestral(key, model, shape, self.context))
+        return _draw(check_key(key), self.model, shape, self.context)
 
     def log_prob(self, value: ArrayLike) -> Float[Array, "..."]:
         """log p(value) in nats, by the probability flow; Gaussian models only.
@@ -99,6 +98,13 @@ class DiffusionDistribution(Distribution):
                 stacklevel=2,
             )
         return flow_log_density(model, value, self.context)
+
+
+@eqx.filter_jit
+def _draw(
+    key: Array, model: DiffusionModel, shape: tuple[int, ...], context: Array | None
+) -> Array:
+    return model.to_user(ancestral(key, model, shape, context))
 
 
 def _is_differentiated(value: ArrayLike) -> bool:

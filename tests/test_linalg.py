@@ -118,8 +118,8 @@ def test_solutions_are_as_accurate_as_lapack(m, dtype, condition, columns):
         matrices = jnp.asarray(covariances(m, condition), dtype)
         factors = jnp.linalg.cholesky(matrices)
         b = jnp.asarray(rng.normal(size=(len(matrices), m, *columns)), dtype)
-        upper = factors.mT + np.tril(rng.normal(size=(m, m)), -1).astype(dtype)
-        lapack = partial(jax.scipy.linalg.solve_triangular, lower=True)
+        upper = np.asarray(factors.mT) + np.tril(rng.normal(size=(m, m)), -1).astype(dtype)
+        lapack = mapped(partial(jax.scipy.linalg.solve_triangular, lower=True))
         cases = [
             (linalg.solve_triangular, lapack, factors, factors),
             (partial(linalg.solve_triangular, transpose=True), None, factors, factors.mT),
@@ -127,13 +127,16 @@ def test_solutions_are_as_accurate_as_lapack(m, dtype, condition, columns):
             (linalg.cholesky_solve, None, factors, factors @ factors.mT),
             (linalg.solve, None, matrices, matrices),
         ]
-        for here, there, given, whole in cases:
-            x = mapped(here)(given, b)
+        functions, givens = zip(*((here, given) for here, _, given, _ in cases), strict=True)
+        solutions = jax.jit(
+            lambda givens: [jax.vmap(f)(x, b) for f, x in zip(functions, givens, strict=True)]
+        )(givens)
+        for x, (_, there, given, whole) in zip(solutions, cases, strict=True):
             assert x.dtype == dtype
             assert x.shape == b.shape
             y = np.linalg.solve(whole, b.reshape(len(b), m, -1)).reshape(b.shape)
             if there is not None:
-                y = mapped(there)(given, b)
+                y = there(given, b)
 
             def residual(x, whole=whole):
                 x, right = (double(z).reshape(len(b), m, -1) for z in (x, b))

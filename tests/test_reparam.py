@@ -184,8 +184,8 @@ def as_event(context):
     [
         (dp.FlowReparam(), plates),
         (dp.ChainReparam(), plates),
-        (dp.ChainReparam(), expanded),
-        (dp.ChainReparam(), as_event),
+        pytest.param(dp.ChainReparam(), expanded, marks=pytest.mark.slow),
+        pytest.param(dp.ChainReparam(), as_event, marks=pytest.mark.slow),
     ],
     ids=["flow-plates", "chain-plates", "chain-expanded", "chain-as_event"],
 )
