@@ -11,12 +11,10 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 
-# Most of the tests' time goes into compilation, so they are compiled fast, not well, each program
-# in one piece; few run so long that they would be quicker with XLA_FLAGS="" in the environment. The
-# variable is read when JAX starts.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-)
+from .fast_compilation import FLAGS
+
+# Few tests run so long that they would be quicker with XLA_FLAGS="" in the environment.
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 
 import jax
 import jaxtyping

@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from . import hlo
+from .fast_compilation import FLAGS
 
 pytestmark = pytest.mark.slow
 
@@ -119,8 +120,7 @@ def dumps(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder for each case, with the programs that it compiled."""
     folder = tmp_path_factory.mktemp("dumps")
     flags = f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=.*"
-    # Of LLVM, which comes after what is read.
-    flags += " --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    flags += f" {FLAGS}"  # of what comes after the text that is read
     variables = {k: v for k, v in os.environ.items() if "COMPILATION_CACHE" not in k}
     subprocess.run(
         [sys.executable, "-c", START + RUN, folder],
