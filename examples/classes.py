@@ -116,16 +116,16 @@ def main() -> None:
             posterior.run(jax.random.key(3), context, y=y)
             log_p.append(posterior.log_evidence.value)
         probs = np.exp(log_p - np.logaddexp.reduce(log_p))
-        rows.append((test[case], np.asarray(y), probs))
+        rows.append((test_labels[case], test[case], np.asarray(y), probs))
         best = np.argsort(probs)[::-1][:2]
         print(f"a {test_labels[case]}, seen by half: ", end="")
         print(", ".join(f"{digit} with probability {probs[digit]:.2f}" for digit in best))
 
-    draw(drawn, rows, test_labels).savefig(args.output / "classes.png", dpi=110)
+    draw(drawn, rows).savefig(args.output / "classes.png", dpi=110)
     print(f"wrote {args.output / 'classes.png'}")
 
 
-def draw(drawn, rows, test_labels) -> plt.Figure:
+def draw(drawn, rows) -> plt.Figure:
     """Digits of each class at each weight; what half of a digit says of its class."""
     figure = plt.figure(figsize=(11, 7), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[3, 2])
@@ -134,14 +134,14 @@ def draw(drawn, rows, test_labels) -> plt.Figure:
         for i, axis in enumerate(panel.subplots(10, 6).flat):
             show(axis, x[10 * (i % 6) + i // 6])  # a class in each row
     axes = bottom.subplots(len(rows), 3, width_ratios=[1, 1, 8], squeeze=False)
-    for line, (truth, y, probs), case in zip(axes, rows, CASES, strict=False):
+    for line, (label, truth, y, probs) in zip(axes, rows, strict=True):
         show(line[0], truth)
-        line[0].set_ylabel(f"a {test_labels[case]}")
+        line[0].set_ylabel(f"a {label}")
         show(line[1], np.concatenate([y, np.full((4, 8), np.nan)]))
         line[2].bar(
             np.arange(10),
             probs,
-            color=["C3" if i == test_labels[case] else "C0" for i in range(10)],
+            color=["C3" if i == label else "C0" for i in range(10)],
         )
         line[2].set(ylim=(0, 1), xticks=np.arange(10), yticks=[0, 1])
     axes[0, 0].set_title("truth", fontsize=9)

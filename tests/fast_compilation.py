@@ -11,7 +11,7 @@ import importlib.metadata
 FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-    # The emitters that later versions have lost take half the time.
+    # XLA's older emitters, which later versions lack, take half the time.
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 
 if __name__ == "__main__":

@@ -240,11 +240,11 @@ def test_isotropic_components_are_matrix_multiplications(schedule):
 
 def test_components_without_weight_do_not_count(schedule):
     x = jnp.array([0.2, -0.4])
+    call = eqx.filter_jit(lambda network: network(x, 2, None))
     for form in ("isotropic", "matrices"):
         covariances = FORMS[form]
         some = dp.networks.GaussianMixtureDenoiser(schedule, [0.4, 0.6], MEANS[:2], covariances[:2])
         more = dp.networks.GaussianMixtureDenoiser(schedule, [0.4, 0.6, 0.0], MEANS, covariances)
-        call = eqx.filter_jit(lambda network: network(x, 2, None))
         np.testing.assert_allclose(call(more), call(some), rtol=1e-12)
 
 

@@ -174,7 +174,7 @@ def _when(target: Target, step: int) -> str:
 
 
 def divergence(
-    key: Callable[[], Array],
+    make_key: Callable[[], Array],
     target: Target,
     method: AbstractMethod,
     name: str,
@@ -184,7 +184,7 @@ def divergence(
     """A warning of draws that are not finite, or far larger than those of the prior; else None.
 
     Args:
-        key: gives the key for draws of the prior, which few runs need.
+        make_key: returns the key for draws of the prior, which few runs need.
         target, method: of the run.
         name: of a diffusion site.
         lost: the share of its numbers that are not finite.
@@ -195,7 +195,7 @@ def divergence(
     elif size <= _MAX_SIZE or name in target.sites(discrete=True):
         return None
     else:
-        prior = float(_prior_size(key(), target, name))
+        prior = float(_prior_size(make_key(), target, name))
         if size <= _MAX_SIZE * prior:
             return None
         what = f"draws at site {name!r} are {size / prior:.3g} times as large as those of its prior"

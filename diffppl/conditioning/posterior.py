@@ -196,6 +196,7 @@ class Posterior:
 
     def _pooled(self, tree: Any) -> Any:
         """Draws of chains, in the places where they count by the evidence of their chain."""
+        # By NumPy: JAX compiles the selection once more for every shape.
         chain, draw = np.moveaxis(self._last.places, -1, 0)
         return jax.tree.map(lambda x: jax.device_put(np.asarray(x)[chain, draw]), tree)
 

@@ -56,25 +56,72 @@ def metropolis(
     Returns:
         The latents, and the share of moves accepted.
     """
+
+    def move(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        latents, value, total = state
+        latents, value, share = move_half(
+            key, i, latents, value, log_density, lambda value: value, log_weights, prior_scale
+        )
+        return latents, value, total + share
+
+    state = jax.lax.fori_loop(0, 2 * num_moves, move, (*start, jnp.zeros(())))
+    return state[0], state[2] / (2 * num_moves)
+
+
+def move_half(
+    key: Array,
+    i: Int[Array, ""],
+    latents: Float[Array, "n p"],
+    values: PyTree,
+    evaluate: Callable[[Array, Int[Array, ""]], PyTree],
+    log_density: Callable[[PyTree], Float[Array, " half"]],
+    log_weights: Float[Array, " n"],
+    prior_scale: Float[Array, " p"],
+    *,
+    is_new: bool | Bool[Array, ""] = False,
+) -> tuple[Float[Array, "n p"], PyTree, Float[Array, ""]]:
+    """Move the first half of the particles if i is even, the second half otherwise.
+
+    Args:
+        key: a typed JAX key, of all moves.
+        i: the number of the move.
+        latents: unconstrained.
+        values: of `evaluate` for all particles.
+        evaluate: values from the latents of a run of particles, and the index of the first.
+        log_density: from the values.
+        log_weights, prior_scale: those of `metropolis`.
+        is_new: whether the particles are evaluated where they are, whatever their values were.
+
+    Returns:
+        Latents and values, and the share of the half that was moved.
+    """
     n = len(log_weights)
     half = (n + 1) // 2
-    weights = jnp.exp(log_weights)
+    first = jnp.where(i % 2 == 0, 0, n - half)
+    now = rows((latents, values), first, half)
+    proposed, log_uniform = _propose(
+        jax.random.fold_in(key, i), latents, jnp.exp(log_weights), prior_scale, first, half
+    )
+    proposed = jnp.where(is_new, now[0], proposed)
+    new = proposed, evaluate(proposed, first)
+    is_accepted = is_new | (log_uniform < log_density(new[1]) - log_density(now[1]))
+    # Computed once, not once more for every array that it selects from.
+    is_accepted = jax.lax.optimization_barrier(is_accepted)
 
-    def move(i: Array, state: tuple[Any, Array]) -> tuple[Any, Array]:
-        cloud, num_accepted = state
-        first = jnp.where(i % 2 == 0, 0, n - half)
-        proposed, log_uniform = propose(
-            jax.random.fold_in(key, i), cloud[0], weights, prior_scale, first, half
-        )
-        now, new = rows(cloud, first, half), (proposed, log_density(proposed, first))
-        kept, share = accepted(log_uniform < new[1] - now[1], new, now)
-        return put_rows(cloud, kept, first), num_accepted + share
+    def put(leaf: Array, new: Array, now: Array) -> Array:
+        kept = jnp.where(is_accepted.reshape(-1, *[1] * (new.ndim - 1)), new, now)
+        return jax.lax.dynamic_update_slice_in_dim(leaf, kept.astype(leaf.dtype), first, 0)
 
-    (latents, _), total = jax.lax.fori_loop(0, 2 * num_moves, move, (start, jnp.zeros(())))
-    return latents, total / (2 * num_moves)
+    latents, values = jax.tree.map(put, (latents, values), new, now)
+    return latents, values, jnp.mean(is_accepted)
 
 
-def propose(
+def rows(tree: PyTree, first: Int[Array, ""], num: int) -> PyTree:
+    """`num` particles from the one numbered `first` on."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, num), tree)
+
+
+def _propose(
     key: Array,
     latents: Float[Array, "n p"],
     weights: Float[Array, " n"],
@@ -93,33 +140,6 @@ def propose(
     scale = jnp.exp(_LOG_SMALLEST * uniform[:, 1:2]) * prior_scale
     step = jnp.where(is_prior, scale * noise, 2.38 / math.sqrt(dimension) * noise @ factor.T)
     return rows(latents, first, half) + step, jnp.log(uniform[:, 2])
-
-
-def accepted(
-    is_accepted: Bool[Array, " half"], new: PyTree, now: PyTree
-) -> tuple[PyTree, Float[Array, ""]]:
-    """The new values where they are accepted, the present ones elsewhere; also the share."""
-    # Computed once, not once more for every array that it selects from.
-    is_accepted = jax.lax.optimization_barrier(is_accepted)
-
-    def select(new: Array, now: Array) -> Array:
-        return jnp.where(is_accepted.reshape(-1, *[1] * (new.ndim - 1)), new, now)
-
-    return jax.tree.map(select, new, now), jnp.mean(is_accepted)
-
-
-def rows(tree: PyTree, first: Int[Array, ""], num: int) -> PyTree:
-    """`num` particles from the one numbered `first` on."""
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, num), tree)
-
-
-def put_rows(tree: PyTree, new: PyTree, first: Int[Array, ""]) -> PyTree:
-    """The particles, with new ones in the place of those from the one numbered `first` on."""
-
-    def put(leaf: Array, new: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(leaf, new.astype(leaf.dtype), first, 0)
-
-    return jax.tree.map(put, tree, new)
 
 
 def _random(

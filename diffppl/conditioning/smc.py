@@ -240,7 +240,7 @@ class TwistedSMC(AbstractMethod):
     def _unevaluated(
         self, target: Target, x: Values, latents: Array, stage: int, log_value: Array
     ) -> Twisted:
-        """What stands for the twist at x_T of a stage until its first step, but for its value."""
+        """A placeholder for the twist at x_T of a stage, of which only the log-value is used."""
         twist, level = self._resolved()[0], Level(stage, target.num_steps)
         first = jax.tree.map(lambda leaf: leaf[0], (x, latents))
         shapes = jax.eval_shape(lambda x, u: twist.evaluate(target, x, level, u), *first)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .particles import SMCState
 from .program import Values
-from .rejuvenation import accepted, propose, put_rows, rows
+from .rejuvenation import move_half, rows
 from .twists import Twisted
 from .weights import effective_sample_size
 
@@ -68,22 +68,23 @@ def weigh_and_move(
         weigh: from a key, the particles, and how often they were weighed before.
         num_moves: at the end; `_TEMPER_MOVES` times as many at each temperature before.
     """
-    n = len(state.log_weights)
-    half = (n + 1) // 2
     keys = jax.random.split(key, (_MAX_STEPS + 2, 2))
 
     def move(i: Array, state: SMCState, key: Array, is_new: Array) -> SMCState:
-        first = jnp.where(i % 2 == 0, 0, n - half)
-        cloud = state.latents, state.log_prior, state.twisted
-        now = rows(cloud, first, half)
-        weights = jnp.exp(state.log_weights)
-        key = jax.random.fold_in(key, i)
-        proposed, log_uniform = propose(key, state.latents, weights, state.prior_scale, first, half)
-        latents = jnp.where(is_new, now[0], proposed)
-        new = latents, *evaluate(rows(state.x, first, half), latents)
-        gain = _density(state.temperature, *new[1:]) - _density(state.temperature, *now[1:])
-        kept, share = accepted(is_new | (log_uniform < gain), new, now)
-        latents, log_prior, twisted = put_rows(cloud, kept, first)
+        def evaluate_rows(latents: Array, first: Array) -> tuple[Array, Twisted]:
+            return evaluate(rows(state.x, first, len(latents)), latents)
+
+        latents, (log_prior, twisted), share = move_half(
+            key,
+            i,
+            state.latents,
+            (state.log_prior, state.twisted),
+            evaluate_rows,
+            lambda values: _density(state.temperature, *values),
+            state.log_weights,
+            state.prior_scale,
+            is_new=is_new,
+        )
         acceptance = state.acceptance + jnp.where(is_new, 0.0, share)
         return state._replace(
             latents=latents, log_prior=log_prior, twisted=twisted, acceptance=acceptance
