@@ -37,7 +37,7 @@ def network(num_columns: int, num_steps: int) -> dp.DiffusionModel:
 def exact(num_steps: int) -> dp.DiffusionModel:
     """N(0, 1), without approximation but its chain."""
     schedule = dp.schedules.LogSNRLinear(num_steps)
-    known = dp.networks.GaussianDenoiser(schedule, np.zeros(1), 1.0)
+    known = dp.denoisers.Gaussian(schedule, np.zeros(1), 1.0)
     return dp.DiffusionModel(dp.GaussianDiffusion(schedule), known, (1,), scaling=dp.Scaling())
 
 

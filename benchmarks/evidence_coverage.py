@@ -67,7 +67,7 @@ def energies(rng: np.random.Generator, prior: str, size: int, num: int) -> Itera
     weights = np.exp(1.5 * rng.normal(size=len(states)) * (prior == "table"))
     weights /= weights.sum()
     process: Any = dp.BernoulliDiffusion(schedule)
-    network: Any = dp.networks.EnumeratedDenoiser(process, states, weights)
+    network: Any = dp.denoisers.Enumerated(process, states, weights)
     if prior == "absorbing":
         process = dp.CategoricalDiffusion(schedule, 2, dp.Absorbing())
         network = NoInformation()
@@ -102,7 +102,7 @@ def chain_law(model: dp.DiffusionModel, states: np.ndarray) -> np.ndarray:
     law = jnp.exp(jnp.sum(base.log_prob(grid), axis=-1))
     times = jnp.arange(model.num_steps, 1, -1)
     law = jax.jit(lambda law: jax.lax.scan(down, law, times)[0])(law)
-    return np.asarray(down(law, 1)[0], np.float64)  # the edge step, which is another
+    return np.asarray(down(law, 1)[0], np.float64)  # the final step, which is another
 
 
 def mixtures(
@@ -112,9 +112,7 @@ def mixtures(
     schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.02, 100.0))
     means = rng.normal(size=(COMPONENTS, DIMENSIONS))
     weights = rng.dirichlet(np.ones(COMPONENTS))
-    network = dp.networks.GaussianMixtureDenoiser(
-        schedule, weights, means, np.full(COMPONENTS, VARIANCE)
-    )
+    network = dp.denoisers.GaussianMixture(schedule, weights, means, np.full(COMPONENTS, VARIANCE))
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (DIMENSIONS,))
     places = rng.permutation(DIMENSIONS)[:observed]
 

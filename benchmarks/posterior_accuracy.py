@@ -42,7 +42,7 @@ GROUPS = {
 }
 KEY = ("cell", "seed", "run", "method", "steps", "draws")  # by which a kept result is known again
 # Methods compiled in one process: several hundred would reach its limit of memory maps.
-MOST_PROGRAMS = 40
+MAX_PROGRAMS = 40
 
 
 def problems(args: argparse.Namespace) -> list[Problem]:
@@ -139,7 +139,7 @@ def main() -> None:
                     file.write(json.dumps(row) + "\n")
                 known[key] = row
                 num_measured += 1
-                if num_measured % MOST_PROGRAMS == 0:
+                if num_measured % MAX_PROGRAMS == 0:
                     jax.clear_caches()
             rows.append(known[key])
     print(write(rows, args.output))

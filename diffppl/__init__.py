@@ -10,8 +10,17 @@ Based on Sohl-Dickstein, Weiss, Maheswaranathan and Ganguli, "Deep Unsupervised 
 Nonequilibrium Thermodynamics", ICML 2015.
 """
 
-from . import data, likelihood, networks, plots, samplers, schedules
-from . import prediction as predictions
+from . import (
+    data,
+    denoisers,
+    likelihood,
+    networks,
+    plots,
+    predictions,
+    processes,
+    samplers,
+    schedules,
+)
 from .calibration import Calibration, calibrate
 from .conditioning import (
     ChainReparam,
@@ -29,7 +38,7 @@ from .conditioning import (
     twists,
 )
 from .fitting import Checkpoints, FitResult, NonFiniteLossError, default_optimizer, fit, losses
-from .flow import Integrator
+from .io import LoadError, load, save
 from .likelihood import (
     EntropyBounds,
     LogEstimate,
@@ -40,8 +49,8 @@ from .likelihood import (
     importance_bound,
     jarzynski,
 )
-from .model import DiffusionModel
-from .objectives import AllSteps, Bound, SampledSteps, elbo
+from .likelihood.elbo import AllSteps, Bound, SampledSteps, elbo
+from .model import DiffusionModel, Scaling
 from .processes import (
     Absorbing,
     BernoulliDiffusion,
@@ -50,9 +59,7 @@ from .processes import (
     Uniform,
 )
 from .samplers import sample, sample_path
-from .scaling import Scaling
-from .serialisation import load, save
-from .structure import LoadError
+from .samplers.flow_ode import Integrator
 
 __version__ = "0.1.0"
 
@@ -90,6 +97,7 @@ __all__ = [
     "chains",
     "data",
     "default_optimizer",
+    "denoisers",
     "elbo",
     "entropy_bounds",
     "fit",
@@ -103,6 +111,7 @@ __all__ = [
     "networks",
     "plots",
     "predictions",
+    "processes",
     "resampling",
     "sample",
     "sample_path",

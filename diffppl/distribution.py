@@ -12,10 +12,10 @@ import equinox as eqx
 from jaxtyping import Array, ArrayLike, Float
 from numpyro.distributions import Distribution, constraints
 
-from .checks import check_instance, check_key
-from .entry import as_context
+from .checks.arguments import check_instance, check_key
 from .likelihood.flow import flow_log_density
 from .model import DiffusionModel
+from .model.inputs import as_context
 from .processes import GaussianDiffusion
 from .samplers.ancestral import ancestral
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .calibration import Calibration
-from .checks import check_instance, check_size
+from .checks.arguments import check_instance, check_size
+from .checks.arrays import as_numbers
 from .fitting.losses import ELBOLoss
 from .fitting.result import History
+from .likelihood.elbo import Bound
 from .likelihood.path_weights import PathWork
-from .objectives import Bound
 from .schedules import AbstractSchedule
-from .values import as_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -33,8 +33,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
-from .checks import check_float, check_pair, check_size
-from .values import as_numbers
+from .checks.arguments import check_float, check_pair, check_size
+from .checks.arrays import as_numbers
 
 
 class AbstractSchedule(eqx.Module):
@@ -54,7 +54,7 @@ class AbstractSchedule(eqx.Module):
         """Share of the variance that is signal, at t = 0..T; `alpha_bar[0]` is 1."""
         return jax.nn.sigmoid(self.log_snr())
 
-    def noise(self) -> Float[Array, " levels"]:
+    def one_minus_alpha_bar(self) -> Float[Array, " levels"]:
         """1 - alpha_bar_t at t = 0..T, accurate where it is tiny."""
         return jax.nn.sigmoid(-self.log_snr())
 
@@ -140,7 +140,6 @@ class Linear(AbstractSchedule):
         self._log_snr = _from_beta(np.linspace(start, end, num_steps))
 
     def log_snr(self) -> Array:
-        """See `AbstractSchedule.log_snr`."""
         return self._log_snr
 
 
@@ -160,7 +159,6 @@ class Cosine(AbstractSchedule):
         self._log_snr = _from_beta(np.minimum(-np.expm1(np.diff(log_cosine)), beta_max))
 
     def log_snr(self) -> Array:
-        """See `AbstractSchedule.log_snr`."""
         return self._log_snr
 
 
@@ -189,7 +187,6 @@ class LogSNRLinear(AbstractSchedule):
         self._log_snr = _table(-2 * np.linspace(np.log(low), np.log(high), num_steps))
 
     def log_snr(self) -> Array:
-        """See `AbstractSchedule.log_snr`."""
         return self._log_snr
 
 
@@ -212,7 +209,6 @@ class Reciprocal(AbstractSchedule):
         self._log_snr = _table(log_snr)
 
     def log_snr(self) -> Array:
-        """See `AbstractSchedule.log_snr`."""
         return self._log_snr
 
 
@@ -236,7 +232,6 @@ class SohlDickstein(AbstractSchedule):
         self._log_snr = _from_beta(floor + baseline * (1 - floor - 1e-5))
 
     def log_snr(self) -> Array:
-        """See `AbstractSchedule.log_snr`."""
         return self._log_snr
 
 
@@ -257,7 +252,6 @@ class FromLogSNR(AbstractSchedule):
         self._log_snr = jnp.concatenate([jnp.full(1, jnp.inf), jnp.asarray(levels, dtype=float)])
 
     def log_snr(self) -> Array:
-        """See `AbstractSchedule.log_snr`."""
         return self._log_snr
 
 
@@ -294,7 +288,6 @@ class Learned(AbstractSchedule):
         self.raw_drops = jnp.full(num_steps - 1, np.log(np.expm1(drop)), dtype=float)
 
     def log_snr(self) -> Array:
-        """See `AbstractSchedule.log_snr`; differentiable, but for the first level."""
         first = jax.lax.stop_gradient(self.log_snr_1)
         later = first - jnp.cumsum(jax.nn.softplus(self.raw_drops))
         return jnp.concatenate([jnp.full(1, jnp.inf), first[None], later])

@@ -41,7 +41,7 @@ def main() -> None:
     num_steps, particles, num = (6, 100, 20) if args.tiny else (50, 1_000, 500)
 
     schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.03, 30.0))
-    denoiser = dp.networks.GaussianMixtureDenoiser(schedule, WEIGHTS, MEANS, VARIANCES)
+    denoiser = dp.denoisers.GaussianMixture(schedule, WEIGHTS, MEANS, VARIANCES)
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, event_shape=(2,))
 
     def program(y=None):

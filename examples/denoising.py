@@ -73,7 +73,7 @@ def main() -> None:
 
     # The exact denoiser of the prior: a fitted network would stand in the same place.
     schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.03, 30.0))
-    denoiser = dp.networks.GaussianMixtureDenoiser(schedule, prior.weights, prior.means, TEXTURE**2)
+    denoiser = dp.denoisers.GaussianMixture(schedule, prior.weights, prior.means, TEXTURE**2)
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, event_shape=(SIZE,))
 
     def program(y=None):

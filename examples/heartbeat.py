@@ -2,7 +2,7 @@
 
 There are only five such sequences of length 20, equally likely, so everything has an exact answer:
 log2 p = log2(1/5) = -2.322 bits for a perfect model, and for this chain the bound of the best
-reverse kernels, which a network that lists the sequences attains (`EnumeratedDenoiser`).
+reverse kernels, which a network that lists the sequences attains (`denoisers.Enumerated`).
 
 The network is a dense one that sees the time, an `MLP`: after 8,000 minibatches it is within 0.005
 bits of the best. The paper's own, `SigmoidMLP`, with a readout for each step, learns the same
@@ -47,7 +47,7 @@ def main() -> None:
         optimizer=dp.default_optimizer(iterations, learning_rate=1e-2),
     )
     model = result.model
-    exact = define(process, dp.networks.EnumeratedDenoiser(process, DATA, np.full(5, 1 / 5)))
+    exact = define(process, dp.denoisers.Enumerated(process, DATA, np.full(5, 1 / 5)))
 
     # Bounds. With the same key, hence the same noise, their difference is known far better.
     data = np.tile(DATA, (repeats, 1))

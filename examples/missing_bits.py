@@ -2,7 +2,7 @@
 
 A recording of 24 bits has a 1 on every beat; the period is 4 to 7 bits, the phase anything. Half
 the bits are lost, and some of the others were flipped, nobody knows how often. The prior is a
-diffusion of bits with its exact denoiser, `EnumeratedDenoiser`, in place of a network; there are
+diffusion of bits with its exact denoiser, `denoisers.Enumerated`, in place of a network; there are
 only 22 heartbeats, so the exact posterior is a sum.
 
 What to see: several beats stay possible, each with its right probability, and so do the flips. A
@@ -52,7 +52,7 @@ def main() -> None:
     num_steps, particles = (20, 50) if args.tiny else (500, 600)
 
     process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(num_steps), rate=0.2)
-    denoiser = dp.networks.EnumeratedDenoiser(process, STATES, PRIOR)
+    denoiser = dp.denoisers.Enumerated(process, STATES, PRIOR)
     model = dp.DiffusionModel(process, denoiser, event_shape=(SIZE,))
 
     def program(seen, y=None):

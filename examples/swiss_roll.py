@@ -60,7 +60,7 @@ def fit(schedule, num_iterations: int) -> dp.FitResult:
 def best(schedule) -> dp.DiffusionModel:
     """Exact means and variances of x_0 given x_t, for 4,000 points that are as good as a curve."""
     points, weights = roll(np.linspace(LOW, HIGH, 4_000)), np.full(4_000, 1 / 4_000)
-    exact = dp.networks.GaussianMixtureDenoiser(schedule, weights, points, 0)
+    exact = dp.denoisers.GaussianMixture(schedule, weights, points, 0)
     return define(schedule, exact)
 
 

@@ -10,7 +10,7 @@ def gaussian_chain_moments(
     """Mean and variances of x_0 of a reverse chain with E[x_0 given x_t] of N(mean, variance).
 
     Its kernels are linear and have the lower variance, so that the number of steps matters, or that
-    of Var[x_0 given x_t]; the edge step is the fixed one.
+    of Var[x_0 given x_t]; the final step is the fixed one.
     """
     m, c, abar = (np.asarray(x, np.float64) for x in (mean, variance, alpha_bar))
     at, spread = np.zeros_like(m), np.ones_like(m)

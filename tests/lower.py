@@ -25,7 +25,7 @@ def lower_model(schedule: Any, mean: Any, variance: Any, **options: Any) -> dp.D
     """The moments of its x_0 are `chain_oracles.gaussian_chain_moments`."""
     return dp.DiffusionModel(
         dp.GaussianDiffusion(schedule),
-        MeanOnly(dp.networks.GaussianDenoiser(schedule, mean, variance)),
+        MeanOnly(dp.denoisers.Gaussian(schedule, mean, variance)),
         np.shape(mean),
         prediction=dp.predictions.Data(dp.predictions.LowerVariance()),
         **options,

@@ -24,7 +24,7 @@ def gaussian_bound_at(
     x_0: ArrayLike, mean: ArrayLike, variance: ArrayLike, alpha_bar: ArrayLike
 ) -> np.ndarray:
     """K(x_0) per coordinate in nats: data N(mean, variance), their exact reverse kernels for
-    t >= 2, and the fixed edge step.
+    t >= 2, and the fixed final step.
 
     E over q(x_t given x_0) of each KL is in closed form: E[x_0 given x_t] is linear in x_t.
     """
@@ -47,7 +47,7 @@ def gaussian_bound_at(
 def gaussian_bound(variance: ArrayLike, alpha_bar: ArrayLike) -> np.ndarray:
     """E K per coordinate in nats, for data N(0, variance) and exact reverse kernels.
 
-    -H(X_1) - KL(q(x_T), pi) when the variance is 1 on average; the fixed edge step costs
+    -H(X_1) - KL(q(x_T), pi) when the variance is 1 on average; the fixed final step costs
     beta_1 (variance - 1) / 2 besides.
     """
     c, abar = np.asarray(variance, np.float64), np.asarray(alpha_bar, np.float64)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffppl as dp
-from diffppl.clipped import Clipped
 from diffppl.conditioning import AbstractMethod
+from diffppl.model.clipped import Clipped
 from diffppl.processes import AbstractProcess
 from diffppl.schedules import AbstractSchedule
 
@@ -185,7 +185,7 @@ def _real(network: Callable[[AbstractSchedule], eqx.Module]) -> Callable[..., dp
 def _listed(process: str) -> Callable[[AbstractSchedule], dp.DiffusionModel]:
     def make(schedule: AbstractSchedule) -> dp.DiffusionModel:
         chain = PROCESSES[process](schedule)
-        network = dp.networks.EnumeratedDenoiser(chain, listed_states(process), PROBABILITIES)
+        network = dp.denoisers.Enumerated(chain, listed_states(process), PROBABILITIES)
         return dp.DiffusionModel(chain, network, EVENT_SHAPE)
 
     return make
@@ -193,19 +193,15 @@ def _listed(process: str) -> Callable[[AbstractSchedule], dp.DiffusionModel]:
 
 KNOWN: dict[str, Known] = {
     "gaussian-diagonal": Known(
-        _real(lambda schedule: dp.networks.GaussianDenoiser(schedule, MEAN, np.diag(COVARIANCE))),
+        _real(lambda schedule: dp.denoisers.Gaussian(schedule, MEAN, np.diag(COVARIANCE))),
         oracles.Mixture(np.ones(1), MEAN[None], np.diag(np.diag(COVARIANCE))[None]),
     ),
     "gaussian": Known(
-        _real(lambda schedule: dp.networks.GaussianDenoiser(schedule, MEAN, COVARIANCE)),
+        _real(lambda schedule: dp.denoisers.Gaussian(schedule, MEAN, COVARIANCE)),
         oracles.Mixture(np.ones(1), MEAN[None], COVARIANCE[None]),
     ),
     "mixture": Known(
-        _real(
-            lambda schedule: dp.networks.GaussianMixtureDenoiser(
-                schedule, WEIGHTS, MEANS, VARIANCES
-            )
-        ),
+        _real(lambda schedule: dp.denoisers.GaussianMixture(schedule, WEIGHTS, MEANS, VARIANCES)),
         oracles.Mixture(WEIGHTS, MEANS, VARIANCES[:, None, None] * np.eye(2)),
     ),
     **{

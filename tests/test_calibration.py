@@ -253,7 +253,7 @@ def test_new_numbers_compile_nothing(right: dp.Calibration):
 PROCESS = dp.BernoulliDiffusion(dp.schedules.Reciprocal(NUM_STEPS), rate=0.2)
 STATES = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]])
 BITS = dp.DiffusionModel(
-    PROCESS, dp.networks.EnumeratedDenoiser(PROCESS, STATES, np.array([0.4, 0.3, 0.2, 0.1])), (3,)
+    PROCESS, dp.denoisers.Enumerated(PROCESS, STATES, np.array([0.4, 0.3, 0.2, 0.1])), (3,)
 )
 ALL_STATES = oracles.all_states(2, 3)
 

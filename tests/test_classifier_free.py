@@ -15,8 +15,8 @@ import scipy.integrate
 import scipy.special
 
 import diffppl as dp
-from diffppl.flow import noise_to_data
 from diffppl.samplers.ancestral import ancestral
+from diffppl.samplers.flow_ode import noise_to_data
 
 from .oracles import linear_gaussian_posterior
 from .statistics import assert_mean, assert_moments, assert_within_standard_errors
@@ -36,7 +36,7 @@ class Exact(eqx.Module):
 
     def __call__(self, x_t: Any, t: Any, context: Any) -> Any:
         mean, variance = (MEAN, WHOLE) if context is None else (context, WITHIN)
-        alpha_bar, noise = self.schedule.alpha_bar()[t], self.schedule.noise()[t]
+        alpha_bar, noise = self.schedule.alpha_bar()[t], self.schedule.one_minus_alpha_bar()[t]
         a, s = jnp.sqrt(alpha_bar), jnp.sqrt(noise)
         x_0 = mean + a * variance / (alpha_bar * variance + noise) * (x_t - a * mean)
         eps = (x_t - a * x_0) / s
@@ -157,7 +157,9 @@ def test_the_guided_flow_in_closed_form():
     """dz/du = ((1 + w) (z - c) / (v + u) - w (z - m) / (V + u)) / 2, z = x / a, u = (s / a)^2."""
     schedule = dp.schedules.LogSNRLinear(200, noise_to_signal=(1e-3, 1e3))
     model = exact_model(schedule)
-    alpha_bar, noise = (np.asarray(x)[[1, -1]] for x in (schedule.alpha_bar(), schedule.noise()))
+    alpha_bar, noise = (
+        np.asarray(x)[[1, -1]] for x in (schedule.alpha_bar(), schedule.one_minus_alpha_bar())
+    )
     low, high = noise / alpha_bar
     for w in (0.0, 1.0, 3.0):
 
@@ -196,7 +198,7 @@ class TwoClasses(eqx.Module):
 
     def __call__(self, x_t: Any, t: Any, context: Any) -> Any:
         probs = jnp.asarray(PROBS, x_t.dtype) if context is None else context
-        a, noise = jnp.sqrt(self.schedule.alpha_bar()[t]), self.schedule.noise()[t]
+        a, noise = jnp.sqrt(self.schedule.alpha_bar()[t]), self.schedule.one_minus_alpha_bar()[t]
         return mixture_mean(probs, x_t, a, noise, jnp)
 
 
@@ -221,7 +223,9 @@ def test_the_guided_flow_of_two_classes_is_its_differential_equation():
         )
         return (z - given - w * (given - without)) / s
 
-    alpha_bar, noise = (np.asarray(x)[[-1, 1]] for x in (schedule.alpha_bar(), schedule.noise()))
+    alpha_bar, noise = (
+        np.asarray(x)[[-1, 1]] for x in (schedule.alpha_bar(), schedule.one_minus_alpha_bar())
+    )
     sigma, start = np.sqrt(noise / alpha_bar), starts / np.sqrt(alpha_bar[0])
     solved = scipy.integrate.solve_ivp(field, sigma, start, rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(guided, solved.y[:, -1], rtol=1e-4, atol=1e-5)

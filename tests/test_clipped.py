@@ -17,7 +17,7 @@ PROCESS = dp.GaussianDiffusion(dp.schedules.LogSNRLinear(30, noise_to_signal=(0.
 
 def normal(scale: float = SCALE) -> dp.DiffusionModel:
     """N(LOC, scale^2), which is not bounded at all."""
-    network = dp.networks.GaussianDenoiser(PROCESS.schedule, np.zeros(2), np.ones(2))
+    network = dp.denoisers.Gaussian(PROCESS.schedule, np.zeros(2), np.ones(2))
     return dp.DiffusionModel(PROCESS, network, (2,), scaling=dp.Scaling(LOC, scale))
 
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffppl.networks import padding
-from diffppl.networks.convolution import Convolution, num_sizes, pool, upsample
-from diffppl.networks.convolve import convolve
+from diffppl.networks.layers import padding
+from diffppl.networks.layers.convolution import Convolution, num_sizes, pool, upsample
+from diffppl.networks.layers.convolve import convolve
 
 KEY = jax.random.key(0)
 PADDING = ((1, 1), (2, 0))

@@ -161,7 +161,7 @@ def test_the_papers_number_is_converted():
 
 def test_bits_of_a_bound_are_its_own():
     schedule = dp.schedules.LogSNRLinear(5, noise_to_signal=(0.1, 20.0))
-    denoiser = dp.networks.GaussianDenoiser(schedule, np.zeros(24), np.ones(24))
+    denoiser = dp.denoisers.Gaussian(schedule, np.zeros(24), np.ones(24))
     scaling = dp.Scaling(100.0, 60.0)
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, (24,), scaling=scaling)
     bound = dp.elbo(KEY, model, dequantise(KEY, IMAGES).reshape(-1, 24))

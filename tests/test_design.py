@@ -15,7 +15,7 @@ from numpyro.distributions import Distribution
 
 import diffppl as dp
 from diffppl.conditioning import AbstractMethod
-from diffppl.prediction import AbstractMeanHead, AbstractPrediction, AbstractVariance
+from diffppl.predictions.prediction import AbstractMeanHead, AbstractPrediction, AbstractVariance
 from diffppl.processes import AbstractProcess
 
 from . import registry
@@ -24,7 +24,11 @@ PACKAGE = Path(dp.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [
     "processes",
+    "denoisers",
     "networks",
+    "predictions",
+    "model",
+    "io",
     "data",
     "samplers",
     "likelihood",
@@ -37,27 +41,15 @@ ROOMS = [
 HOUSE = [
     "linalg",
     "checks",
-    "values",
-    "entry",
-    "blocks",
+    "batching",
     "schedules",
     "processes",
-    "scaling",
+    "denoisers",
     "networks",
-    "variance",
-    "prediction",
-    "programs",
-    "respaced",
-    "guided",
-    "clipped",
-    "parts",
+    "predictions",
     "model",
-    "objectives",
-    "structure",
-    "serialisation",
+    "io",
     "data",
-    "flow",
-    "matched",
     "samplers",
     "likelihood",
     "distribution",
@@ -270,6 +262,21 @@ def test_the_public_face_is_sorted_and_documented():
     assert len(set(dp.__all__)) == len(dp.__all__) <= 60
     for name in dp.__all__:
         assert inspect.getdoc(getattr(dp, name)), f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("module", modules(), ids=lambda module: module.__name__)
+def test_what_is_public_is_documented(module):
+    """A method may inherit the docstring of the abstract one that it implements."""
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    for name, value in own.items():
+        if getattr(value, "__module__", None) != module.__name__ or not callable(value):
+            continue
+        assert inspect.getdoc(value), f"{name} has no docstring"
+        if inspect.isclass(value):
+            for method, function in vars(value).items():
+                if inspect.isfunction(function) and not method.startswith("_"):
+                    found = inspect.getdoc(getattr(value, method))
+                    assert found, f"{name}.{method} has no docstring"
 
 
 def test_the_public_face_has_all_that_is_imported_for_it():

@@ -27,7 +27,7 @@ class Shifted(dp.networks.AbstractDenoiser):
     schedule: dp.schedules.AbstractSchedule
 
     def __call__(self, x_t, t, context):
-        alpha_bar, noise = self.schedule.alpha_bar()[t], self.schedule.noise()[t]
+        alpha_bar, noise = self.schedule.alpha_bar()[t], self.schedule.one_minus_alpha_bar()[t]
         a, ratio = jnp.sqrt(alpha_bar), 0.25 / (alpha_bar * 0.25 + noise)
         mean = context + a * ratio * (x_t - a * context)
         return jnp.stack([mean, jnp.full_like(mean, jnp.log(ratio))])
@@ -109,7 +109,7 @@ def test_its_shapes_and_supports_are_numpyros():
 @pytest.mark.slow
 def test_log_prob_is_the_density_of_the_flow():
     schedule = MODELS["context"].process.schedule
-    noise = float(schedule.noise()[1] / schedule.alpha_bar()[1])
+    noise = float(schedule.one_minus_alpha_bar()[1] / schedule.alpha_bar()[1])
     exact = scipy.stats.norm(3 + 2 * np.asarray(CONTEXT), 2 * np.sqrt(0.25 + noise))
     d = make("context")
     value = jnp.array([[5.5, -2.0], [3.0, 10.0], [8.0, 9.0]])
@@ -170,7 +170,7 @@ def test_numpyros_scan_carries_it():
 def test_draws_have_the_chains_moments():
     # Exact kernels of a diagonal normal, the last step too.
     schedule = dp.schedules.Reciprocal(4)
-    network = dp.networks.GaussianDenoiser(schedule, np.array([1.0, -0.5]), np.array([0.2, 2.0]))
+    network = dp.denoisers.Gaussian(schedule, np.array([1.0, -0.5]), np.array([0.2, 2.0]))
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (2,))
     level_1 = 0.75 * np.array([0.2, 2.0]) + 0.25
     draws = jax.jit(lambda: model().sample(KEY, (4_000,)))()

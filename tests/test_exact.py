@@ -19,7 +19,7 @@ SCALING = dp.Scaling(3.0, 2.0)
 SCHEDULE = dp.schedules.LogSNRLinear(40, noise_to_signal=(0.01, 50.0))
 MODEL = dp.DiffusionModel(
     dp.GaussianDiffusion(SCHEDULE),
-    dp.networks.GaussianDenoiser(SCHEDULE, MEAN, VARIANCE),
+    dp.denoisers.Gaussian(SCHEDULE, MEAN, VARIANCE),
     (3,),
     scaling=SCALING,
 )
@@ -91,7 +91,7 @@ def test_sites_keep_their_models_whatever_their_names() -> None:
     """Site "b" comes before site "a", and each keeps its own model and its own known entry."""
 
     def prior(mean: float) -> dp.DiffusionModel:
-        network = dp.networks.GaussianDenoiser(SCHEDULE, [mean, 0.0], [0.5, 0.7])
+        network = dp.denoisers.Gaussian(SCHEDULE, [mean, 0.0], [0.5, 0.7])
         return dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), network, (2,))
 
     first, second = prior(-2.0), prior(1.5)
@@ -119,7 +119,7 @@ def test_known_bits_are_honoured() -> None:
     states = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]])
     weights = np.array([0.4, 0.3, 0.2, 0.1])
     process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(200), rate=0.5)
-    network = dp.networks.EnumeratedDenoiser(process, states, weights)
+    network = dp.denoisers.Enumerated(process, states, weights)
     model = dp.DiffusionModel(process, network, (3,))
 
     def program(seen=None):

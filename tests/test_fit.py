@@ -16,7 +16,7 @@ from diffppl.fitting.fit import default_optimizer, fit
 from diffppl.fitting.losses import AbstractLoss, ELBOLoss, SimpleLoss, WeightedLoss, noise_weights
 from diffppl.fitting.result import FitResult, History, NonFiniteLossError
 from diffppl.fitting.training import default_trainable, mean_elbo
-from diffppl.objectives import bound
+from diffppl.likelihood.elbo import bound
 
 from .statistics import assert_within_standard_errors
 
@@ -92,7 +92,7 @@ def test_fit_approaches_the_exact_model_and_does_not_pass_it():
     mean, variance = scaling.to_model(jnp.asarray(DATA.mean(0))), DATA.var(0) / scaling.scale**2
     exact = dp.DiffusionModel(
         dp.GaussianDiffusion(schedule),
-        dp.networks.GaussianDenoiser(schedule, mean, variance),
+        dp.denoisers.Gaussian(schedule, mean, variance),
         (2,),
         scaling=scaling,
     )
@@ -119,7 +119,7 @@ def test_bits_are_fit_beyond_their_independent_rates():
     model = dp.DiffusionModel(process, network, (2,))
     result = fit(KEY, model, data, num_iterations=500, batch_size=128, progress=False)
     exact = dp.DiffusionModel(
-        process, dp.networks.EnumeratedDenoiser(process, data, np.full(2000, 1 / 2000)), (2,)
+        process, dp.denoisers.Enumerated(process, data, np.full(2000, 1 / 2000)), (2,)
     )
     key = jax.random.key(2)
     best, reached = (dp.elbo(key, m, data).per_example for m in (exact, result.model))
@@ -146,7 +146,7 @@ def test_default_trainable_leaves_rates_and_known_answers_alone():
     spec = default_trainable(dp.DiffusionModel(process, network, (2,)))
     assert not any(jax.tree.leaves(spec.process))
     assert sum(jax.tree.leaves(spec.network)) == len(leaves(network))
-    known = dp.networks.GaussianDenoiser(SCHEDULE, jnp.zeros(2), 1.0)
+    known = dp.denoisers.Gaussian(SCHEDULE, jnp.zeros(2), 1.0)
     spec = default_trainable(dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), known, (2,)))
     assert not any(jax.tree.leaves(spec))
 
@@ -365,7 +365,7 @@ def test_a_line_search_may_ask_for_the_same_loss_again():
 @pytest.mark.usefixtures("x64")
 def test_gradient_of_a_learned_schedule_is_that_of_frozen_noise():
     schedule = dp.schedules.Learned(5, beta_1=0.05, noise_to_signal=10.0)
-    network = dp.networks.GaussianDenoiser(SCHEDULE, jnp.array([0.3, -0.2]), jnp.array([1.5, 0.4]))
+    network = dp.denoisers.Gaussian(SCHEDULE, jnp.array([0.3, -0.2]), jnp.array([1.5, 0.4]))
     process = dp.GaussianDiffusion(schedule)
     learned = dp.predictions.Velocity(dp.predictions.LearnedVariance())
     model = dp.DiffusionModel(process, network, (2,), prediction=learned)
@@ -420,9 +420,7 @@ def best_bound_of_constant_variances(schedule: Any, data: np.ndarray) -> float:
     """With the exact E[x_0 | x_t], and E Var[x_0 | x_t] of each level, a step costs
     log(1 + b_t^2 w_t / v_t) / 2."""
     means = np.array([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])
-    best = dp.networks.GaussianMixtureDenoiser(
-        schedule, np.array([0.09, 0.21, 0.21, 0.49]), means, 0.01
-    )
+    best = dp.denoisers.GaussianMixture(schedule, np.array([0.09, 0.21, 0.21, 0.49]), means, 0.01)
     process, x_0 = dp.GaussianDiffusion(schedule), jnp.asarray(data)
     model = dp.DiffusionModel(process, best, (2,))
     bound = dp.elbo(jax.random.key(3), model, data)
@@ -453,7 +451,7 @@ def test_simple_loss_is_the_squared_error_of_the_noise(prediction: str, name: st
     @jax.jit
     @jax.vmap
     def cost_and_error(t: Any, raw: Any) -> tuple[Any, Any]:
-        a, s = jnp.sqrt(schedule.alpha_bar()[t]), jnp.sqrt(schedule.noise()[t])
+        a, s = jnp.sqrt(schedule.alpha_bar()[t]), jnp.sqrt(schedule.one_minus_alpha_bar()[t])
         x_t = a * x_0 + s * eps
         estimate = kind.estimate(process, raw, x_t, t)
         kl = process.kl(process.posterior(x_t, x_0, t), process.reverse(x_t, estimate, t))
@@ -575,7 +573,7 @@ def test_bad_data_are_refused(data: np.ndarray, message: str):
 
 
 def test_nothing_to_train_is_refused():
-    known = dp.networks.GaussianDenoiser(SCHEDULE, jnp.zeros(2), 1.0)
+    known = dp.denoisers.Gaussian(SCHEDULE, jnp.zeros(2), 1.0)
     model = dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), known, (2,))
     with pytest.raises(ValueError, match="nothing to train: its network, GaussianDenoiser"):
         short_fit(1, model=model)

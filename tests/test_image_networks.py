@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import diffppl as dp
-from diffppl.networks.bumps import BumpReadout
-from diffppl.networks.convolution import from_patches, to_patches
-from diffppl.networks.layout import ImageLayout
-from diffppl.networks.unet_blocks import GroupNorm, ResidualBlock
+from diffppl.networks.layers.convolution import from_patches, to_patches
+from diffppl.networks.layers.layout import ImageLayout
+from diffppl.networks.layers.unet_blocks import GroupNorm, ResidualBlock
+from diffppl.networks.sohl_dickstein.bumps import BumpReadout
 
 from .marks import slow
 from .registry import IMAGE_NETWORKS
@@ -434,7 +434,7 @@ def test_a_unet_learns_a_gaussian_field():
     process, scaling = dp.GaussianDiffusion(schedule), dp.Scaling(0.0, 1.0)
     exact = dp.DiffusionModel(
         process,
-        dp.networks.GaussianDenoiser(schedule, np.zeros(size**2), covariance),
+        dp.denoisers.Gaussian(schedule, np.zeros(size**2), covariance),
         (size**2,),
         scaling=scaling,
     )

@@ -27,7 +27,9 @@ def schedule(x64):
 
 def levels(schedule):
     """alpha_bar_t and 1 - alpha_bar_t."""
-    return np.asarray(schedule.alpha_bar(), np.float64), np.asarray(schedule.noise(), np.float64)
+    return np.asarray(schedule.alpha_bar(), np.float64), np.asarray(
+        schedule.one_minus_alpha_bar(), np.float64
+    )
 
 
 def answers(network, x, t):
@@ -57,7 +59,7 @@ def test_gaussian_is_the_conditional_normal(covariance, x64):
     mean = np.array([0.5, -1.0, 2.0])
     full = np.diag(np.broadcast_to(covariance, 3)) if np.ndim(covariance) < 2 else covariance
     schedule = dp.schedules.LogSNRLinear(T)
-    network = dp.networks.GaussianDenoiser(schedule, mean, covariance)
+    network = dp.denoisers.Gaussian(schedule, mean, covariance)
     x = np.random.default_rng(0).normal(size=(5, 3))
     abar, noise = levels(schedule)
     for t in TIMES:
@@ -77,8 +79,8 @@ def test_gaussian_is_the_conditional_normal(covariance, x64):
 def test_a_covariance_is_over_the_flattened_event(schedule):
     matrix = np.cov(np.random.default_rng(1).normal(size=(4, 9)))
     mean = np.arange(4.0)
-    flat = dp.networks.GaussianDenoiser(schedule, mean, matrix)
-    square = dp.networks.GaussianDenoiser(schedule, mean.reshape(2, 2), matrix)
+    flat = dp.denoisers.Gaussian(schedule, mean, matrix)
+    square = dp.denoisers.Gaussian(schedule, mean.reshape(2, 2), matrix)
     x = jnp.array([0.3, -1.0, 2.0, 0.5])
     np.testing.assert_allclose(
         square(x.reshape(2, 2), 3, None), flat(x, 3, None).reshape(2, 2, 2), rtol=1e-12
@@ -111,7 +113,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_mixture_is_bayes(form, schedule):
-    network = dp.networks.GaussianMixtureDenoiser(schedule, WEIGHTS, MEANS, FORMS[form])
+    network = dp.denoisers.GaussianMixture(schedule, WEIGHTS, MEANS, FORMS[form])
     x = np.random.default_rng(2).normal(size=(20, 2)) * 1.5
     abar, noise = levels(schedule)
     for t in TIMES:
@@ -132,7 +134,7 @@ def test_mixture_is_bayes(form, schedule):
 
 def test_mixture_in_one_dimension_is_a_quadrature(schedule):
     weights, locs, variances = [0.7, 0.3], [[-1.0], [1.5]], [0.09, 0.25]
-    network = dp.networks.GaussianMixtureDenoiser(schedule, weights, locs, variances)
+    network = dp.denoisers.GaussianMixture(schedule, weights, locs, variances)
     grid = np.linspace(-5, 5, 20_001)
     prior = sum(
         w * scipy.stats.norm.pdf(grid, m[0], np.sqrt(v))
@@ -153,7 +155,7 @@ def test_mixture_in_one_dimension_is_a_quadrature(schedule):
 @pytest.mark.parametrize("form", ["isotropic", "points", "matrices"])
 def test_the_derivative_is_the_variance(form, schedule):
     """dE[x_0]/dx_t = sqrt(alpha_bar) Cov[x_0 given x_t] / (1 - alpha_bar), forward and back."""
-    network = dp.networks.GaussianMixtureDenoiser(schedule, WEIGHTS, MEANS, FORMS[form])
+    network = dp.denoisers.GaussianMixture(schedule, WEIGHTS, MEANS, FORMS[form])
 
     @jax.jit
     @partial(jax.vmap, in_axes=(None, 0))
@@ -189,7 +191,7 @@ def test_float32_serves_in_800_dimensions(variances):
     size = 800
     weights, means = pairs_on_a_grid(size)
     schedule = dp.schedules.LogSNRLinear(8, noise_to_signal=(0.3, 100.0))
-    network = dp.networks.GaussianMixtureDenoiser(schedule, weights, means, variances)
+    network = dp.denoisers.GaussianMixture(schedule, weights, means, variances)
     abar, noise = levels(schedule)
     rng, undecided = np.random.default_rng(5), 0
     widths = np.broadcast_to(variances, 50)
@@ -230,7 +232,7 @@ def sizes(jaxpr):
 def test_isotropic_components_are_matrix_multiplications(schedule):
     num, components, size = 50, 10, 40
     rng = np.random.default_rng(6)
-    network = dp.networks.GaussianMixtureDenoiser(
+    network = dp.denoisers.GaussianMixture(
         schedule, np.full(components, 0.1), rng.normal(size=(components, size)), 0.1
     )
     batched = jax.vmap(lambda x, t: network(x, t, None), in_axes=(0, None))
@@ -243,21 +245,21 @@ def test_components_without_weight_do_not_count(schedule):
     call = eqx.filter_jit(lambda network: network(x, 2, None))
     for form in ("isotropic", "matrices"):
         covariances = FORMS[form]
-        some = dp.networks.GaussianMixtureDenoiser(schedule, [0.4, 0.6], MEANS[:2], covariances[:2])
-        more = dp.networks.GaussianMixtureDenoiser(schedule, [0.4, 0.6, 0.0], MEANS, covariances)
+        some = dp.denoisers.GaussianMixture(schedule, [0.4, 0.6], MEANS[:2], covariances[:2])
+        more = dp.denoisers.GaussianMixture(schedule, [0.4, 0.6, 0.0], MEANS, covariances)
         np.testing.assert_allclose(call(more), call(some), rtol=1e-12)
 
 
 def test_pure_noise_leaves_the_prior(x64):
     schedule = dp.schedules.Reciprocal(4)  # alpha_bar_T = 0
     x = jnp.array([3.0, -2.0])
-    normal = dp.networks.GaussianDenoiser(schedule, MEANS[0], FULL[0])
+    normal = dp.denoisers.Gaussian(schedule, MEANS[0], FULL[0])
     call = eqx.filter_jit(lambda network: network(x, 4, None))
     mean, log_variance = call(normal)
     np.testing.assert_allclose(mean, MEANS[0], rtol=1e-12)
     np.testing.assert_allclose(np.exp(log_variance), np.diag(FULL[0]), rtol=1e-12)
     for form, covariances in FORMS.items():
-        mixture = dp.networks.GaussianMixtureDenoiser(schedule, WEIGHTS, MEANS, covariances)
+        mixture = dp.denoisers.GaussianMixture(schedule, WEIGHTS, MEANS, covariances)
         truth = oracles.Mixture(WEIGHTS, MEANS, full_covariances(covariances)).moments()
         mean, log_variance = call(mixture)
         np.testing.assert_allclose(mean, truth[0], rtol=1e-12, err_msg=form)
@@ -265,14 +267,14 @@ def test_pure_noise_leaves_the_prior(x64):
 
 
 def test_a_model_takes_the_answer_as_it_is_meant(schedule):
-    network = dp.networks.GaussianMixtureDenoiser(schedule, WEIGHTS, MEANS, 0.0)
+    network = dp.denoisers.GaussianMixture(schedule, WEIGHTS, MEANS, 0.0)
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (2,))
     x = jnp.array([[0.5, -0.2], [3.0, 3.0]])
     raw = jax.jit(jax.vmap(lambda x: network(x, 2, None)))(x)
     estimate = eqx.filter_jit(lambda model, t: model.estimate(x, t))(model, 2)
     assert np.all(np.isfinite(raw))  # also where the variance is 0
     np.testing.assert_allclose(estimate.mean, raw[:, 0], rtol=1e-6)
-    truth = schedule.noise()[2] * jnp.exp(raw[:, 1])
+    truth = schedule.one_minus_alpha_bar()[2] * jnp.exp(raw[:, 1])
     np.testing.assert_allclose(estimate.variance, truth, rtol=1e-6)
     # A chain re-read at fewer levels asks the same questions.
     kept = schedule.times(3)
@@ -304,7 +306,7 @@ def listed(kind):
 @pytest.mark.parametrize("kind", ["bits", "uniform", "absorbing"])
 def test_enumeration_is_bayes(kind, schedule):
     process, states, base = listed(kind)
-    network = dp.networks.EnumeratedDenoiser(process, states, PROBABILITIES)
+    network = dp.denoisers.Enumerated(process, states, PROBABILITIES)
     beta = np.asarray(process.schedule.beta(), np.float64)
     kernels = [oracles.chain_matrices(beta, row)[1] for row in base]
     every = oracles.all_states(base.shape[1], 3)
@@ -331,8 +333,8 @@ def test_enumeration_is_bayes(kind, schedule):
 def test_enumerated_states_may_repeat_and_have_any_shape(x64):
     process = dp.BernoulliDiffusion(dp.schedules.Cosine(T), rate=0.2)
     square = np.array([[[1, 0], [0, 0]], [[0, 1], [1, 1]]])
-    network = dp.networks.EnumeratedDenoiser(process, square, [0.3, 0.7])
-    repeated = dp.networks.EnumeratedDenoiser(
+    network = dp.denoisers.Enumerated(process, square, [0.3, 0.7])
+    repeated = dp.denoisers.Enumerated(
         process, np.concatenate([square, square]), [0.1, 0.7, 0.2, 0.0]
     )
     x = jnp.array([[1, 1], [0, 1]])
@@ -343,7 +345,7 @@ def test_enumerated_states_may_repeat_and_have_any_shape(x64):
 
 def test_what_is_certain_stays_finite():
     process = dp.BernoulliDiffusion(dp.schedules.Cosine(T), rate=0.2)
-    network = dp.networks.EnumeratedDenoiser(process, [[1, 0, 1], [1, 1, 0]], [0.5, 0.5])
+    network = dp.denoisers.Enumerated(process, [[1, 0, 1], [1, 1, 0]], [0.5, 0.5])
     first, *others = np.asarray(network(jnp.array([0, 0, 1]), 3, None))
     assert first == 30.0
     assert np.all(np.abs(others) < 30.0)
@@ -353,7 +355,7 @@ def test_what_is_certain_stays_finite():
 
 
 def test_bad_gaussians_are_named(schedule):
-    make = dp.networks.GaussianDenoiser
+    make = dp.denoisers.Gaussian
     with pytest.raises(TypeError, match="schedule"):
         make(dp.GaussianDiffusion(schedule), np.zeros(2), 1.0)
     with pytest.raises(ValueError, match=r"mean must be finite.*nan at .1."):
@@ -367,7 +369,7 @@ def test_bad_gaussians_are_named(schedule):
 
 
 def test_bad_mixtures_are_named(schedule):
-    make = dp.networks.GaussianMixtureDenoiser
+    make = dp.denoisers.GaussianMixture
     with pytest.raises(TypeError, match="schedule"):
         make(dp.GaussianDiffusion(schedule), WEIGHTS, MEANS, 1.0)
     with pytest.raises(ValueError, match=r"weights has shape \(2,\); it needs shape \(3,\)"):
@@ -385,7 +387,7 @@ def test_bad_mixtures_are_named(schedule):
 
 
 def test_bad_enumerations_are_named(schedule):
-    make = dp.networks.EnumeratedDenoiser
+    make = dp.denoisers.Enumerated
     process = listed("uniform")[0]
     with pytest.raises(TypeError, match="process=<GaussianDiffusion>.*GaussianMixtureDenoiser"):
         make(dp.GaussianDiffusion(schedule), BITS, PROBABILITIES)

@@ -23,7 +23,7 @@ import diffppl as dp
 
 S = dp.schedules.LogSNRLinear(4, noise_to_signal=(0.05, 60.0))
 MODEL = dp.DiffusionModel(
-    dp.GaussianDiffusion(S), dp.networks.GaussianDenoiser(S, np.zeros(6), np.ones(6)), (6,)
+    dp.GaussianDiffusion(S), dp.denoisers.Gaussian(S, np.zeros(6), np.ones(6)), (6,)
 )
 NETWORK = dp.networks.MLP((3,), key=jax.random.key(0))
 BITS = dp.DiffusionModel(dp.BernoulliDiffusion(dp.schedules.Linear(4)), NETWORK, (3,))
@@ -38,7 +38,7 @@ def plain(y=None):
     numpyro.sample("y", dist.Normal(x[:3], 0.3).to_event(1), obs=y)
 
 def two_numbers(y=None):
-    known = dp.networks.GaussianDenoiser(S, np.zeros(2), np.ones(2))
+    known = dp.denoisers.Gaussian(S, np.zeros(2), np.ones(2))
     x = numpyro.sample("x", dp.DiffusionModel(dp.GaussianDiffusion(S), known, (2,))())
     numpyro.sample("y", dist.Normal(x[0] * x[1], 0.3), obs=y)
 

@@ -13,8 +13,8 @@ from numpyro.infer import Trace_ELBO
 from numpyro.infer.util import log_density
 
 import diffppl as dp
-from diffppl.flow import noise_to_data
 from diffppl.likelihood import ExactTrace, Hutchinson, path_work
+from diffppl.samplers.flow_ode import noise_to_data
 
 from . import oracles, registry
 from .statistics import assert_mean, assert_within_standard_errors
@@ -23,7 +23,7 @@ TIGHT = dp.Integrator(rtol=1e-8, atol=1e-8)
 
 
 def gaussian_model(schedule, mean, covariance, *, scaling=None):
-    network = dp.networks.GaussianDenoiser(schedule, mean, covariance)
+    network = dp.denoisers.Gaussian(schedule, mean, covariance)
     return dp.DiffusionModel(
         dp.GaussianDiffusion(schedule), network, np.shape(mean), scaling=scaling
     )
@@ -131,7 +131,7 @@ def test_a_chain_of_bits_in_equilibrium_dissipates_nothing(x64):
     states = oracles.all_states(2, 3)
     log_base = np.asarray(process.base((3,)).log_prob(jnp.asarray(states)).sum(-1))
     probs = np.exp(log_base) / np.exp(log_base).sum()
-    network = dp.networks.EnumeratedDenoiser(process, states, probs)
+    network = dp.denoisers.Enumerated(process, states, probs)
     model = dp.DiffusionModel(process, network, (3,))
     result = dp.jarzynski(jax.random.key(0), model, states[[1, 6]], num_trajectories=20)
     np.testing.assert_allclose(-result.work.T, np.tile(log_base[[1, 6]], (20, 1)), atol=1e-8)
@@ -143,7 +143,7 @@ def test_the_heartbeat_has_the_likelihood_of_the_oracle():
     # Twenty bits, one beat in five, T = 500: -2.3589 bits, by enumeration of all count states.
     process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(500), rate=0.2)
     states = np.array([(np.arange(20) % 5 == phase).astype(int) for phase in range(5)])
-    network = dp.networks.EnumeratedDenoiser(process, states, np.full(5, 0.2))
+    network = dp.denoisers.Enumerated(process, states, np.full(5, 0.2))
     model = dp.DiffusionModel(process, network, (20,))
     run = jax.jit(  # optimised, unlike other tests: it runs for long
         lambda key: dp.jarzynski(key, model, states, num_trajectories=4_000).log_likelihood,
@@ -164,7 +164,7 @@ def test_the_flow_density_of_normal_data_is_exact(x64):
         schedule, mean, covariance, scaling=dp.Scaling(5.0, np.array([2.0, 0.5]))
     )
     x_0 = np.array([[4.0, 5.1], [6.2, 4.4], [8.0, 5.0]])
-    noise = float(schedule.noise()[1] / schedule.alpha_bar()[1])
+    noise = float(schedule.one_minus_alpha_bar()[1] / schedule.alpha_bar()[1])
     scale = np.diag([2.0, 0.5])
     exact = scipy.stats.multivariate_normal(
         5 + scale @ mean, scale @ (covariance + noise * np.eye(2)) @ scale
@@ -198,7 +198,7 @@ def test_the_flow_density_is_that_of_the_flows_own_draws(x64):
 def test_the_flow_density_of_a_mixture():
     schedule, key = dp.schedules.Cosine(100), jax.random.key(0)
     model = registry.KNOWN["mixture"].model(schedule)
-    noise = float(schedule.noise()[1] / schedule.alpha_bar()[1])
+    noise = float(schedule.one_minus_alpha_bar()[1] / schedule.alpha_bar()[1])
     prior = registry.KNOWN["mixture"].prior
     prior = prior._replace(covariances=prior.covariances + noise * np.eye(2))
     rng = np.random.default_rng(0)
@@ -267,7 +267,7 @@ def test_the_bracket_of_bits():
     table = registry.KNOWN["listed-bernoulli"].prior
     rate = table.probabilities @ table.states
     process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(5), rate=rate)
-    network = dp.networks.EnumeratedDenoiser(process, table.states, table.probabilities)
+    network = dp.denoisers.Enumerated(process, table.states, table.probabilities)
     model = dp.DiffusionModel(process, network, (3,))
     data = np.repeat(table.states, (table.probabilities * 1_000).round().astype(int), axis=0)
     bracket = dp.entropy_bounds(jax.random.key(0), model, data)

@@ -105,8 +105,8 @@ def test_cholesky_is_as_accurate_as_lapack(m, dtype, condition):
         return np.abs(mapped(linalg.log_det)(jnp.asarray(factor)) - truth)
 
     with in_x64(dtype):
-        slack = m * np.finfo(dtype).eps * (np.abs(error(lapack)).max() + m + condition)
-        assert error(here).max() <= 2 * error(lapack).max() + slack
+        inflation = m * np.finfo(dtype).eps * (np.abs(error(lapack)).max() + m + condition)
+        assert error(here).max() <= 2 * error(lapack).max() + inflation
 
 
 @pytest.mark.parametrize(("dtype", "condition"), CONDITIONS)

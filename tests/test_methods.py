@@ -64,7 +64,7 @@ def log_linear(num_steps: int) -> dp.schedules.LogSNRLinear:
 
 
 def normal_model(schedule, mean, covariance, scaling=None) -> dp.DiffusionModel:
-    network = dp.networks.GaussianDenoiser(schedule, mean, covariance)
+    network = dp.denoisers.Gaussian(schedule, mean, covariance)
     return dp.DiffusionModel(
         dp.GaussianDiffusion(schedule), network, np.shape(mean), scaling=scaling
     )
@@ -165,7 +165,7 @@ def test_a_point_estimate_goes_no_further_than_to_the_least_residual() -> None:
         )
         return tuple(np.asarray(e["x"].mean) for e in (twisted.estimates, twisted.guided))
 
-    abar, rest = float(schedule.alpha_bar()[20]), float(schedule.noise()[20])
+    abar, rest = float(schedule.alpha_bar()[20]), float(schedule.one_minus_alpha_bar()[20])
     left = rest * VARIANCE / (abar * VARIANCE + rest)
     for noise in (10.0, 1e-3):
         mean, found = guided(noise, 20)
@@ -212,7 +212,7 @@ MANY_Y = MANY @ np.array([1.0, 0.0, -1.0]) + np.linspace(-2, 2, 40)
 
 
 def split_moments(method, schedule, matrix, noise, y) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance of x_0 after every sweep, but for the edge step, which is not felt."""
+    """Mean and covariance of x_0 after every sweep, but for the final step, which is not felt."""
     lowest = int(method.lowest(Target(BoundProgram(linear(matrix, noise), (jnp.asarray(y),)))))
     precision = matrix.T @ np.diag(noise**-2.0) @ matrix
     mean, covariance = np.zeros(3), np.zeros((3, 3))

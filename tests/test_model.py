@@ -32,7 +32,7 @@ def test_the_prediction_follows_from_the_process_and_the_network():
     bits = dp.BernoulliDiffusion(SCHEDULE)
     network = dp.networks.MLP((3,), width=4, depth=1, key=jax.random.key(0))
     assert dp.DiffusionModel(bits, network, (3,)).prediction == dp.predictions.Data()
-    known = dp.networks.GaussianDenoiser(SCHEDULE, jnp.zeros(2), 1.0)
+    known = dp.denoisers.Gaussian(SCHEDULE, jnp.zeros(2), 1.0)
     model = dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), known, (2,))
     assert model.prediction == dp.predictions.Data(dp.predictions.LearnedVariance())
 
@@ -58,7 +58,7 @@ def test_the_edge_is_asked_for_by_a_python_one(name):
     model = dp.DiffusionModel(process, Zero(), (3,))
     x_1 = jnp.array([0, 1, 1], process.dtype)
     estimate = model.estimate(x_1, 1)
-    edge = model.as_event(process.edge(x_1, estimate))
+    edge = model.as_event(process.final_step(x_1, estimate))
     log_prob = eqx.filter_jit(lambda kernel: kernel.log_prob(x_1))
     np.testing.assert_array_equal(log_prob(model.reverse_kernel(x_1, 1)), log_prob(edge))
 
@@ -76,7 +76,7 @@ def test_a_shorter_chain_asks_the_network_at_its_own_times():
 
 
 def test_it_says_what_it_is():
-    network = dp.networks.GaussianDenoiser(SCHEDULE, jnp.zeros(2), jnp.ones(2))
+    network = dp.denoisers.Gaussian(SCHEDULE, jnp.zeros(2), jnp.ones(2))
     model = dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), network, (2,))
     assert repr(model).startswith("DiffusionModel(GaussianDiffusion, num_steps=6, event_shape=(2,)")
 

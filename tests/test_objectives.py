@@ -8,7 +8,7 @@ import scipy.special
 import scipy.stats
 
 import diffppl as dp
-from diffppl.checks import check_key
+from diffppl.checks.arguments import check_key
 
 from . import oracles
 from .marks import slow
@@ -20,7 +20,7 @@ X_0 = np.array([1.4, -0.9])
 
 
 def normal_model(schedule, mean=MEAN, variance=VARIANCE, **options):
-    network = dp.networks.GaussianDenoiser(schedule, mean, variance)
+    network = dp.denoisers.Gaussian(schedule, mean, variance)
     return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (2,), **options)
 
 
@@ -158,7 +158,7 @@ def test_the_null_model_of_states_has_the_likelihood_of_its_base(name):
     base = np.asarray(oracles.kernel_table(process.base((1, 3)), np.arange(num)), np.float64)[0]
     probabilities = np.prod([base[states[:, j], j] for j in range(3)], axis=0)
     states, probabilities = states[probabilities > 0], probabilities[probabilities > 0]
-    network = dp.networks.EnumeratedDenoiser(process, states, probabilities)
+    network = dp.denoisers.Enumerated(process, states, probabilities)
     model = dp.DiffusionModel(process, network, EVENT_SHAPE)
     for index in (1, 6):
         bound = dp.elbo(jax.random.key(index), model, repeated(states[index], 2_000))

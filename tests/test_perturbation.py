@@ -89,7 +89,7 @@ PROCESSES = {
 
 def listed_model(process) -> dp.DiffusionModel:
     states = STATES + np.array([0, process.num_categories is not None, 0])
-    network = dp.networks.EnumeratedDenoiser(process, states, STATE_WEIGHTS)
+    network = dp.denoisers.Enumerated(process, states, STATE_WEIGHTS)
     return dp.DiffusionModel(process, network, (3,))
 
 
@@ -110,7 +110,7 @@ def enumerated(name: str, change) -> tuple[np.ndarray, np.ndarray]:
             kernel = process.reverse(every, model.estimate(every, t), t)
             return oracles.kernel_table(kernel, range(num_states))
 
-        edge = process.edge(every, model.estimate(every, 1))
+        edge = process.final_step(every, model.estimate(every, 1))
         base = oracles.kernel_table(process.base((1, 3)), range(num_states))
         steps = jax.lax.map(reverse, jnp.arange(num_steps, 1, -1))
         return base, steps, oracles.kernel_table(edge, range(process.num_categories or 2))

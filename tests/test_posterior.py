@@ -14,7 +14,7 @@ from diffppl.conditioning import runs
 SCHEDULE = dp.schedules.LogSNRLinear(20, noise_to_signal=(0.05, 30.0))
 MODEL = dp.DiffusionModel(
     dp.GaussianDiffusion(SCHEDULE),
-    dp.networks.GaussianDenoiser(SCHEDULE, jnp.array([1.0, -2.0]), jnp.array([1.0, 0.5])),
+    dp.denoisers.Gaussian(SCHEDULE, jnp.array([1.0, -2.0]), jnp.array([1.0, 0.5])),
     (2,),
     scaling=dp.Scaling(10.0, 3.0),
 )
@@ -222,7 +222,7 @@ def test_two_models_in_one_program_run_in_step() -> None:
     short = dp.schedules.LogSNRLinear(40, noise_to_signal=(0.01, 50.0))
 
     def prior(schedule, mean, variance):
-        network = dp.networks.GaussianDenoiser(schedule, jnp.array([mean]), jnp.array([variance]))
+        network = dp.denoisers.Gaussian(schedule, jnp.array([mean]), jnp.array([variance]))
         return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (1,))
 
     first, second = prior(long, 0.5, 1.5), prior(short, -1.0, 0.4)

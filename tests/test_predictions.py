@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import diffppl as dp
-from diffppl.prediction import AbstractPrediction
+from diffppl.predictions.prediction import AbstractPrediction
 
 from . import oracles
 from .registry import EVENT_SHAPE, PREDICTIONS, PROCESSES
@@ -29,7 +29,7 @@ def process(x64):
 
 
 def levels(process, t):
-    alpha_bar, noise = process.schedule.alpha_bar()[t], process.schedule.noise()[t]
+    alpha_bar, noise = process.schedule.alpha_bar()[t], process.schedule.one_minus_alpha_bar()[t]
     return float(jnp.sqrt(alpha_bar)), float(jnp.sqrt(noise))
 
 

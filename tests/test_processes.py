@@ -67,8 +67,8 @@ def discrete_kernels(process, states, estimate):
 
     tables = jax.vmap(at)(jnp.arange(1, T + 1))
     tables["base"] = oracles.kernel_table(process.base((1, WIDTH)), states)[0]
-    tables["edge"] = oracles.kernel_table(process.edge(x, estimate), states)
-    tables["expected_edge"] = process.expected_edge(x[: data.size])
+    tables["edge"] = oracles.kernel_table(process.final_step(x, estimate), states)
+    tables["expected_edge"] = process.expected_final_log_prob(x[: data.size])
     tables["beta"] = process.schedule.beta()
     return tables
 
@@ -391,7 +391,7 @@ def test_gaussian_reverse_of_unit_normal_data_is_the_forward_kernel(gaussian):
 
 def test_gaussian_edge_is_the_forward_kernel_turned_round(gaussian_process):
     process, base = gaussian_process, gaussian_process.base((WIDTH,))
-    edge = process.edge(jnp.asarray(X_T), GaussianEstimate(jnp.zeros(3), jnp.zeros(3)))
+    edge = process.final_step(jnp.asarray(X_T), GaussianEstimate(jnp.zeros(3), jnp.zeros(3)))
     forward = process.transition(jnp.asarray(X_0), 1)
     turned = forward.log_prob(X_T) + base.log_prob(X_0) - base.log_prob(X_T)
     np.testing.assert_allclose(edge.log_prob(X_0), turned, rtol=1e-12)
@@ -401,9 +401,9 @@ def test_gaussian_expected_edge_by_quadrature(gaussian_process):
     process, x_0 = gaussian_process, jnp.asarray(X_0)
     forward = process.marginal(x_0, 1)
     x_1 = forward.mean + jnp.sqrt(forward.variance) * NODES[:, None]
-    edge = process.edge(x_1, GaussianEstimate(x_1, x_1))
+    edge = process.final_step(x_1, GaussianEstimate(x_1, x_1))
     truth = WEIGHTS @ np.asarray(edge.log_prob(x_0))
-    np.testing.assert_allclose(process.expected_edge(x_0), truth, rtol=1e-10)
+    np.testing.assert_allclose(process.expected_final_log_prob(x_0), truth, rtol=1e-10)
 
 
 def test_gaussian_divergence_by_quadrature(gaussian_process):

@@ -33,7 +33,7 @@ PROCESS = dp.GaussianDiffusion(SCHEDULE)
 
 def model(size: int = 1, **settings: Any) -> dp.DiffusionModel:
     """A prior that is N(0, 1) in each coordinate."""
-    network = dp.networks.GaussianDenoiser(SCHEDULE, np.zeros(size), np.ones(size))
+    network = dp.denoisers.Gaussian(SCHEDULE, np.zeros(size), np.ones(size))
     return dp.DiffusionModel(PROCESS, network, (size,), **settings)
 
 
@@ -43,7 +43,7 @@ class Follower(eqx.Module):
     schedule: dp.schedules.AbstractSchedule
 
     def __call__(self, x_t, t, context):
-        alpha_bar, noise = self.schedule.alpha_bar()[t], self.schedule.noise()[t]
+        alpha_bar, noise = self.schedule.alpha_bar()[t], self.schedule.one_minus_alpha_bar()[t]
         gain = jnp.sqrt(alpha_bar) / (alpha_bar + noise)
         return context + gain * (x_t - jnp.sqrt(alpha_bar) * context)
 
@@ -109,7 +109,7 @@ def a_scaling_from_a_latent() -> Case:
 def a_network_from_a_latent() -> Case:
     def program(y):
         mu = numpyro.sample("mu", dist.Normal(0, 1))
-        network = dp.networks.GaussianDenoiser(SCHEDULE, jnp.zeros(1), jnp.ones(1))
+        network = dp.denoisers.Gaussian(SCHEDULE, jnp.zeros(1), jnp.ones(1))
         network = eqx.tree_at(lambda network: network.mean, network, mu[None])
         x = numpyro.sample("x", dp.DiffusionModel(PROCESS, network, (1,))())
         numpyro.sample("y", dist.Normal(x[0], 0.5), obs=y)

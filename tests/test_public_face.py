@@ -473,8 +473,8 @@ refuse(
         "dp.GaussianDiffusion(@)",
         "dp.BernoulliDiffusion(@, 0.2)",
         "dp.CategoricalDiffusion(@, 3)",
-        "networks.GaussianDenoiser(@, [0.0], 1.0)",
-        "networks.GaussianMixtureDenoiser(@, [1.0], [[0.0]], 1.0)",
+        "denoisers.Gaussian(@, [0.0], 1.0)",
+        "denoisers.GaussianMixture(@, [1.0], [[0.0]], 1.0)",
     ],
     """
     100 -> schedule=100 must be an AbstractSchedule, such as
@@ -644,9 +644,9 @@ refuse(
     dp.DiffusionModel(dp.CategoricalDiffusion(R, 3, dp.Absorbing()), STATES.network, (2,))
     -> with num_categories=3, but the chain of CategoricalDiffusion has 4 states
     dp.DiffusionModel(G, mlp(num_categories=3), (2,)) -> with num_categories=3 | make it without
-    dp.DiffusionModel(G, networks.GaussianDenoiser(schedules.Linear(8), np.zeros(2), 1.0), (2,))
+    dp.DiffusionModel(G, denoisers.Gaussian(schedules.Linear(8), np.zeros(2), 1.0), (2,))
     -> network is a GaussianDenoiser for another schedule than the process's | process.schedule
-    dp.DiffusionModel(G, networks.GaussianDenoiser(schedules.Cosine(9), np.zeros(2), 1.0), (2,))
+    dp.DiffusionModel(G, denoisers.Gaussian(schedules.Cosine(9), np.zeros(2), 1.0), (2,))
     -> another schedule than the process's
     M.denoise(jnp.zeros(3), 1) -> x_t has shape (3,); it must end in (2,)
     M.denoise(1, jnp.zeros(2)) -> t=<array of shape (2,)> must be a whole number
@@ -824,11 +824,11 @@ refuse(
 refuse(
     TypeError,
     [
-        "mean = networks.GaussianDenoiser(S, @, 1.0)",
-        "covariance = networks.GaussianDenoiser(S, [0.0, 0.0], @)",
-        "weights = networks.GaussianMixtureDenoiser(S, @, [[0.0], [1.0]], 1.0)",
-        "means = networks.GaussianMixtureDenoiser(S, [0.5, 0.5], @, 1.0)",
-        "states = networks.EnumeratedDenoiser(B, @, [1.0])",
+        "mean = denoisers.Gaussian(S, @, 1.0)",
+        "covariance = denoisers.Gaussian(S, [0.0, 0.0], @)",
+        "weights = denoisers.GaussianMixture(S, @, [[0.0], [1.0]], 1.0)",
+        "means = denoisers.GaussianMixture(S, [0.5, 0.5], @, 1.0)",
+        "states = denoisers.Enumerated(B, @, [1.0])",
         "loc = dp.Scaling(@)",
         "scale = dp.Scaling(0.0, @)",
         "weights = WeightedLoss(@)",
@@ -848,7 +848,7 @@ refuse(
 )
 refuse(
     TypeError,
-    ["networks.EnumeratedDenoiser(@, [[0, 1]], [1.0])"],
+    ["denoisers.Enumerated(@, [[0, 1]], [1.0])"],
     """
     dp.BernoulliDiffusion -> process=<class BernoulliDiffusion> | not its class
     R -> process=<Reciprocal> must be an AbstractProcess
@@ -859,11 +859,11 @@ refuse(
     ValueError,
     ALONE,
     """
-    networks.GaussianDenoiser(S, [[1.0], [1.0, 2.0]], 1.0) -> mean has rows of different lengths
-    networks.GaussianDenoiser(S, np.full(500, NAN), 1.0) -> mean must be finite, but 500 of 500
-    networks.EnumeratedDenoiser(B, [[0, 2]], [1.0]) -> states has values outside | (2 at [0, 1])
-    networks.EnumeratedDenoiser(B, [[0, 0.5]], [1.0]) -> states has values outside | (0.5 at [0, 1])
-    networks.EnumeratedDenoiser(dp.CategoricalDiffusion(R, (2, 3, 4)), [[0, 1]], [1.0])
+    denoisers.Gaussian(S, [[1.0], [1.0, 2.0]], 1.0) -> mean has rows of different lengths
+    denoisers.Gaussian(S, np.full(500, NAN), 1.0) -> mean must be finite, but 500 of 500
+    denoisers.Enumerated(B, [[0, 2]], [1.0]) -> states has values outside | (2 at [0, 1])
+    denoisers.Enumerated(B, [[0, 0.5]], [1.0]) -> states has values outside | (0.5 at [0, 1])
+    denoisers.Enumerated(dp.CategoricalDiffusion(R, (2, 3, 4)), [[0, 1]], [1.0])
     -> num_categories has shape (3,)
     dp.Scaling(0.0, np.zeros(500)) -> scale must not be zero: 500 of 500 values (0.0 at [0],
     dp.Scaling(np.inf) -> loc must be finite, but 1 of 1 values (inf)
@@ -1347,8 +1347,8 @@ TRACED = [
     "dp.Scaling(x[0], 1.0).to_model(x)",
     "dp.DiffusionModel(dp.GaussianDiffusion(S), NET, (2,)).denoise(x, 3)",
     "M.respace(4).denoise(x, 3)",
-    "networks.GaussianDenoiser(S, [0.5, -1.0], 0.3)(x[0], 3, None)",
-    "dp.DiffusionModel(G, networks.GaussianDenoiser(S, [0.0, 1.0], 1.0), (2,)).denoise(x, 3)",
+    "denoisers.Gaussian(S, [0.5, -1.0], 0.3)(x[0], 3, None)",
+    "dp.DiffusionModel(G, denoisers.Gaussian(S, [0.0, 1.0], 1.0), (2,)).denoise(x, 3)",
     "dp.data.dequantise(KEY, jnp.round(9 * x**2).astype(int))",
     "Dequantised(InMemory(jnp.round(9 * x**2).astype(int))).batch(KEY, 3)[0]",
     "Dequantised(Flipped(IMAGES)).batch(KEY, 3)[0] + x[0, 0]",

@@ -229,7 +229,7 @@ def test_the_chain_is_the_models_own_kernels():
 
 
 def test_one_step_is_a_chain_too():
-    """T = 1 is the edge step alone: x_0 = sqrt(1 - beta_1) x_1 + sqrt(beta_1) eps."""
+    """T = 1 is the final step alone: x_0 = sqrt(1 - beta_1) x_1 + sqrt(beta_1) eps."""
     single = normal_model(dp.schedules.FromLogSNR(np.log([4.0])), scaling=None)
     moved = with_noise(dp.ChainReparam(), lambda: numpyro.sample("x", single()))
     trace = handlers.trace(handlers.seed(moved, jax.random.key(0))).get_trace()
@@ -243,7 +243,7 @@ def test_one_step_is_a_chain_too():
 
 def bits():
     process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(4), rate=0.2)
-    network = dp.networks.EnumeratedDenoiser(process, np.eye(3, dtype=int), np.ones(3) / 3)
+    network = dp.denoisers.Enumerated(process, np.eye(3, dtype=int), np.ones(3) / 3)
     numpyro.sample("x", dp.DiffusionModel(process, network, (3,))())
 
 

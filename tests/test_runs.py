@@ -27,7 +27,7 @@ SCHEDULE = dp.schedules.LogSNRLinear(8, noise_to_signal=(0.05, 30.0))
 
 
 def model(mean: float = 0.0) -> dp.DiffusionModel:
-    network = dp.networks.GaussianDenoiser(SCHEDULE, np.full(1, mean), np.ones(1))
+    network = dp.denoisers.Gaussian(SCHEDULE, np.full(1, mean), np.ones(1))
     return dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), network, (1,))
 
 
@@ -314,7 +314,7 @@ def test_pareto_k_of_equal_and_of_few_weights_is_nan() -> None:
 @pytest.mark.slow
 def test_no_pareto_k_of_discrete_weights() -> None:
     process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(5))
-    network = dp.networks.EnumeratedDenoiser(process, [[0, 1], [1, 0], [1, 1]], [0.2, 0.3, 0.5])
+    network = dp.denoisers.Enumerated(process, [[0, 1], [1, 0], [1, 1]], [0.2, 0.3, 0.5])
     bits = dp.DiffusionModel(process, network, (2,))
 
     def program(y):
@@ -369,7 +369,7 @@ def test_few_particles_in_many_chains_are_pooled_without_bias() -> None:
 
 @pytest.mark.slow
 def test_known_entries_are_shown_as_known(capsys, recwarn) -> None:
-    network = dp.networks.GaussianDenoiser(SCHEDULE, np.zeros(3), np.eye(3) + 0.5)
+    network = dp.denoisers.Gaussian(SCHEDULE, np.zeros(3), np.eye(3) + 0.5)
     three = dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), network, (3,))
 
     def program(y):
@@ -428,7 +428,7 @@ RATES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RATES)
 def test_a_rate_or_scale_made_of_x_survives_arviz(name: str) -> None:
-    network = dp.networks.GaussianDenoiser(SCHEDULE, np.full(2, 5.0), np.full(2, 0.01))
+    network = dp.denoisers.Gaussian(SCHEDULE, np.full(2, 5.0), np.full(2, 0.01))
     positive = dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), network, (2,))
 
     def program(y):
@@ -456,7 +456,7 @@ def test_a_method_is_chosen_for_each_run() -> None:
             "x",
             dp.DiffusionModel(
                 dp.GaussianDiffusion(SCHEDULE),
-                dp.networks.GaussianDenoiser(SCHEDULE, np.zeros(70), np.ones(70)),
+                dp.denoisers.Gaussian(SCHEDULE, np.zeros(70), np.ones(70)),
                 (70,),
             )(),
         )

@@ -8,8 +8,8 @@ import numpyro
 import pytest
 
 import diffppl as dp
-from diffppl.flow import noise_to_data
 from diffppl.samplers import DDIM, Ancestral, DPMSolver, ProbabilityFlow, sample, sample_path
+from diffppl.samplers.flow_ode import noise_to_data
 
 from . import oracles, registry
 from .lower import lower_model
@@ -23,7 +23,7 @@ def schedule_to(num_steps, noise_to_signal=(0.01, 100.0)):
 
 
 def gaussian_model(schedule, mean, covariance, **kwargs):
-    network = dp.networks.GaussianDenoiser(schedule, mean, covariance, **kwargs)
+    network = dp.denoisers.Gaussian(schedule, mean, covariance, **kwargs)
     return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, np.shape(mean))
 
 
@@ -94,7 +94,9 @@ def test_the_flow_is_the_exact_map_of_normal_data(x64):
     x_T = jnp.array([[0.7, -1.1], [-2.0, 0.4]])
     # Every quantile keeps its place: (x_t - a_t m) / sd_t is the same at both ends.
     a = jnp.sqrt(schedule.alpha_bar())
-    spread = jnp.sqrt(schedule.alpha_bar()[:, None] * variance + schedule.noise()[:, None])
+    spread = jnp.sqrt(
+        schedule.alpha_bar()[:, None] * variance + schedule.one_minus_alpha_bar()[:, None]
+    )
     exact = mean + spread[1] * (x_T - a[-1] * mean) / spread[-1] / a[1]
     integrator = dp.Integrator(rtol=1e-8, atol=1e-8)
     x_0 = jax.jit(lambda x: noise_to_data(model, x, integrator=integrator))(x_T)
@@ -269,7 +271,7 @@ def test_a_flow_that_cannot_be_solved_says_so():
 
 def test_a_chain_that_ends_too_soon_is_named():
     schedule = dp.schedules.LogSNRLinear(10, noise_to_signal=(0.05, 5.0))
-    network = dp.networks.GaussianDenoiser(schedule, [20.0], [1.0])
+    network = dp.denoisers.Gaussian(schedule, [20.0], [1.0])
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (1,))
     with pytest.warns(UserWarning, match=r"ends too soon.*noise_to_signal"):
         dp.sample(jax.random.key(0), model, (10,))

@@ -202,7 +202,7 @@ def test_small_columns_of_a_table_are_not_noise():
 
 def known(loc: float, scale: float, **options: Any) -> dp.DiffusionModel:
     schedule = dp.schedules.LogSNRLinear(20, noise_to_signal=(0.05, 50.0))
-    network = dp.networks.GaussianDenoiser(schedule, np.zeros(1), 1.0)
+    network = dp.denoisers.Gaussian(schedule, np.zeros(1), 1.0)
     scaling = dp.Scaling(loc, scale)
     return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (1,), scaling=scaling)
 

@@ -24,7 +24,12 @@ def make(request):
 def test_levels_run_from_data_towards_noise(make, num_steps):
     schedule = make(num_steps)
     assert schedule.num_steps == num_steps
-    levels = (schedule.log_snr(), schedule.alpha_bar(), schedule.noise(), schedule.beta())
+    levels = (
+        schedule.log_snr(),
+        schedule.alpha_bar(),
+        schedule.one_minus_alpha_bar(),
+        schedule.beta(),
+    )
     for level in levels:
         assert level.shape == (num_steps + 1,)
     log_snr, alpha_bar, noise, beta = (np.asarray(level) for level in levels)
@@ -37,11 +42,13 @@ def test_levels_run_from_data_towards_noise(make, num_steps):
 def test_names_agree_in_double_precision(make, x64):
     schedule = make(30)
     alpha_bar, beta = schedule.alpha_bar(), schedule.beta()
-    np.testing.assert_allclose(alpha_bar + schedule.noise(), 1.0, rtol=1e-15)
+    np.testing.assert_allclose(alpha_bar + schedule.one_minus_alpha_bar(), 1.0, rtol=1e-15)
     np.testing.assert_allclose(jnp.cumprod(1 - beta), alpha_bar, rtol=1e-12)
     np.testing.assert_allclose(jnp.exp(schedule.log_alpha_bar()), alpha_bar, rtol=1e-12)
     np.testing.assert_allclose(
-        schedule.log_snr()[1:], jnp.log(alpha_bar[1:] / schedule.noise()[1:]), rtol=1e-9
+        schedule.log_snr()[1:],
+        jnp.log(alpha_bar[1:] / schedule.one_minus_alpha_bar()[1:]),
+        rtol=1e-9,
     )
 
 
@@ -49,10 +56,10 @@ def test_single_precision_keeps_small_numbers(make):
     schedule = make(1000)
     with jax.enable_x64(True):
         exact = make(1000)
-        beta, noise = np.asarray(exact.beta()), np.asarray(exact.noise())
+        beta, noise = np.asarray(exact.beta()), np.asarray(exact.one_minus_alpha_bar())
     # log alpha_bar is at most about 10, where float32 has steps of 1e-6.
     np.testing.assert_allclose(schedule.beta(), beta, rtol=1e-5, atol=2e-6)
-    np.testing.assert_allclose(schedule.noise(), noise, rtol=3e-6)
+    np.testing.assert_allclose(schedule.one_minus_alpha_bar(), noise, rtol=3e-6)
 
 
 @pytest.mark.parametrize("num_kept", [2, 12, 30])
@@ -146,7 +153,7 @@ def test_cosine_is_a_squared_cosine_until_the_cap(x64):
 
 def test_log_snr_linear_has_equal_ratios_between_the_asked_ends(x64):
     schedule = schedules.LogSNRLinear(20, noise_to_signal=(0.02, 50.0))
-    ratio = jnp.sqrt(schedule.noise() / schedule.alpha_bar())[1:]
+    ratio = jnp.sqrt(schedule.one_minus_alpha_bar() / schedule.alpha_bar())[1:]
     np.testing.assert_allclose(ratio, np.geomspace(0.02, 50.0, 20), rtol=1e-10)
 
 
@@ -158,7 +165,9 @@ def test_from_log_snr_keeps_the_levels():
 def test_learned_starts_linear_between_the_asked_ends(x64):
     schedule = schedules.Learned(9, beta_1=0.003, noise_to_signal=20.0)
     assert schedule.beta()[1] == pytest.approx(0.003)
-    assert jnp.sqrt(schedule.noise() / schedule.alpha_bar())[-1] == pytest.approx(20.0)
+    assert jnp.sqrt(schedule.one_minus_alpha_bar() / schedule.alpha_bar())[-1] == pytest.approx(
+        20.0
+    )
     np.testing.assert_allclose(np.diff(np.diff(schedule.log_snr()[1:])), 0, atol=1e-12)
 
 
@@ -167,7 +176,9 @@ def test_learned_gradients_are_zero_for_the_first_level_and_right_for_the_others
     weights = jnp.array([0.3, -1.0, 0.7, 2.0, -0.4, 1.1])
 
     def loss(schedule):
-        return jnp.sum(weights * schedule.beta()) + jnp.sum(weights * schedule.noise())
+        return jnp.sum(weights * schedule.beta()) + jnp.sum(
+            weights * schedule.one_minus_alpha_bar()
+        )
 
     gradient = eqx.filter_jit(eqx.filter_grad(loss))(schedule)
     assert gradient.log_snr_1 == 0

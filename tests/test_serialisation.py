@@ -18,7 +18,7 @@ import pytest
 import diffppl as dp
 from diffppl.fitting.result import FitResult, History
 from diffppl.fitting.training import FitState, default_trainable, trained_leaves
-from diffppl.structure import known_classes
+from diffppl.io.codec import known_classes
 
 from . import registry
 
@@ -340,10 +340,10 @@ FORGED: dict[str, Any] = {
         {"is": "partial", "function": {"is": "function", "name": "os.system"}, "items": [[], {}]},
     ),
     "fields that a class has not": (
-        {"is": "module", "class": "diffppl.scaling.Scaling", "fields": {"__class__": None}},
+        {"is": "module", "class": "diffppl.model.scaling.Scaling", "fields": {"__class__": None}},
     ),
     "a class without its fields": (
-        {"is": "module", "class": "diffppl.scaling.Scaling", "fields": {"loc": 1}},
+        {"is": "module", "class": "diffppl.model.scaling.Scaling", "fields": {"loc": 1}},
     ),
     "an unknown tag": ({"is": "reduce", "value": "x"},),
     "no tag": ({"class": "x"},),
@@ -376,11 +376,11 @@ def test_a_file_deeper_than_the_stack_is_refused(tmp_path: Path):
 
 def test_another_version_of_a_class_says_so(tmp_path: Path):
     path = tmp_path / "old.dppl"
-    forge(path, {"is": "module", "class": "diffppl.scaling.Scaling", "fields": {"loc": 0}})
+    forge(path, {"is": "module", "class": "diffppl.model.scaling.Scaling", "fields": {"loc": 0}})
     with pytest.raises(
         dp.LoadError, match=r"fields \['loc'\], .* has \['loc', 'rest', 'scale'\].*an"
     ):
         dp.load(path)
-    forge(path, {"is": "module", "class": "diffppl.scaling.Scalings", "fields": {}})
+    forge(path, {"is": "module", "class": "diffppl.model.scaling.Scalings", "fields": {}})
     with pytest.raises(dp.LoadError, match="Scalings, which this version of diffppl lacks"):
         dp.load(path)

@@ -54,7 +54,7 @@ NOISE = np.array([0.3, 0.6])
 
 def gaussian_model(num_steps: int = 60) -> dp.DiffusionModel:
     schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.01, 50.0))
-    network = dp.networks.GaussianDenoiser(schedule, MEAN, VARIANCE)
+    network = dp.denoisers.Gaussian(schedule, MEAN, VARIANCE)
     return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (3,))
 
 
@@ -159,9 +159,7 @@ WEIGHTS, MEANS, SCALES = np.array([0.65, 0.35]), np.array([-1.0, 0.9]), np.array
 
 def mixture_model(num_steps: int = 100) -> dp.DiffusionModel:
     schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.01, 50.0))
-    network = dp.networks.GaussianMixtureDenoiser(
-        schedule, WEIGHTS, MEANS[:, None], SCALES[:, None] ** 2
-    )
+    network = dp.denoisers.GaussianMixture(schedule, WEIGHTS, MEANS[:, None], SCALES[:, None] ** 2)
     return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (1,))
 
 
@@ -288,7 +286,7 @@ def test_discrete(name: str) -> None:
     make_process, prior_states = DISCRETE[name]
     process = make_process()
     model = dp.DiffusionModel(
-        process, dp.networks.EnumeratedDenoiser(process, prior_states, STATE_WEIGHTS), (3,)
+        process, dp.denoisers.Enumerated(process, prior_states, STATE_WEIGHTS), (3,)
     )
 
     def program(y=None):
@@ -315,7 +313,7 @@ def test_quadrature_keeps_both_roots_of_a_sharp_square() -> None:
     """Where the slope is 0 a linearisation sees one flat value; the posterior has two hills."""
 
     schedule = dp.schedules.LogSNRLinear(60, noise_to_signal=(0.01, 50.0))
-    denoiser = dp.networks.GaussianDenoiser(schedule, MEAN[:1], VARIANCE[:1])
+    denoiser = dp.denoisers.Gaussian(schedule, MEAN[:1], VARIANCE[:1])
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, (1,))
 
     def sharp(y=None):
@@ -339,7 +337,7 @@ def test_quadrature_keeps_both_roots_of_a_sharp_square() -> None:
 def test_quadrature_of_two_numbers_seen_ever_more_sharply(noise: float) -> None:
     """A latent scale may come near 0: float32 does not resolve I beside 1 / noise^2."""
     schedule = dp.schedules.LogSNRLinear(10, noise_to_signal=(0.01, 50.0))
-    denoiser = dp.networks.GaussianDenoiser(schedule, MEAN[:2], VARIANCE[:2])
+    denoiser = dp.denoisers.Gaussian(schedule, MEAN[:2], VARIANCE[:2])
     prior = dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, (2,))
     slope, x_t, t = np.array([1.0, -0.6]), jnp.array([0.7, -0.2]), 6
 
@@ -373,7 +371,7 @@ def test_observations_that_repeat_one_another_almost_without_noise() -> None:
     total = variance[0] * np.ones((3, 3)) + 4e-6 * np.eye(3)
     truth = scipy.stats.multivariate_normal(np.full(3, mean[0]), total).logpdf(y)
     value, error = run(repeated, dp.TwistedSMC(1_000), y=jnp.asarray(y)).log_evidence
-    # The slack is a hundred roundings, so the algebra of each covariance is good to 1 in 100.
+    # The inflation is a hundred roundings, so the algebra of each covariance is good to 1 in 100.
     assert_within_standard_errors(value, truth, error + 0.01, num=4.0)
 
 

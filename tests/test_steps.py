@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import diffppl as dp
-from diffppl import objectives
-from diffppl.objectives import stratified_indices
+from diffppl.likelihood import elbo as objectives
+from diffppl.likelihood.elbo import stratified_indices
 
 from .marks import slow
 from .statistics import assert_mean
@@ -16,7 +16,7 @@ from .statistics import assert_mean
 
 def normal_model():
     process = dp.GaussianDiffusion(dp.schedules.LogSNRLinear(8))
-    network = dp.networks.GaussianDenoiser(process.schedule, jnp.array([0.3, -1.0]), 0.5)
+    network = dp.denoisers.Gaussian(process.schedule, jnp.array([0.3, -1.0]), 0.5)
     return dp.DiffusionModel(process, network, event_shape=(2,))
 
 

@@ -15,8 +15,8 @@ import pytest
 
 import diffppl as dp
 from diffppl.fitting.losses import AbstractLoss
-from diffppl.objectives import bound
-from diffppl.variance import LEVELS, FittedVariance, find_fitted, replace_fitted
+from diffppl.likelihood.elbo import bound
+from diffppl.predictions.variance import LEVELS, FittedVariance, find_fitted, replace_fitted
 
 from .registry import MEANS, VARIANCES, WEIGHTS
 from .statistics import assert_within_standard_errors
@@ -71,9 +71,7 @@ def normal_data(mean: Any = MEAN, variance: Any = VARIANCE, num: int = 20_000) -
     return mean + np.sqrt(variance) * noise
 
 
-FITTED = fit(
-    exact_model(dp.networks.GaussianDenoiser(SCHEDULE, MEAN, VARIANCE), (3,)), normal_data()
-)
+FITTED = fit(exact_model(dp.denoisers.Gaussian(SCHEDULE, MEAN, VARIANCE), (3,)), normal_data())
 
 
 def ratios(model: dp.DiffusionModel) -> np.ndarray:
@@ -104,7 +102,7 @@ def test_it_is_the_variance_of_the_data_per_level_and_coordinate():
 @pytest.mark.filterwarnings("ignore:data")
 def test_it_tells_the_pixels_of_images_apart():
     mean, variance = MEAN[:, None] * np.ones(2), VARIANCE[:, None] * np.array([1.0, 0.3])
-    known = dp.networks.GaussianDenoiser(SCHEDULE, mean, variance)
+    known = dp.denoisers.Gaussian(SCHEDULE, mean, variance)
     fitted = fit(exact_model(known, (3, 2)), normal_data(mean, variance), num_iterations=1_500)
     truth = exact_ratios(variance)
     error = truth * np.sqrt(2 / (11 / 36 * 1_500 * 400 / 20 / 8))
@@ -115,7 +113,7 @@ def test_it_tells_the_pixels_of_images_apart():
 def test_its_bound_is_the_best_of_all_variances_that_are_constant():
     """For a mixture, whose Var[x_0 | x_t] is none; with the same noise for all."""
     schedule = dp.schedules.LogSNRLinear(12, noise_to_signal=(0.05, 20.0))
-    known = dp.networks.GaussianMixtureDenoiser(schedule, WEIGHTS, MEANS, VARIANCES)
+    known = dp.denoisers.GaussianMixture(schedule, WEIGHTS, MEANS, VARIANCES)
     rng = np.random.default_rng(0)
     which = rng.choice(2, size=20_000, p=WEIGHTS)
     data = MEANS[which] + np.sqrt(VARIANCES[which])[:, None] * rng.normal(size=(20_000, 2))
@@ -150,7 +148,7 @@ def test_a_model_without_its_context_has_a_variance_of_its_own():
 
         def __call__(self, x_t: jax.Array, t: Any, context: jax.Array | None) -> jax.Array:
             mean, variance = (jnp.zeros(1), 1.0) if context is None else (context, 0.1)
-            alpha_bar, noise = SCHEDULE.alpha_bar()[t], SCHEDULE.noise()[t]
+            alpha_bar, noise = SCHEDULE.alpha_bar()[t], SCHEDULE.one_minus_alpha_bar()[t]
             gain = jnp.sqrt(alpha_bar) * variance / (alpha_bar * variance + noise)
             return mean + gain * (x_t - jnp.sqrt(alpha_bar) * mean) + 0 * self.weight
 
@@ -172,7 +170,10 @@ def test_a_model_without_its_context_has_a_variance_of_its_own():
     for fitted in models:
         for given, variance in ((jnp.zeros(1), 0.1), (None, 1.0)):
             found = [fitted.estimate(jnp.zeros(1), t, given).variance for t in range(1, 9)]
-            truth = exact_ratios(np.array([variance])) * np.asarray(SCHEDULE.noise())[1:, None]
+            truth = (
+                exact_ratios(np.array([variance]))
+                * np.asarray(SCHEDULE.one_minus_alpha_bar())[1:, None]
+            )
             np.testing.assert_allclose(found, truth, rtol=0.25)
     # Data without contexts say nothing of the model with one.
     alone = find_fitted(fit(model, data, num_iterations=100).prediction)

@@ -72,7 +72,7 @@ def heartbeat(run: Run) -> Row:
         num_iterations=iterations,
         optimizer=dp.default_optimizer(iterations, learning_rate=1e-2),
     )
-    exact = dp.networks.EnumeratedDenoiser(process, data, np.full(5, 1 / 5))
+    exact = dp.denoisers.Enumerated(process, data, np.full(5, 1 / 5))
     test = np.tile(data, (run.choose(2, 500, 2_000), 1))
     bounds = [
         dp.elbo(jax.random.key(2), each, test).per_example

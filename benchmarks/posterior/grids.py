@@ -152,7 +152,7 @@ class Grid(Problem):
         schedule = dp.schedules.LogSNRLinear(
             num_steps, noise_to_signal=(0.05 * widths.min(), 10 * length)
         )
-        denoiser = dp.networks.GaussianMixtureDenoiser(schedule, weights, means, widths**2)
+        denoiser = dp.denoisers.GaussianMixture(schedule, weights, means, widths**2)
         return dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, means.shape[1:])
 
     def prior(self, rng: np.random.Generator, num: int) -> Draws:

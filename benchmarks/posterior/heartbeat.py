@@ -46,7 +46,7 @@ class Heartbeat(Problem):
     def model(self, num_steps: int) -> dp.DiffusionModel:
         """The paper's 2,000 steps, however many a method reads them at."""
         process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(max(num_steps, 2_000)), rate=0.2)
-        denoiser = dp.networks.EnumeratedDenoiser(process, STATES, np.full(5, 1 / 5))
+        denoiser = dp.denoisers.Enumerated(process, STATES, np.full(5, 1 / 5))
         return dp.DiffusionModel(process, denoiser, (20,))
 
     def prior(self, rng: np.random.Generator, num: int) -> Draws:

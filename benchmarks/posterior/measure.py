@@ -16,7 +16,7 @@ import diffppl as dp
 from .methods import METHODS, Markov, Setting
 from .problem import Draws, Problem, effective_size
 
-MOST_NUMBERS = 30_000_000  # held at once by importance sampling
+MAX_NUMBERS = 30_000_000  # held at once by importance sampling
 
 
 def as_numpy(values: dict[str, Any]) -> Draws:
@@ -88,7 +88,7 @@ def verify(problem: Problem, num_draws: int, most: int = 1_000_000) -> dict[str,
     """
     rng = np.random.default_rng([*problem.cell.encode(), problem.seed, 1])
     size = sum(value[0].size for value in problem.prior(rng, 1).values())
-    draws = problem.prior(rng, min(most, MOST_NUMBERS // size))
+    draws = problem.prior(rng, min(most, MAX_NUMBERS // size))
     model, y = problem.model(2), jnp.asarray(problem.y)
 
     def log_likelihood(values: dict[str, jax.Array]) -> jax.Array:

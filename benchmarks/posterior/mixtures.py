@@ -66,7 +66,7 @@ class LinearMixture:
         d_x = self.means.shape[1]
         length = np.sqrt((self.means**2).sum(1).max() + d_x)
         schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.05, 10 * length))
-        denoiser = dp.networks.GaussianMixtureDenoiser(schedule, self.weights, self.means, 1.0)
+        denoiser = dp.denoisers.GaussianMixture(schedule, self.weights, self.means, 1.0)
         return dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, (d_x,))
 
     def prior(self, rng: np.random.Generator, num: int) -> np.ndarray:

@@ -12,5 +12,10 @@ function of ranks in `uniformity`.
 *What does not belong here*: methods, and pictures.
 """
 
-from .calibrate import calibrate as calibrate
-from .result import Calibration as Calibration
+from .calibrate import calibrate
+from .result import Calibration
+
+__all__ = [
+    "Calibration",
+    "calibrate",
+]

@@ -37,7 +37,7 @@ import numpy as np
 from jaxtyping import Array
 from tqdm.auto import tqdm
 
-from ..checks import check_instance, check_key, check_size
+from ..checks.arguments import check_instance, check_key, check_size
 from ..conditioning import AbstractMethod
 from ..conditioning.bound import BoundProgram, check_program
 from ..conditioning.choose import choose
@@ -52,7 +52,7 @@ from .ranks import mean_copies, rank_of_first
 from .result import Calibration
 from .simulation import Simulator, quantities_at, simulator, traced_quantities
 
-MOST_COLLAPSED = 0.01  # of the simulations
+MAX_COLLAPSED = 0.01  # of the simulations
 
 
 def calibrate(
@@ -129,7 +129,7 @@ def calibrate(
             "been given the lowest rank: look at the method's settings, or at quantities.",
             stacklevel=2,
         )
-    if (num_collapsed := int(np.sum(collapsed))) > MOST_COLLAPSED * num_done:
+    if (num_collapsed := int(np.sum(collapsed))) > MAX_COLLAPSED * num_done:
         warnings.warn(
             f"in {num_collapsed} of {num_done} simulations the particles collapsed to an "
             f"effective sample size below {MIN_EFFECTIVE}, so that their draws are few: use "

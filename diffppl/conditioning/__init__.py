@@ -15,22 +15,36 @@ against posteriors that are known.
 *What does not belong here*: anything that asks which family a process has.
 """
 
-from .chains import AbstractChain as AbstractChain
-from .chains import CovarianceMatched as CovarianceMatched
-from .chains import ModelChain as ModelChain
-from .evidence import LogEvidence as LogEvidence
-from .guidance import Guidance as Guidance
-from .method import AbstractMethod as AbstractMethod
-from .method import Draws as Draws
-from .method import Exactness as Exactness
-from .particle_gibbs import ParticleGibbs as ParticleGibbs
-from .posterior import Posterior as Posterior
-from .reparam import ChainReparam as ChainReparam
-from .reparam import FlowReparam as FlowReparam
-from .replacement import Replacement as Replacement
-from .resampling import AbstractResampling as AbstractResampling
-from .resampling import Multinomial as Multinomial
-from .resampling import Stratified as Stratified
-from .resampling import Systematic as Systematic
-from .smc import TwistedSMC as TwistedSMC
-from .split_gibbs import SplitGibbs as SplitGibbs
+from .chains import AbstractChain, CovarianceMatched, ModelChain
+from .evidence import LogEvidence
+from .guidance import Guidance
+from .method import AbstractMethod, Draws, Exactness
+from .particle_gibbs import ParticleGibbs
+from .posterior import Posterior
+from .reparam import ChainReparam, FlowReparam
+from .replacement import Replacement
+from .resampling import AbstractResampling, Multinomial, Stratified, Systematic
+from .smc import TwistedSMC
+from .split_gibbs import SplitGibbs
+
+__all__ = [
+    "AbstractChain",
+    "AbstractMethod",
+    "AbstractResampling",
+    "ChainReparam",
+    "CovarianceMatched",
+    "Draws",
+    "Exactness",
+    "FlowReparam",
+    "Guidance",
+    "LogEvidence",
+    "ModelChain",
+    "Multinomial",
+    "ParticleGibbs",
+    "Posterior",
+    "Replacement",
+    "SplitGibbs",
+    "Stratified",
+    "Systematic",
+    "TwistedSMC",
+]

@@ -16,8 +16,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from .. import linalg, samplers
-from ..matched import MatchedStep, matched_edge, matched_step
 from ..processes import GaussianDiffusion
+from ..samplers.matched_step import MatchedStep, matched_final_step, matched_step
 from .kernels import GuidedKernel, LastKernel
 from .moments import Observations
 from .program import Values
@@ -78,7 +78,6 @@ class ModelChain(AbstractChain):
         """No program is refused."""
 
     def sampler(self) -> samplers.Ancestral:
-        """See `AbstractChain.sampler`."""
         return samplers.Ancestral()
 
     def num_denoiser_calls(self) -> int:
@@ -88,7 +87,6 @@ class ModelChain(AbstractChain):
     def step(
         self, key: Array, target: Target, particle: Particle, level: Level
     ) -> tuple[Values, Float[Array, ""]]:
-        """See `AbstractChain.step`."""
         kernel = GuidedKernel(target, particle.x, particle.twisted, level)
         x = kernel.sample(key)
         return x, kernel.log_ratio(x)
@@ -96,7 +94,6 @@ class ModelChain(AbstractChain):
     def last_step(
         self, key: Array, target: Target, particle: Particle, stage: int
     ) -> tuple[Values, Float[Array, ""]]:
-        """See `AbstractChain.last_step`."""
         kernel = LastKernel(target, particle.x, particle.twisted, stage, particle.latents)
         x_0 = kernel.sample(key)
         return x_0, kernel.log_ratio(x_0)
@@ -104,7 +101,7 @@ class ModelChain(AbstractChain):
 
 @final
 class CovarianceMatched(AbstractChain):
-    """The second-order chain of `diffppl.matched`, for real data.
+    """The second-order chain of `diffppl.samplers.matched_step`, for real data.
 
     With x_{t-1} = mean + L z and z ~ N(0, I), Cov[x_0, z given x_t] is known to first order, so z
     is drawn jointly conditioned on the observations, in as many dimensions as there are of them:
@@ -135,7 +132,6 @@ class CovarianceMatched(AbstractChain):
             )
 
     def sampler(self) -> samplers.CovarianceMatched:
-        """See `AbstractChain.sampler`."""
         return samplers.CovarianceMatched()
 
     def num_denoiser_calls(self) -> int:
@@ -145,7 +141,6 @@ class CovarianceMatched(AbstractChain):
     def step(
         self, key: Array, target: Target, particle: Particle, level: Level
     ) -> tuple[Values, Float[Array, ""]]:
-        """See `AbstractChain.step`."""
         linear = particle.twisted.linear
         assert linear is not None
         names = target.sites(level.stage)
@@ -175,11 +170,10 @@ class CovarianceMatched(AbstractChain):
     def last_step(
         self, key: Array, target: Target, particle: Particle, stage: int
     ) -> tuple[Values, Float[Array, ""]]:
-        """See `AbstractChain.last_step`."""
         names, is_last = target.sites(stage), stage == target.structure.num_stages - 1
         running = {name: particle.x[name] for name in names}
         x_1, unravel = ravel_pytree(running)
-        step = _steps(target, running, matched_edge)
+        step = _steps(target, running, matched_final_step)
         denoised = _denoiser(target, particle, unravel, Level(stage, 1))
         mean, push, pull_back = _linearised(denoised, x_1)
 

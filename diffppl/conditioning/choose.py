@@ -22,7 +22,7 @@ from .twists.normal import MAX_DENSE
 
 _MIN_PARTICLES = 1_000
 _FEW_COORDINATES = 2
-_LARGEST_EVENT = 20_000  # numbers, above which a thousand particles and their derivatives are many
+_MAX_EVENT = 20_000  # numbers, above which a thousand particles and their derivatives are many
 _MAX_COUPLING = 0.1  # nats, by which single changes may miss the likelihood of several
 _NUM_PAIRS = 16
 
@@ -42,7 +42,7 @@ def choose(target: Target, num_samples: int) -> Choice:
         return _for_states(target, num_particles)
     size = sum(math.prod(shape) for shape in target.structure.shapes.values())
     one_stage = target.structure.num_stages == 1
-    if size > _LARGEST_EVENT and one_stage and not target.structure.latents:
+    if size > _MAX_EVENT and one_stage and not target.structure.latents:
         return Choice(
             SplitGibbs(), f"x has {size:,} numbers: too many for the derivatives of particles"
         )

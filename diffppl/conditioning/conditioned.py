@@ -19,12 +19,7 @@ from .. import linalg
 from .moments import Observations
 from .program import Values
 from .target import Target
-from .twists.normal import (
-    MAX_DENSE,
-    conjugate_gradients,
-    log_density,
-    rounding_variance,
-)
+from .twists.normal import MAX_DENSE, conjugate_gradients, log_density, rounding_variance
 
 
 @final

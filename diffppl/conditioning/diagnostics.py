@@ -26,7 +26,7 @@ errors in 4 % of runs."""
 MAX_EXCLUDED = 0.01
 """Share of the particles that a twist may drop, before the end, as impossible."""
 
-MAX_TAIL, LEAST_TAIL, EVEN = 1.0, 100, 0.9
+MAX_TAIL, MIN_TAIL, EVEN = 1.0, 100, 0.9
 """Pareto k-hat above which a tail has no mean (Vehtari et al. 2024); weights fewer than which have
 no tail to speak of; and the share of them in the effective sample size above which it does not
 matter."""
@@ -151,7 +151,7 @@ def _guessed_covariance(target: Target, method: AbstractMethod) -> Iterator[Faul
 def _heavy_tail(draws: Draws, target: Target) -> Iterator[Fault]:
     weights = np.exp(np.asarray(draws.log_weights, np.float64))
     num = weights.shape[-1]
-    if num < LEAST_TAIL or np.median(1 / np.sum(weights**2, axis=-1)) >= EVEN * num:
+    if num < MIN_TAIL or np.median(1 / np.sum(weights**2, axis=-1)) >= EVEN * num:
         return
     tail = float(np.median(tail_indices(draws, target)))
     if tail > MAX_TAIL:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ..checks import check_fields, size_field
+from ..checks.arguments import check_fields, size_field
 from ..samplers import Ancestral
 from .kernels import GuidedKernel, LastKernel
 from .method import AbstractMethod, Draws, Exactness, draw_base, only_diffusion_sites, unweighted
@@ -58,17 +58,14 @@ class Guidance(AbstractMethod):
         check_fields(self)
 
     def resolve(self, target: Target, num_samples: int) -> "Guidance":
-        """See `AbstractMethod.resolve`."""
         del num_samples
         only_diffusion_sites(target, self)
         return Guidance(twist=resolved_twist(self.twist, target), num_steps=self.num_steps)
 
     def prior_sampler(self) -> Ancestral:
-        """See `AbstractMethod.prior_sampler`."""
         return Ancestral()
 
     def num_denoiser_calls(self, target: Target, num_samples: int) -> int:
-        """See `AbstractMethod.num_denoiser_calls`."""
         return num_samples * target.num_steps * target.structure.num_stages
 
     def phases(self, target: Target) -> tuple[int, ...]:

@@ -103,7 +103,7 @@ class LastKernel(eqx.Module):
         self.target, self.x, self.latents = target, x, latents
         self.is_last = stage == target.structure.num_stages - 1
         self.own = {
-            name: target.models[name].process.edge(x[name], estimate)
+            name: target.models[name].process.final_step(x[name], estimate)
             for name, estimate in twisted.estimates.items()
         }
         discrete, real = (target.sites(stage, discrete=kind) for kind in (True, False))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..checks import short_repr
+from ..checks.arguments import short_repr
 from ..samplers import AbstractSampler
 from .program import Values
 from .target import Level, Target
@@ -185,7 +185,7 @@ def reverse_step(key: Array, target: Target, x: Values, level: Level) -> Values:
         for name, estimate in estimates.items():
             process = target.models[name].process
             if isinstance(level.t, int) and level.t == 1:
-                kernel = process.edge(x[name], estimate)
+                kernel = process.final_step(x[name], estimate)
             else:
                 kernel = process.reverse(x[name], estimate, level.t)
             drawn[name] = jnp.asarray(kernel.sample(keys[name]), process.dtype)

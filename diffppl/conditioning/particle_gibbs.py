@@ -12,7 +12,7 @@ from numpyro import handlers
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.primitives import Messenger
 
-from ..checks import check_instance, check_size
+from ..checks.arguments import check_instance, check_size
 from .bound import BoundProgram, check_program
 from .conditional_smc import conditional_smc
 from .program import Program, Values, diffusion_distribution

@@ -12,7 +12,7 @@ from .twists import Twisted
 from .weights import effective_sample_size, reweight
 
 STATISTICS = ("ess", "num_ancestors", "acceptance", "nan_share", "excluded_share")
-LEAST_LOG_TWIST = -1e4
+MIN_LOG_TWIST = -1e4
 """Nats, in place of minus infinity: weights are consistent for positive twists alone."""
 
 
@@ -59,7 +59,7 @@ def weighted(
     shares = jnp.stack(
         [
             jnp.mean(alive & jnp.isnan(log_increments)),
-            jnp.mean(alive & (state.twisted.log_value == LEAST_LOG_TWIST)),
+            jnp.mean(alive & (state.twisted.log_value == MIN_LOG_TWIST)),
         ]
     )
     # Of the temperatures at x_T, which have one entry, the worst share counts.

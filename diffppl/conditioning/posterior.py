@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..checks import check_key, check_size
-from ..entry import warn_of_short_chain
+from ..checks.arguments import check_key, check_size
+from ..model.inputs import warn_of_short_chain
 from .bound import BoundProgram, check_program
 from .choose import choose
 from .diagnostics import divergence, find_faults, tail_indices

@@ -41,9 +41,9 @@ def metropolis(
     log_density: Callable[[Array, Int[Array, ""]], Float[Array, " half"]],
     log_weights: Float[Array, " n"],
     prior_scale: Float[Array, " p"],
-    num_moves: int,
+    num_mcmc_steps: int,
 ) -> tuple[Float[Array, "n p"], Float[Array, ""]]:
-    """Move each particle `num_moves` times.
+    """Move each particle `num_mcmc_steps` times.
 
     Args:
         key: a typed JAX key.
@@ -51,7 +51,7 @@ def metropolis(
         log_density: of the latents of a run of particles, `(half, p)`, and the index of the first.
         log_weights: normalised, of the particles.
         prior_scale: standard deviations of the prior, unconstrained.
-        num_moves: how many.
+        num_mcmc_steps: how many.
 
     Returns:
         The latents, and the share of moves accepted.
@@ -64,8 +64,8 @@ def metropolis(
         )
         return latents, value, total + share
 
-    state = jax.lax.fori_loop(0, 2 * num_moves, move, (*start, jnp.zeros(())))
-    return state[0], state[2] / (2 * num_moves)
+    state = jax.lax.fori_loop(0, 2 * num_mcmc_steps, move, (*start, jnp.zeros(())))
+    return state[0], state[2] / (2 * num_mcmc_steps)
 
 
 def move_half(

@@ -32,8 +32,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.infer.reparam import Reparam
 
-from ..flow import Integrator, noise_to_data
 from ..model import DiffusionModel
+from ..samplers.flow_ode import Integrator, noise_to_data
 from .program import diffusion_distribution
 
 
@@ -44,7 +44,7 @@ class FlowReparam(eqx.Module, Reparam):
     The site `name` becomes `f"{name}_base"`, N(0, I) of the site's own shape, and a deterministic
     value. The posterior is that of the flow, whose density is `model().log_prob`; the error of the
     integrator is the only bias. A chain of many steps and its flow agree closely, a short one does
-    not: see `diffppl.flow`.
+    not: see `diffppl.samplers.flow_ode`.
 
     It does not cross modes. NUTS on `f"{name}_base"` moves well within one mode of the posterior;
     between modes that gradients do not join, only the start of each chain decides.
@@ -67,7 +67,6 @@ class FlowReparam(eqx.Module, Reparam):
     integrator: Integrator = Integrator()
 
     def __call__(self, name: str, fn: Any, obs: Any) -> tuple[None, Array]:
-        """See `numpyro.infer.reparam.Reparam`."""
         model, batch_shape, context = _checked(self, name, fn, obs)
         noise = _noise(name, fn.event_dim, (*batch_shape, *model.event_shape))
         x_0 = noise_to_data(model, noise, context, integrator=self.integrator)
@@ -79,7 +78,7 @@ class ChainReparam(eqx.Module, Reparam):
     """A diffusion site as the image of all the noise that its reverse chain uses.
 
     The site `name` becomes `f"{name}_base"`, N(0, I) of shape `(*batch, T + 1, *event_shape)`: x_T,
-    then the noise of each step from t = T to 1, the edge step last; and a deterministic value. The
+    then the noise of each step from t = T to 1, the final step last; and a deterministic value. The
     posterior is exactly that of the chain, the one that `TwistedSMC` draws from.
 
     There are T + 1 numbers for each coordinate of x, and each gradient costs T network calls, so
@@ -103,7 +102,6 @@ class ChainReparam(eqx.Module, Reparam):
     num_steps: int | None = eqx.field(static=True, default=None)
 
     def __call__(self, name: str, fn: Any, obs: Any) -> tuple[None, Array]:
-        """See `numpyro.infer.reparam.Reparam`."""
         model, batch_shape, context = _checked(self, name, fn, obs)
         if self.num_steps is not None:
             model = model.respace(self.num_steps)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ..checks import size_field
+from ..checks.arguments import size_field
 from ..samplers import Ancestral
 from .method import (
     AbstractMethod,
@@ -59,7 +59,6 @@ class Replacement(AbstractMethod):
     )
 
     def resolve(self, target: Target, num_samples: int) -> "Replacement":
-        """See `AbstractMethod.resolve`."""
         del num_samples
         only_diffusion_sites(target, self)
         structure = target.structure
@@ -73,11 +72,9 @@ class Replacement(AbstractMethod):
         return self
 
     def prior_sampler(self) -> Ancestral:
-        """See `AbstractMethod.prior_sampler`."""
         return Ancestral()
 
     def num_denoiser_calls(self, target: Target, num_samples: int) -> int:
-        """See `AbstractMethod.num_denoiser_calls`."""
         steps = (target.num_steps - 1) * self.num_repeats + 1
         return num_samples * steps * target.structure.num_stages
 

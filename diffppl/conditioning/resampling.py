@@ -36,7 +36,6 @@ class Systematic(AbstractResampling):
     """Evenly spaced points with one common offset: least variance in practice."""
 
     def parents(self, key: Array, weights: Float[Array, " n"], num: int) -> Int[Array, " num"]:
-        """See `AbstractResampling.parents`."""
         return _invert(weights, (jnp.arange(num) + jax.random.uniform(key)) / num)
 
 
@@ -45,7 +44,6 @@ class Stratified(AbstractResampling):
     """One point in each of `num` equal strata: provably no worse than multinomial."""
 
     def parents(self, key: Array, weights: Float[Array, " n"], num: int) -> Int[Array, " num"]:
-        """See `AbstractResampling.parents`."""
         return _invert(weights, (jnp.arange(num) + jax.random.uniform(key, (num,))) / num)
 
 
@@ -54,5 +52,4 @@ class Multinomial(AbstractResampling):
     """Independent draws: the simplest to analyse, the most variance."""
 
     def parents(self, key: Array, weights: Float[Array, " n"], num: int) -> Int[Array, " num"]:
-        """See `AbstractResampling.parents`."""
         return _invert(weights, jax.random.uniform(key, (num,)))

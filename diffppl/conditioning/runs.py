@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Int
 from tqdm.auto import tqdm
 
-from ..entry import left_at_the_end
+from ..model.inputs import left_at_the_end
 from .diagnostics import Fault, root_mean_square
 from .method import AbstractMethod, ChainKeys, Draws, chain_keys, iterate
 from .program import Values

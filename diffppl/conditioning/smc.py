@@ -27,11 +27,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..checks import as_float, check_fields, check_float, size_field
+from ..checks.arguments import as_float, check_fields, check_float, size_field
 from ..samplers import AbstractSampler
 from .chains import AbstractChain, CovarianceMatched, ModelChain, Particle
 from .method import AbstractMethod, Draws, Exactness, draw_base
-from .particles import LEAST_LOG_TWIST, STATISTICS, SMCState, resampled, weighted
+from .particles import MIN_LOG_TWIST, STATISTICS, SMCState, resampled, weighted
 from .program import Values
 from .rejuvenation import can_move, metropolis, rows
 from .resampling import AbstractResampling, Systematic
@@ -60,7 +60,7 @@ class TwistedSMC(AbstractMethod):
             `Quadrature()`), `ModelChain()` otherwise, as for more than 32 observed numbers.
         resampling: a scheme.
         ess_threshold: resample when the effective sample size falls below this share.
-        num_moves: Metropolis steps on the latents at each step of the chain.
+        num_mcmc_steps: Metropolis steps on the latents at each step of the chain.
 
     Example:
         >>> posterior = dp.Posterior(program, dp.TwistedSMC(num_particles=1_000))
@@ -79,14 +79,13 @@ class TwistedSMC(AbstractMethod):
     chain: AbstractChain | None = None
     resampling: AbstractResampling = Systematic()
     ess_threshold: Float[Array, ""] = eqx.field(converter=as_float, default=0.5)
-    num_moves: int = eqx.field(static=True, default=1, converter=size_field("num_moves"))
+    num_mcmc_steps: int = eqx.field(static=True, default=1, converter=size_field("num_mcmc_steps"))
 
     def __check_init__(self) -> None:
         check_float("ess_threshold", self.ess_threshold, 0.0, 1.0, closed=True)
         check_fields(self)
 
     def resolve(self, target: Target, num_samples: int) -> "TwistedSMC":
-        """See `AbstractMethod.resolve`."""
         if num_samples > self.num_particles:
             raise ValueError(
                 f"num_samples={num_samples} is more than num_particles={self.num_particles}: the "
@@ -103,13 +102,11 @@ class TwistedSMC(AbstractMethod):
         )
 
     def prior_sampler(self) -> AbstractSampler:
-        """See `AbstractMethod.prior_sampler`."""
         return self._resolved()[1].sampler()
 
     def num_denoiser_calls(self, target: Target, num_samples: int) -> int:
-        """See `AbstractMethod.num_denoiser_calls`."""
         del num_samples
-        evaluations = 1 + (self.num_moves if can_move(target) else 0)
+        evaluations = 1 + (self.num_mcmc_steps if can_move(target) else 0)
         steps = target.num_steps * target.structure.num_stages
         return self.num_particles * steps * (evaluations + self._resolved()[1].num_denoiser_calls())
 
@@ -185,7 +182,7 @@ class TwistedSMC(AbstractMethod):
             twisted = self._evaluate(target, x, latents, level)
             return jax.vmap(target.log_prior)(latents), twisted
 
-        return weigh_and_move(key_rest, state, evaluate, weigh, self.num_moves)
+        return weigh_and_move(key_rest, state, evaluate, weigh, self.num_mcmc_steps)
 
     def end(
         self, key: Array, target: Target, state: SMCState, phase: int, num_samples: int
@@ -234,7 +231,7 @@ class TwistedSMC(AbstractMethod):
     def _evaluate(self, target: Target, x: Values, latents: Array, level: Level) -> Twisted:
         twist = self._resolved()[0]
         twisted = jax.vmap(lambda x, u: twist.evaluate(target, x, level, u))(x, latents)
-        value = jnp.where(jnp.isneginf(twisted.log_value), LEAST_LOG_TWIST, twisted.log_value)
+        value = jnp.where(jnp.isneginf(twisted.log_value), MIN_LOG_TWIST, twisted.log_value)
         return eqx.tree_at(lambda twisted: twisted.log_value, twisted, value)
 
     def _unevaluated(

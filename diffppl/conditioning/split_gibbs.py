@@ -23,7 +23,7 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from ..checks import as_float, check_float, size_field
+from ..checks.arguments import as_float, check_float, size_field
 from ..samplers import Ancestral
 from .conditioned import draw_given_observations
 from .method import AbstractMethod, Draws, Exactness, draw_base, only_diffusion_sites, unweighted
@@ -31,7 +31,7 @@ from .program import Values
 from .target import Level, Target
 from .twists.base import flat_like
 
-_LEAST_SIGNAL = 1e-6  # of alpha_bar: a chain may end in pure noise
+_MIN_SIGNAL = 1e-6  # of alpha_bar: a chain may end in pure noise
 _NUM_PROBES = 32
 _OFF_CENTER = 1e-3  # standard deviations of the data
 
@@ -79,7 +79,6 @@ class SplitGibbs(AbstractMethod):
         check_float("noise_share", self.noise_share, 0.0, math.inf)
 
     def resolve(self, target: Target, num_samples: int) -> "SplitGibbs":
-        """See `AbstractMethod.resolve`."""
         del num_samples
         only_diffusion_sites(target, self)
         for name in target.sites(discrete=True):
@@ -110,11 +109,9 @@ class SplitGibbs(AbstractMethod):
         return jnp.round(top + (lowest - top) * down).astype(jnp.int32)
 
     def prior_sampler(self) -> Ancestral:
-        """See `AbstractMethod.prior_sampler`."""
         return Ancestral()
 
     def num_denoiser_calls(self, target: Target, num_samples: int) -> Int[Array, ""]:
-        """See `AbstractMethod.num_denoiser_calls`."""
         return num_samples * jnp.sum(self._levels(target))
 
     def phases(self, target: Target) -> tuple[int, ...]:
@@ -151,7 +148,7 @@ def _denoised(key: Array, target: Target, z: Values, t: Int[Array, ""]) -> Value
 
     def estimates(x: Values, t: Any) -> dict[str, tuple[Array, Array]]:
         found = target.estimate(x, Level(0, t), jnp.zeros(0))
-        upper = target.map_sites(lambda model: model.process.schedule.noise()[t])
+        upper = target.map_sites(lambda model: model.process.schedule.one_minus_alpha_bar()[t])
         return {
             name: (each.mean, jnp.where(each.variance > 0, each.variance, upper[name]))
             for name, each in found.items()
@@ -188,7 +185,7 @@ def _variances(target: Target, t: Int[Array, "..."]) -> Values:
 
     def variance(model: Any) -> Array:
         schedule = model.process.schedule
-        return schedule.noise()[t] / jnp.maximum(schedule.alpha_bar()[t], _LEAST_SIGNAL)
+        return schedule.one_minus_alpha_bar()[t] / jnp.maximum(schedule.alpha_bar()[t], _MIN_SIGNAL)
 
     return target.map_sites(variance)
 

@@ -297,4 +297,4 @@ def _networks_at_origin(bound: BoundProgram) -> Networks:
 def _least_variance(model: DiffusionModel) -> Float[Array, ""]:
     """Of a known entry in a twist: far below what the last step leaves, but not zero."""
     schedule = model.process.schedule
-    return _SHARPEST * schedule.noise()[1] / schedule.alpha_bar()[1]
+    return _SHARPEST * schedule.one_minus_alpha_bar()[1] / schedule.alpha_bar()[1]

@@ -53,7 +53,7 @@ def weigh_and_move(
     state: SMCState,
     evaluate: Callable[[Values, Array], tuple[Array, Twisted]],
     weigh: Callable[[Array, SMCState, Array], SMCState],
-    num_moves: int,
+    num_mcmc_steps: int,
 ) -> SMCState:
     """Evaluate the twist of particles at a new level, weigh them, and move their latents u.
 
@@ -66,7 +66,7 @@ def weigh_and_move(
         state: the particles; of their twist and log-prior nothing is used.
         evaluate: log q(u) and the twist of a run of particles, from their x_t and u.
         weigh: from a key, the particles, and how often they were weighed before.
-        num_moves: at the end; `_TEMPER_MOVES` times as many at each temperature before.
+        num_mcmc_steps: at the end; `_TEMPER_MOVES` times as many at each temperature before.
     """
     keys = jax.random.split(key, (_MAX_STEPS + 2, 2))
 
@@ -94,7 +94,7 @@ def weigh_and_move(
         num_done, state, _ = carry
         is_new, is_tempered = num_done == 0, state.temperature < 1
         is_last = ~is_new & ~is_tempered
-        num = jnp.where(is_new, 2, 2 * num_moves * jnp.where(is_tempered, _TEMPER_MOVES, 1))
+        num = jnp.where(is_new, 2, 2 * num_mcmc_steps * jnp.where(is_tempered, _TEMPER_MOVES, 1))
         key_weigh, key_moves = keys[num_done]
         state = state._replace(acceptance=jnp.where(is_new, state.acceptance, 0.0))
         state = jax.lax.fori_loop(0, num, lambda i, s: move(i, s, key_moves, is_new), state)

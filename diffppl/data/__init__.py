@@ -11,15 +11,24 @@ a key alone. `fit` takes one in place of an array.
 *What does not belong here*: models, and what is measured of them; formats that NumPy reads.
 """
 
-from .augment import Crops as Crops
-from .augment import Flipped as Flipped
-from .dead_leaves import DeadLeaves as DeadLeaves
-from .dequantise import Dequantised as Dequantised
-from .dequantise import dequantise as dequantise
-from .load import Labelled as Labelled
-from .load import cifar10 as cifar10
-from .load import mnist as mnist
-from .source import AbstractSource as AbstractSource
-from .source import InMemory as InMemory
-from .toys import SwissRoll as SwissRoll
-from .toys import heartbeats as heartbeats
+from .augment import Crops, Flipped
+from .dead_leaves import DeadLeaves
+from .dequantise import Dequantised, dequantise
+from .load import Labelled, cifar10, mnist
+from .source import AbstractSource, InMemory
+from .toys import SwissRoll, heartbeats
+
+__all__ = [
+    "AbstractSource",
+    "Crops",
+    "DeadLeaves",
+    "Dequantised",
+    "Flipped",
+    "InMemory",
+    "Labelled",
+    "SwissRoll",
+    "cifar10",
+    "dequantise",
+    "heartbeats",
+    "mnist",
+]

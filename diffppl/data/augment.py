@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-from ..checks import check_key, check_shape, check_size, described, whole_number
+from ..checks.arguments import check_key, check_shape, check_size, described, whole_number
 from .source import AbstractSource, as_rows, as_source
 
 
@@ -49,7 +49,6 @@ class Flipped(AbstractSource):
         return self.source.event_shape
 
     def batch(self, key: Array, size: int) -> tuple[Shaped[Array, "..."], Array | None]:
-        """See `AbstractSource.batch`."""
         key_source, key_flip = jax.random.split(check_key(key))
         images, context = self.source.batch(key_source, size)
         flip = jax.random.bernoulli(key_flip, shape=(size,))
@@ -104,7 +103,6 @@ class Crops(AbstractSource):
         return tuple(shape)
 
     def batch(self, key: Array, size: int) -> tuple[Shaped[Array, "..."], None]:
-        """See `AbstractSource.batch`."""
         key, size = check_key(key), check_size("size", size)
         num, *shape = self.images.shape
         places = [shape[a] - n + 1 for a, n in zip(self.axes, self.size, strict=True)]
@@ -122,7 +120,7 @@ class Crops(AbstractSource):
         return jax.vmap(window)(images, rows, columns), None
 
 
-MOST_CHANNELS = 4  # a last axis of at most so many is the channels by default
+MAX_CHANNELS = 4  # a last axis of at most so many is the channels by default
 
 
 def space_axes(event_shape: tuple[int, ...], channel_axis: Any) -> tuple[int, int]:
@@ -138,7 +136,7 @@ def space_axes(event_shape: tuple[int, ...], channel_axis: Any) -> tuple[int, in
             "(height, width, channels) or, with channel_axis=0, (channels, height, width)."
         )
     if channel_axis is None and ndim == 3:
-        if event_shape[-1] > MOST_CHANNELS or event_shape[0] <= MOST_CHANNELS:
+        if event_shape[-1] > MAX_CHANNELS or event_shape[0] <= MAX_CHANNELS:
             raise ValueError(
                 f"images has events of shape {event_shape}, whose channels may be first or last: "
                 "pass channel_axis=-1 for (height, width, channels), or channel_axis=0 for "

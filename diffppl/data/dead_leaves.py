@@ -32,8 +32,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int, Shaped
 
-from ..blocks import map_in_blocks
-from ..checks import check_float, check_instance, check_key, check_pair, check_size
+from ..batching import map_in_blocks
+from ..checks.arguments import check_float, check_instance, check_key, check_pair, check_size
 from .augment import check_image_size
 from .source import AbstractSource
 
@@ -94,7 +94,6 @@ class DeadLeaves(AbstractSource):
         return (*self.size, *self.grey.event_shape)
 
     def batch(self, key: Array, size: int) -> tuple[Shaped[Array, "..."], None]:
-        """See `AbstractSource.batch`."""
         keys = jax.random.split(check_key(key), check_size("size", size))
         return map_in_blocks(self.image, (keys,), IMAGES_AT_ONCE), None
 

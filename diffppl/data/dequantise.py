@@ -28,11 +28,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Integer
 
-from ..checks import check_key
-from ..values import as_numbers, at_fault
+from ..checks.arguments import check_key
+from ..checks.arrays import as_numbers, at_fault
 from .source import AbstractSource, InMemory, as_source
 
-MOST = 255  # the highest level
+MAX_LEVEL = 255  # the highest level
 FEW = 100  # draws of a source that are checked
 
 
@@ -69,7 +69,7 @@ def _with_noise(key: Array, levels: Integer[Array, "..."]) -> Float[Array, "..."
     noise = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(-1)[: levels.size]
     noisy = levels.astype(float) + noise.reshape(levels.shape).astype(float) / 2**16
     # A level out of range has no cell. Where it could not be refused, in a trace, it becomes NaN.
-    return jnp.where((levels >= 0) & (levels <= MOST), noisy, jnp.nan)
+    return jnp.where((levels >= 0) & (levels <= MAX_LEVEL), noisy, jnp.nan)
 
 
 @final
@@ -117,7 +117,6 @@ class Dequantised(AbstractSource):
         return self.source.event_shape
 
     def batch(self, key: Array, size: int) -> tuple[Float[Array, "..."], Array | None]:
-        """See `AbstractSource.batch`."""
         key_source, key_noise = jax.random.split(check_key(key))
         levels, context = self.source.batch(key_source, size)
         return _with_noise(key_noise, levels), context
@@ -138,9 +137,9 @@ def as_levels(name: str, images: Any) -> Integer[Array, "..."]:
         )
     if isinstance(values, Tracer):
         return values
-    bad = np.asarray((values < 0) | (values > MOST))
+    bad = np.asarray((values < 0) | (values > MAX_LEVEL))
     if bad.any():
         raise ValueError(
-            f"{name} must hold levels of 8 bits, 0..{MOST}, and {at_fault(bad, values)} are none."
+            f"{name} must hold levels of 8 bits, 0..{MAX_LEVEL}, and {at_fault(bad, values)} are none."
         )
     return jnp.asarray(values.astype(np.uint8))

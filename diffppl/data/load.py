@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from ..checks import check_path
+from ..checks.arguments import check_path
 
 
 class Labelled(NamedTuple):

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from ..checks import check_key, check_size, described
-from ..values import as_array, as_numbers, check_precision
+from ..checks.arguments import check_key, check_size, described
+from ..checks.arrays import as_array, as_numbers, check_precision
 
 
 class AbstractSource(eqx.Module):
@@ -77,7 +77,6 @@ class InMemory(AbstractSource):
         return self.data.shape[1:]
 
     def batch(self, key: Array, size: int) -> tuple[Shaped[Array, "..."], Array | None]:
-        """See `AbstractSource.batch`."""
         key, size = check_key(key), check_size("size", size)
         rows = jax.random.randint(key, (size,), 0, self.data.shape[0])
         return self.data[rows], None if self.context is None else self.context[rows]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ..checks import check_float, check_key, check_size
+from ..checks.arguments import check_float, check_key, check_size
 from .source import AbstractSource
 
 LOW, HIGH = 1.5 * math.pi, 4.5 * math.pi  # angles of the roll: one and a half turns
@@ -44,7 +44,6 @@ class SwissRoll(AbstractSource):
         return (2,)
 
     def batch(self, key: Array, size: int) -> tuple[Float[Array, "size 2"], None]:
-        """See `AbstractSource.batch`."""
         key_angle, key_noise = jax.random.split(check_key(key))
         size = check_size("size", size)
         angle = jax.random.uniform(key_angle, (size,), minval=LOW, maxval=HIGH)

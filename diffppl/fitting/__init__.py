@@ -13,9 +13,16 @@ differentiable estimate from a minibatch in model units. An iteration draws all 
 *What does not belong here*: the bound itself (objectives), and optimisers, which are optax's.
 """
 
-from . import losses as losses
-from .checkpoints import Checkpoints as Checkpoints
-from .fit import default_optimizer as default_optimizer
-from .fit import fit as fit
-from .result import FitResult as FitResult
-from .result import NonFiniteLossError as NonFiniteLossError
+from . import losses
+from .checkpoints import Checkpoints
+from .fit import default_optimizer, fit
+from .result import FitResult, NonFiniteLossError
+
+__all__ = [
+    "Checkpoints",
+    "FitResult",
+    "NonFiniteLossError",
+    "default_optimizer",
+    "fit",
+    "losses",
+]

@@ -19,11 +19,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..checks import check_instance, check_path, check_size
+from ..checks.arguments import check_instance, check_path, check_size
+from ..io.serialisation import load
 from ..model import DiffusionModel
-from ..serialisation import load
-from .record import FILE, Record, begun, is_kept, name_of
 from .result import History
+from .run_config import FILE, Record, begun, is_kept, name_of
 from .training import FitState
 
 

@@ -7,10 +7,10 @@ import equinox as eqx
 import jax
 import optax
 
-from ..checks import check_float, check_instance
+from ..checks.arguments import check_float, check_instance
 from ..model import DiffusionModel
-from ..parts import check_scaling
-from ..variance import replace_fitted
+from ..model.compatibility import check_scaling
+from ..predictions.variance import replace_fitted
 from .losses import AbstractLoss
 from .result import FitResult
 from .training import FitState

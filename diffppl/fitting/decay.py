@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 FEW_STEPS = 64  # more than the minibatches that an optimiser may accumulate before an update
-LEAST = 1e-5  # of the longest update
+MIN_CHANGE = 1e-5  # of the longest update
 SHARE = 0.01  # of a run: the learning rate of a schedule that ends with it is small there
 
 
@@ -48,7 +48,7 @@ def check_moves(
         return
     lengths = np.asarray(lengths)
     most = np.max(lengths, where=np.isfinite(lengths), initial=0.0)
-    if np.all(lengths[before.size :] < LEAST * most):
+    if np.all(lengths[before.size :] < MIN_CHANGE * most):
         raise ValueError(
             f"optimizer would make no steps in iterations {half} to {num_iterations}, nor perhaps "
             "before: its learning rate has decayed to zero by then. Pass one whose schedule is as "

@@ -19,20 +19,20 @@ import optax
 from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
 
-from ..checks import check_flag, check_float, check_key, check_size
-from ..entry import check_context, check_data
+from ..checks.arguments import check_flag, check_float, check_key, check_size
+from ..likelihood.elbo import AllSteps, SampledSteps
 from ..model import DiffusionModel
-from ..objectives import AllSteps, SampledSteps
-from ..scaling import Scaling
+from ..model.inputs import check_context, check_data
+from ..model.scaling import Scaling
 from .checkpoints import Checkpoints, open_run
 from .checks import check_names, check_options, resumed
 from .decay import check_moves
+from .inputs import column_names, read, reader, typical
 from .losses import AbstractLoss, ELBOLoss
 from .misfit import warn_if_misfit
 from .prepare import mask_of, prepared
-from .reading import column_names, read, reader, typical
-from .record import record
 from .result import FitResult, History, NonFiniteLossError
+from .run_config import record
 from .training import Recipe, initial_state, mean_elbo, model_of, run_chunk
 
 

@@ -29,13 +29,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ..checks import check_fields, check_float
+from ..checks.arguments import check_fields, check_float
+from ..checks.arrays import as_finite
+from ..likelihood.elbo import AbstractSteps, SampledSteps, bound
 from ..model import DiffusionModel
-from ..objectives import AbstractSteps, SampledSteps, bound
+from ..predictions.variance import LowerVariance, replace_fitted
 from ..processes import GaussianDiffusion
 from ..schedules import Learned
-from ..values import as_finite
-from ..variance import LowerVariance, replace_fitted
 
 
 class AbstractLoss(eqx.Module):
@@ -72,7 +72,6 @@ class ELBOLoss(AbstractLoss):
 
     @property
     def label(self) -> str:
-        """See `AbstractLoss.label`."""
         return "negative ELBO (nats per event)"
 
     def check(self, model: DiffusionModel) -> None:
@@ -81,7 +80,6 @@ class ELBOLoss(AbstractLoss):
     def __call__(
         self, key: Array, model: DiffusionModel, x_0: Array, context: Array | None
     ) -> Float[Array, ""]:
-        """See `AbstractLoss.__call__`."""
         return -bound(key, model, x_0, context, self.steps).value
 
 
@@ -111,7 +109,6 @@ class WeightedLoss(AbstractLoss):
 
     @property
     def label(self) -> str:
-        """See `AbstractLoss.label`."""
         return "weighted divergence (nats per event)"
 
     def check(self, model: DiffusionModel) -> None:
@@ -127,7 +124,6 @@ class WeightedLoss(AbstractLoss):
     def __call__(
         self, key: Array, model: DiffusionModel, x_0: Array, context: Array | None
     ) -> Float[Array, ""]:
-        """See `AbstractLoss.__call__`."""
         return -self.weights @ self.steps.sum_terms(key, model, x_0, context)[1]
 
 
@@ -148,7 +144,6 @@ class SimpleLoss(AbstractLoss):
 
     @property
     def label(self) -> str:
-        """See `AbstractLoss.label`."""
         return "mean squared error of the noise"
 
     def check(self, model: DiffusionModel) -> None:
@@ -163,7 +158,6 @@ class SimpleLoss(AbstractLoss):
     def __call__(
         self, key: Array, model: DiffusionModel, x_0: Array, context: Array | None
     ) -> Float[Array, ""]:
-        """See `AbstractLoss.__call__`."""
         # With the lower variance a divergence is the squared error, but for its weight.
         model = replace_fitted(model, lambda _: LowerVariance())
         per_step = self.steps.sum_terms(key, model, x_0, context)[1]
@@ -201,7 +195,6 @@ class ContextDropout(AbstractLoss):
 
     @property
     def label(self) -> str:
-        """See `AbstractLoss.label`."""
         return self.loss.label
 
     def check(self, model: DiffusionModel) -> None:
@@ -216,7 +209,6 @@ class ContextDropout(AbstractLoss):
     def __call__(
         self, key: Array, model: DiffusionModel, x_0: Array, context: Array | None
     ) -> Float[Array, ""]:
-        """See `AbstractLoss.__call__`."""
         n = x_0.shape[0]
         if context is None or n < 2:
             raise ValueError(
@@ -245,7 +237,12 @@ def noise_weights(model: DiffusionModel) -> Float[Array, " num_steps_less_one"]:
         kernel = process.reverse(zero, prediction.estimate(process, raw, zero, t), t)
         b = process.posterior(zero, jnp.ones(()), t).mean
         schedule = process.schedule
-        return 2 * kernel.variance * schedule.alpha_bar()[t] / (b**2 * schedule.noise()[t])
+        return (
+            2
+            * kernel.variance
+            * schedule.alpha_bar()[t]
+            / (b**2 * schedule.one_minus_alpha_bar()[t])
+        )
 
     return jax.vmap(weight)(jnp.arange(2, model.num_steps + 1))
 

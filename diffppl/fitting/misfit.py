@@ -8,21 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..entry import left_at_the_end
+from ..likelihood.elbo import prior_term
 from ..model import DiffusionModel
-from ..objectives import prior_term
+from ..model.inputs import left_at_the_end
+from ..model.scaling import spread_of
 from ..processes import GaussianDiffusion
-from ..scaling import spread_of
 
 # The mean KL(q(x_T given x_0), pi) that a chain may end with, in nats. Where it is
 # alpha_bar_T |x_0|^2 / 2, as for real data, that is a last noise level of 3.2 times the length of
 # the data; and the samples' start is then off by at most sqrt(0.05 / 2) = 0.16 in total variation.
-MOST_NATS_LEFT = 0.05
-MOST_FLOOR = 0.5  # of a column's spread: what the first level hides
-MOST_WIDER = 0.1  # of a column's variance: what the last step adds, if the column is a narrow one
+MAX_NATS_LEFT = 0.05
+MAX_FLOOR = 0.5  # of a column's spread: what the first level hides
+MAX_WIDER = 0.1  # of a column's variance: what the last step adds, if the column is a narrow one
 FAR = 30.0  # scales from the centre
 COARSEST = 0.1  # of a column's spread: how far apart two numbers may be
-MOST_NAMED = 4  # columns in one message
+MAX_NAMED = 4  # columns in one message
 
 
 def warn_if_misfit(model: DiffusionModel, data: np.ndarray, names: list[str] | None) -> None:
@@ -47,14 +47,14 @@ def warn_if_misfit(model: DiffusionModel, data: np.ndarray, names: list[str] | N
 
 def _warn_of_the_end(model: DiffusionModel, data: Any) -> None:
     left = float(-jnp.mean(jax.vmap(lambda x: prior_term(model, x))(data)))
-    if left <= MOST_NATS_LEFT:
+    if left <= MAX_NATS_LEFT:
         return
     signal = ""
     if isinstance(model.process, GaussianDiffusion):
         signal = f", E|sqrt(alpha_bar_T) x_0| = {float(left_at_the_end(model, data)):.3g}"
     warnings.warn(
         f"the chain does not end in noise: at t = {model.num_steps} it still holds {left:.3g} "
-        f"nats about a datum (at most {MOST_NATS_LEFT} is good){signal}. Samples "
+        f"nats about a datum (at most {MAX_NATS_LEFT} is good){signal}. Samples "
         "start from pure noise, so the weights of the modes will be wrong: use a schedule "
         "that goes further, such as schedules.LogSNRLinear with a larger noise_to_signal.",
         stacklevel=4,
@@ -135,12 +135,12 @@ def _about_columns(model: DiffusionModel, columns: Columns) -> Iterator[str]:
             "out.",
         )
     schedule = model.process.schedule
-    floor = float(jnp.sqrt(schedule.noise()[1] / schedule.alpha_bar()[1]))
+    floor = float(jnp.sqrt(schedule.one_minus_alpha_bar()[1] / schedule.alpha_bar()[1]))
     variance = np.where(varies, columns.deviation, 1.0) ** 2
-    is_wider = 2 * floor**2 * (1 - variance) > MOST_WIDER * variance
+    is_wider = 2 * floor**2 * (1 - variance) > MAX_WIDER * variance
     yield from _line(
         columns,
-        varies & (is_wider | (floor > MOST_FLOOR * columns.deviation)),
+        varies & (is_wider | (floor > MAX_FLOOR * columns.deviation)),
         "hardly exceeds the noise of the first level",
         lambda j: f"spread {columns.spread[j]:.3g}, noise {floor * columns.scale[j]:.3g}",
         f"That noise is {floor:.3g} of the model's scale, and finer detail is lost in it. Use "
@@ -175,6 +175,6 @@ def _line(
     """One message about the columns in question; nothing if there are none."""
     found = np.flatnonzero(which)
     if found.size:
-        named = [f"{columns.names[j]} ({about(j)})" for j in found[:MOST_NAMED]]
-        more = f" and {found.size - MOST_NAMED} more" if found.size > MOST_NAMED else ""
+        named = [f"{columns.names[j]} ({about(j)})" for j in found[:MAX_NAMED]]
+        more = f" and {found.size - MAX_NAMED} more" if found.size > MAX_NAMED else ""
         yield f"{', '.join(named)}{more}: {what}. {remedy}"

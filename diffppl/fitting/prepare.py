@@ -15,13 +15,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..model import DiffusionModel
+from ..model.scaling import Scaling
+from ..predictions.variance import replace_fitted
 from ..processes import GaussianDiffusion
-from ..scaling import Scaling
-from ..variance import replace_fitted
 from .reverse_variance import with_start
 from .training import default_trainable, trained_leaves
 
-LEAST_LABEL, LARGEST_LABEL = -1, 10
+MIN_LABEL, MAX_LABEL = -1, 10
 
 
 def prepared(
@@ -47,7 +47,7 @@ def context_scaling(model: DiffusionModel, context: np.ndarray) -> Scaling | Non
     """What standardises contexts of shape `(n, *context_shape)`; None if all are left alone."""
     if model.num_labels is not None:
         return None
-    small = (context == np.round(context)) & (context >= LEAST_LABEL) & (context <= LARGEST_LABEL)
+    small = (context == np.round(context)) & (context >= MIN_LABEL) & (context <= MAX_LABEL)
     alone = small.all(axis=0) if context.ndim == 2 else small.all()
     found = Scaling.from_data(context)
     if np.all(alone):

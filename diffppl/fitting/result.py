@@ -61,7 +61,6 @@ class History(eqx.Module):
         return ", ".join(words)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """See `plots.history`."""
         from .. import plots  # it draws what stands below it
 
         return plots.history(self, ax=ax)

@@ -1,7 +1,7 @@
 """The reverse variance with the largest bound on the data, estimated while `fit` runs.
 
 A `FittedVariance` holds w_t = E (x_0 - E[x_0 | x_t])^2 on a grid of levels (see
-`diffppl.variance`). In some of the iterations the minibatch is denoised with the averaged weights,
+`diffppl.predictions.variance`). In some of the iterations the minibatch is denoised with the averaged weights,
 at levels spread evenly over the chain, and the squared errors enter a moving average in which those
 of iteration i weigh as i^5: about the last third of a run counts, however long it is, and its start
 is forgotten. Every iteration is used until 6,400 data were seen, then fewer, and in the end one in
@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ..likelihood.elbo import stratified_indices
 from ..model import DiffusionModel
-from ..objectives import stratified_indices
+from ..predictions.variance import FittedVariance, find_fitted, replace_fitted
 from ..processes import GaussianDiffusion
-from ..variance import FittedVariance, find_fitted, replace_fitted
 
-ENOUGH, MOST_APART, POWER = 3_200, 20, 5
+ENOUGH, MAX_APART, POWER = 3_200, 20, 5
 
 
 def with_start(model: DiffusionModel) -> DiffusionModel:
@@ -68,7 +68,7 @@ def _is_used(
     iteration: Int[Array, ""], batch_size: int
 ) -> tuple[Bool[Array, ""], Float[Array, ""]]:
     """Whether an iteration's errors are looked at, and their share of the average then."""
-    apart = jnp.clip(iteration // max(ENOUGH // batch_size, 1), 1, MOST_APART)
+    apart = jnp.clip(iteration // max(ENOUGH // batch_size, 1), 1, MAX_APART)
     share = jnp.minimum((POWER + 1) * apart / (iteration + POWER + 1), 1.0)
     return iteration % apart == 0, share
 
@@ -87,7 +87,9 @@ def _observed(
 
     def ratio(key: Array, x_0: Array, t: Array, context: Array | None) -> Array:
         x_t = jnp.asarray(process.marginal(x_0, t).sample(key), x_0.dtype)
-        return (x_0 - model.denoise(x_t, t, context)) ** 2 / process.schedule.noise()[t]
+        return (x_0 - model.denoise(x_t, t, context)) ** 2 / process.schedule.one_minus_alpha_bar()[
+            t
+        ]
 
     in_axes = (0, 0, 0, None if context is None else 0)
     ratios = jax.vmap(ratio, in_axes)(jax.random.split(key_noise, n), x_0, times, context)

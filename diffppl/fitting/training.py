@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..blocks import map_in_blocks
-from ..checks import described
+from ..batching import map_in_blocks
+from ..checks.arguments import described
 from ..data import AbstractSource, InMemory
+from ..denoisers import AbstractDenoiser
+from ..likelihood.elbo import AbstractSteps, bound
 from ..model import DiffusionModel
-from ..networks import AbstractDenoiser
-from ..objectives import AbstractSteps, bound
-from ..scaling import Scaling
+from ..model.scaling import Scaling
+from ..predictions.variance import FittedVariance, find_fitted, replace_fitted
 from ..schedules import AbstractSchedule, Learned
-from ..variance import FittedVariance, find_fitted, replace_fitted
 from .losses import AbstractLoss
 from .reverse_variance import updated
 

@@ -7,8 +7,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..checks import check_float, check_instance, check_shape
-from ..objectives import Bound
+from ..checks.arguments import check_float, check_instance, check_shape
+from .elbo import Bound
 from .estimate import LogEstimate
 
 

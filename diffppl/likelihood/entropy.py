@@ -24,9 +24,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 from numpyro.distributions import Distribution
 
-from ..checks import check_instance, check_key
-from ..entry import check_data
+from ..checks.arguments import check_instance, check_key
 from ..model import DiffusionModel
+from ..model.inputs import check_data
 
 
 @final

@@ -1,6 +1,6 @@
 """The density of a Gaussian model's probability flow.
 
-Along the flow dx/dphi = v(x, phi) of `diffppl.flow`, log p(x) falls at the rate of the divergence
+Along the flow dx/dphi = v(x, phi) of `diffppl.samplers.flow_ode`, log p(x) falls at the rate of the divergence
 of v, so in the chain's units
 
     log p(x_0) = log pi(x_T) + integral of div v from phi_1 to phi_T + (d / 2) log alpha_bar_1
@@ -8,7 +8,7 @@ of v, so in the chain's units
 with x_1 = sqrt(alpha_bar_1) x_0 and x_T = the flow's end. It is the density of what
 `samplers.ProbabilityFlow` draws, not the marginal of the reverse chain; the two agree as far as the
 network's denoiser is exact and the chain long. For an exact denoiser it is the density of the data
-with the noise of level 1, to the errors that `diffppl.flow` states.
+with the noise of level 1, to the errors that `diffppl.samplers.flow_ode` states.
 
 The divergence is exact (one derivative for each coordinate) or Hutchinson's estimate from random
 directions e: E[e^T J e] = tr J.
@@ -30,11 +30,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from ..checks import check_instance, check_key, size_field
-from ..entry import as_context, check_context, check_data, check_ends_in
-from ..flow import Integrator, angles, check_real, over_batch, velocity
+from ..checks.arguments import check_instance, check_key, size_field
+from ..checks.arrays import as_numbers
 from ..model import DiffusionModel
-from ..values import as_numbers
+from ..model.inputs import as_context, check_context, check_data, check_ends_in
+from ..samplers.flow_ode import Integrator, angles, check_real, over_batch, velocity
 from .estimate import LogEstimate
 
 
@@ -63,7 +63,6 @@ class ExactTrace(AbstractTrace):
     def trace(
         self, function: Callable[[Array], Array], x: Array, probes: Array | None
     ) -> Float[Array, " probes"]:
-        """See `AbstractTrace.trace`."""
         del probes
         jacobian = jax.jacfwd(function)(x).reshape(x.size, x.size)
         return jnp.trace(jacobian)[None]
@@ -82,7 +81,6 @@ class Hutchinson(AbstractTrace):
     def trace(
         self, function: Callable[[Array], Array], x: Array, probes: Array | None
     ) -> Float[Array, " probes"]:
-        """See `AbstractTrace.trace`."""
         return jax.vmap(lambda e: jnp.sum(e * jax.jvp(function, (x,), (e,))[1]))(probes)
 
 

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..blocks import map_in_blocks
-from ..checks import check_size, described
-from ..values import as_finite
+from ..batching import map_in_blocks
+from ..checks.arguments import check_size, described
+from ..checks.arrays import as_finite
 from .estimate import LogEstimate
 
 BANDWIDTHS = tuple(np.logspace(-1, 0, 10).tolist())

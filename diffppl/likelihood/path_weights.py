@@ -29,10 +29,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpyro.distributions import Distribution
 
-from ..blocks import map_in_blocks
-from ..checks import check_instance, check_key, check_size
-from ..entry import check_context, check_data
+from ..batching import map_in_blocks
+from ..checks.arguments import check_instance, check_key, check_size
 from ..model import DiffusionModel
+from ..model.inputs import check_context, check_data
 from .estimate import LogEstimate
 
 
@@ -115,7 +115,7 @@ def path_work(key: Array, model: DiffusionModel, x_0: Array, context: Array | No
     times = jnp.arange(num_steps, 1, -1)
     keys = jax.random.split(key_steps, len(times))
     (x, work), _ = jax.lax.scan(step, (x, work), (keys, times))
-    edge = process.edge(x, model.estimate(x, 1, context))
+    edge = process.final_step(x, model.estimate(x, 1, context))
     return work - log_prob(edge, x_0) + model.log_abs_det()
 
 

@@ -1,34 +1,45 @@
-"""Room 2: networks, which look at x_t and say what x_0 was.
+"""Networks: callables that map x_t, t and a context to a raw output.
 
-*What lives here*: dense networks (`MLP`, and the paper's `RBF` and `SigmoidMLP`), networks for
-images, signals and volumes (`UNet`, and the paper's `MultiScaleConv`), wrappers around any of them
-(`MixedPrecision`, `Rematerialised`), and known answers (`GaussianDenoiser`,
-`GaussianMixtureDenoiser`, `EnumeratedDenoiser`), which need no training.
+*What lives here*: a dense network (`MLP`), a network for signals, images and volumes (`UNet`),
+wrappers around any network (`OptionalContext`, `MixedPrecision`, `Rematerialised`), the networks of
+the 2015 paper in `sohl_dickstein/` (`RBF`, `SigmoidMLP`, `MultiScaleConv`), and what they are made
+of in `layers/`.
 
 *The contract*: any `eqx.Module` with `__call__(x_t, t, context) -> raw output` for one event:
-`x_t` of the event's shape, `t` an integer in 1..T, `context` an array or None. Batches are made
-outside, by `vmap` over `x_t` alone, so that what depends on `t` alone is computed once for all.
-Inside a network images are channels last, and convolutions are `convolve`'s, which is fast inside
-compiled loops.
+`x_t` of the event's shape, `t` an integer in 1..T, `context` an array or None. Batches are formed
+outside by `vmap`, with `t` unbatched, so that time features are computed once per batch. Images are
+channels last inside a network, and convolutions use `layers.convolve`, which is fast inside
+compiled loops on CPUs.
 
-*To add one*: a new file with a final `eqx.Module`, and a row in `tests/registry.py`. A last layer
-that starts at zero makes the reverse chain start like the forward one (with `Velocity`). A known
-answer is a subclass of `AbstractDenoiser`.
+*To add one*: a new file with a final `eqx.Module`, and a row in `tests/registry.py`. With a last
+layer initialised at zero and `predictions.Velocity()`, the initial reverse chain resembles the
+forward chain.
 
-*What does not belong here*: what the raw output means (predictions), and the noise levels: a
-network knows no schedule. Known answers do, and take one.
+*What does not belong here*: the meaning of the raw output (`predictions`) and the noise levels: a
+network does not depend on a schedule. Analytic denoisers, which do, are in `denoisers`.
 """
 
-from . import padding as padding
-from .enumerated import EnumeratedDenoiser as EnumeratedDenoiser
-from .known import AbstractDenoiser as AbstractDenoiser
-from .known import GaussianDenoiser as GaussianDenoiser
-from .mixture import GaussianMixtureDenoiser as GaussianMixtureDenoiser
-from .mlp import MLP as MLP
-from .multi_scale import MultiScaleConv as MultiScaleConv
-from .optional_context import OptionalContext as OptionalContext
-from .rbf import RBF as RBF
-from .sigmoid_mlp import SigmoidMLP as SigmoidMLP
-from .unet import UNet as UNet
-from .wrappers import MixedPrecision as MixedPrecision
-from .wrappers import Rematerialised as Rematerialised
+from ..denoisers import Enumerated as EnumeratedDenoiser
+from ..denoisers import Gaussian as GaussianDenoiser
+from ..denoisers import GaussianMixture as GaussianMixtureDenoiser
+from .layers import padding
+from .mlp import MLP
+from .optional_context import OptionalContext
+from .sohl_dickstein import RBF, MultiScaleConv, SigmoidMLP
+from .unet import UNet
+from .wrappers import MixedPrecision, Rematerialised
+
+__all__ = [
+    "MLP",
+    "RBF",
+    "EnumeratedDenoiser",
+    "GaussianDenoiser",
+    "GaussianMixtureDenoiser",
+    "MixedPrecision",
+    "MultiScaleConv",
+    "OptionalContext",
+    "Rematerialised",
+    "SigmoidMLP",
+    "UNet",
+    "padding",
+]

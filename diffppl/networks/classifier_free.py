@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ..checks import as_float, check_callable, check_float
+from ..checks.arguments import as_float, check_callable, check_float
 
 
 @final

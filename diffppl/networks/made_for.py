@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 
-from .contexts import LabelEmbedding
-from .layout import ImageLayout
+from .layers.contexts import LabelEmbedding
+from .layers.layout import ImageLayout
 from .mlp import MLP
-from .rbf import RBF
-from .sigmoid_mlp import SigmoidMLP
+from .sohl_dickstein.rbf import RBF
+from .sohl_dickstein.sigmoid_mlp import SigmoidMLP
 
 
 def label_count(network: Any) -> int | None:

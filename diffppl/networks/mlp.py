@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..checks import check_callable, check_key, check_shape, check_size
-from .contexts import ContextEmbedding, context_embedding, embed
-from .fourier import FourierFeatures
-from .inputs import flatten, input_size
-from .time import sinusoidal
+from ..checks.arguments import check_callable, check_key, check_shape, check_size
+from .layers.contexts import ContextEmbedding, context_embedding, embed
+from .layers.fourier import FourierFeatures
+from .layers.inputs import flatten, input_size
+from .layers.time import sinusoidal
 
 NUM_FEATURES = 64
 

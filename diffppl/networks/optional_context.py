@@ -18,8 +18,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..checks import check_callable, check_shape
-from .contexts import NO_CLASS
+from ..checks.arguments import check_callable, check_shape
+from .layers.contexts import NO_CLASS
 from .made_for import label_count
 
 

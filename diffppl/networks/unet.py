@@ -17,8 +17,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..checks import check_flag, check_instance, check_key, check_shape, check_size, described
-from .convolution import (
+from ..checks.arguments import (
+    check_flag,
+    check_instance,
+    check_key,
+    check_shape,
+    check_size,
+    described,
+)
+from .layers.convolution import (
     Convolution,
     from_patches,
     num_sizes,
@@ -27,10 +34,10 @@ from .convolution import (
     upsample,
     zeroed,
 )
-from .embedding import Embedding
-from .layout import ImageLayout
-from .padding import AbstractPadding, Zeros
-from .unet_blocks import GroupNorm, ResidualBlock
+from .layers.embedding import Embedding
+from .layers.layout import ImageLayout
+from .layers.padding import AbstractPadding, Zeros
+from .layers.unet_blocks import GroupNorm, ResidualBlock
 from .wrappers import Rematerialised
 
 Block = ResidualBlock | Rematerialised

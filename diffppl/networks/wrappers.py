@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ..checks import check_callable
+from ..checks.arguments import check_callable
 
 
 @final

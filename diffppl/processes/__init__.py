@@ -13,12 +13,19 @@ NumPyro distributions.
 room asks which family a process has.
 """
 
-from .base import AbstractProcess as AbstractProcess
-from .bernoulli import BernoulliDiffusion as BernoulliDiffusion
-from .bernoulli import BernoulliEstimate as BernoulliEstimate
-from .categorical import Absorbing as Absorbing
-from .categorical import CategoricalDiffusion as CategoricalDiffusion
-from .categorical import CategoricalEstimate as CategoricalEstimate
-from .categorical import Uniform as Uniform
-from .gaussian import GaussianDiffusion as GaussianDiffusion
-from .gaussian import GaussianEstimate as GaussianEstimate
+from .base import AbstractProcess
+from .bernoulli import BernoulliDiffusion, BernoulliEstimate
+from .categorical import Absorbing, CategoricalDiffusion, CategoricalEstimate, Uniform
+from .gaussian import GaussianDiffusion, GaussianEstimate
+
+__all__ = [
+    "Absorbing",
+    "AbstractProcess",
+    "BernoulliDiffusion",
+    "BernoulliEstimate",
+    "CategoricalDiffusion",
+    "CategoricalEstimate",
+    "GaussianDiffusion",
+    "GaussianEstimate",
+    "Uniform",
+]

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from numpyro.distributions import Distribution
 from numpyro.distributions.constraints import Constraint
 
-from ..checks import check_fields
+from ..checks.arguments import check_fields
 from ..schedules import AbstractSchedule
 
 Time = int | Int[Array, ""]
@@ -77,11 +77,11 @@ class AbstractProcess(eqx.Module, Generic[E]):
         """p(x_{t-1} given x_t): `posterior` averaged over the estimate of x_0, for t >= 2."""
 
     @abc.abstractmethod
-    def edge(self, x_1: Array, estimate: E) -> Distribution:
+    def final_step(self, x_1: Array, estimate: E) -> Distribution:
         """p(x_0 given x_1), the last reverse step (appendix B.2, eq. 44)."""
 
     @abc.abstractmethod
-    def expected_edge(self, x_0: Array) -> Float[Array, "..."] | None:
+    def expected_final_log_prob(self, x_0: Array) -> Float[Array, "..."] | None:
         """E over q(x_1 given x_0) of log p(x_0 given x_1), coordinate by coordinate, in nats.
 
         None where `edge` depends on the estimate, so that it must be sampled.

@@ -23,9 +23,9 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 from numpyro.distributions import constraints
 
-from ..checks import check_instance
+from ..checks.arguments import check_instance
+from ..checks.arrays import as_numbers, at_fault
 from ..schedules import AbstractSchedule, Learned
-from ..values import as_numbers, at_fault
 from .base import AbstractProcess, Time
 from .divergence import categorical_kl
 
@@ -104,7 +104,10 @@ class BernoulliDiffusion(AbstractProcess[BernoulliEstimate]):
     def _posterior(self, x_t: Array, x_0: Array, t: Time) -> tuple[Array, Array]:
         """P(x_{t-1} = 1) and P(x_{t-1} = 0) given x_t and x_0, each to all its digits."""
         beta = self.schedule.beta()[t]
-        alpha_bar, noise = self.schedule.alpha_bar()[t - 1], self.schedule.noise()[t - 1]
+        alpha_bar, noise = (
+            self.schedule.alpha_bar()[t - 1],
+            self.schedule.one_minus_alpha_bar()[t - 1],
+        )
         to_one, to_zero = beta * self.rate, beta * (1 - self.rate)
         one = jnp.where(x_t == 1, 1 - to_zero, to_zero) * (alpha_bar * x_0 + noise * self.rate)
         zero = jnp.where(x_t == 1, to_one, 1 - to_one) * (
@@ -125,12 +128,12 @@ class BernoulliDiffusion(AbstractProcess[BernoulliEstimate]):
         one, zero = p_1 * one_if_1 + p_0 * one_if_0, p_1 * zero_if_1 + p_0 * zero_if_0
         return dist.BernoulliLogits(jnp.log(one) - jnp.log(zero))
 
-    def edge(self, x_1: Array, estimate: BernoulliEstimate) -> dist.BernoulliProbs:
+    def final_step(self, x_1: Array, estimate: BernoulliEstimate) -> dist.BernoulliProbs:
         """The paper's fixed last step, T_pi(x_0 given x_1; beta_1): it has no parameters."""
         del estimate
         return self.transition(x_1, 1)
 
-    def expected_edge(self, x_0: Array) -> Float[Array, "..."]:
+    def expected_final_log_prob(self, x_0: Array) -> Float[Array, "..."]:
         """The two values of x_1, weighted by their probabilities."""
         rate = self._mix(x_0, 1 - self.schedule.beta()[1])
         given_1 = self.transition(jnp.ones(()), 1).log_prob(x_0)

@@ -28,7 +28,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 from numpyro.distributions import constraints
 
-from ..checks import check_instance
+from ..checks.arguments import check_instance
 from ..schedules import AbstractSchedule
 from .base import AbstractProcess, Time
 from .bernoulli import check_fixed
@@ -207,7 +207,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
 
     def _explained(self, x_t: Array, estimate: CategoricalEstimate, t: Time) -> Array:
         """P(x_0 = k) / q(x_t given x_0 = k), and 0 where x_t rules k out."""
-        alpha_bar, noise = self.schedule.alpha_bar()[t], self.schedule.noise()[t]
+        alpha_bar, noise = self.schedule.alpha_bar()[t], self.schedule.one_minus_alpha_bar()[t]
         reach = alpha_bar * self._one_hot(x_t) + noise * self._rate(x_t)
         reach = reach[..., : self.num_categories]
         possible = (reach > 0) & self._is_possible
@@ -217,14 +217,17 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
     def reverse(self, x_t: Array, estimate: CategoricalEstimate, t: Time) -> States:
         """p(x_{t-1} given x_t): the K posteriors, weighted by the estimate."""
         weights = self._explained(x_t, estimate, t)
-        alpha_bar, noise = self.schedule.alpha_bar()[t - 1], self.schedule.noise()[t - 1]
+        alpha_bar, noise = (
+            self.schedule.alpha_bar()[t - 1],
+            self.schedule.one_minus_alpha_bar()[t - 1],
+        )
         masked = self.num_states - self.num_categories
         padded = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, masked)])
         prior = alpha_bar * padded + noise * self._pi * weights.sum(-1, keepdims=True)
         joint = self._likelihood(x_t, t) * prior
         return self._normalised(joint)
 
-    def edge(self, x_1: Array, estimate: CategoricalEstimate) -> States:
+    def final_step(self, x_1: Array, estimate: CategoricalEstimate) -> States:
         """p(x_0 given x_1): the fixed T_pi(x_0 given x_1; beta_1) for a uniform base.
 
         An absorbing chain has no reverse of that form (nothing leaves the mask), so its last
@@ -236,7 +239,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
             return self._normalised(joint)
         return self.transition(x_1, 1)
 
-    def expected_edge(self, x_0: Array) -> Float[Array, "..."] | None:
+    def expected_final_log_prob(self, x_0: Array) -> Float[Array, "..."] | None:
         """The K values of x_1, weighted; None for an absorbing base, whose edge is learned."""
         if isinstance(self.base_kind, Absorbing):
             return None

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from ..checks import check_size
-from ..values import as_numbers, at_fault
+from ..checks.arguments import check_size
+from ..checks.arrays import as_numbers, at_fault
 
 Counts = int | Int[np.ndarray, "..."]
 

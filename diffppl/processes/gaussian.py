@@ -89,12 +89,14 @@ class GaussianDiffusion(AbstractProcess[GaussianEstimate]):
     def marginal(self, x_0: Array, t: Time) -> dist.Distribution:
         """q(x_t given x_0)."""
         schedule = self.schedule
-        return dist.Normal(jnp.sqrt(schedule.alpha_bar()[t]) * x_0, jnp.sqrt(schedule.noise()[t]))
+        return dist.Normal(
+            jnp.sqrt(schedule.alpha_bar()[t]) * x_0, jnp.sqrt(schedule.one_minus_alpha_bar()[t])
+        )
 
     def coefficients(self, t: Time) -> PosteriorCoefficients:
         """b_t, c_t and v_t of the module's docstring."""
         beta = self.schedule.beta()[t]
-        alpha_bar, noise = self.schedule.alpha_bar(), self.schedule.noise()
+        alpha_bar, noise = self.schedule.alpha_bar(), self.schedule.one_minus_alpha_bar()
         kept = noise[t - 1] / noise[t]
         return PosteriorCoefficients(
             x_0=jnp.sqrt(alpha_bar[t - 1]) * beta / noise[t],
@@ -113,12 +115,12 @@ class GaussianDiffusion(AbstractProcess[GaussianEstimate]):
         scale = jnp.sqrt(variance + b**2 * estimate.variance)
         return dist.Normal(b * estimate.mean + c * x_t, scale)
 
-    def edge(self, x_1: Array, estimate: GaussianEstimate) -> dist.Distribution:
+    def final_step(self, x_1: Array, estimate: GaussianEstimate) -> dist.Distribution:
         """The paper's fixed last step, T_pi(x_0 given x_1; beta_1): it has no parameters."""
         del estimate
         return self.transition(x_1, 1)
 
-    def expected_edge(self, x_0: Array) -> Float[Array, "..."]:
+    def expected_final_log_prob(self, x_0: Array) -> Float[Array, "..."]:
         """-log(2 pi e beta_1)/2 for data of unit second moment: what beta_1 allows at most."""
         beta = self.schedule.beta()[1]
         return -0.5 * (jnp.log(2 * jnp.pi * beta) + 1 - beta + beta * x_0**2)

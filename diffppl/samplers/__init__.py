@@ -13,14 +13,24 @@ draws against an exact distribution.
 *What does not belong here*: conditioning, and anything that asks which family a process has.
 """
 
-from .ancestral import Ancestral as Ancestral
-from .ancestral import ancestral as ancestral
-from .base import AbstractChainSampler as AbstractChainSampler
-from .base import AbstractSampler as AbstractSampler
-from .base import SamplerState as SamplerState
-from .ddim import DDIM as DDIM
-from .dpm_solver import DPMSolver as DPMSolver
-from .matched import CovarianceMatched as CovarianceMatched
-from .probability_flow import ProbabilityFlow as ProbabilityFlow
-from .sample import sample as sample
-from .sample import sample_path as sample_path
+from .ancestral import Ancestral, ancestral
+from .base import AbstractChainSampler, AbstractSampler, SamplerState
+from .ddim import DDIM
+from .dpm_solver import DPMSolver
+from .matched import CovarianceMatched
+from .probability_flow import ProbabilityFlow
+from .sample import sample, sample_path
+
+__all__ = [
+    "DDIM",
+    "AbstractChainSampler",
+    "AbstractSampler",
+    "Ancestral",
+    "CovarianceMatched",
+    "DPMSolver",
+    "ProbabilityFlow",
+    "SamplerState",
+    "ancestral",
+    "sample",
+    "sample_path",
+]

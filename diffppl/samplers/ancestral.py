@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ..checks import size_field
+from ..checks.arguments import size_field
 from ..model import DiffusionModel
 from .base import AbstractChainSampler, SamplerState, respaced
 

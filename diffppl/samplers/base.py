@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ..checks import check_fields
+from ..checks.arguments import check_fields
 from ..model import DiffusionModel
 
 
@@ -89,7 +89,6 @@ class AbstractChainSampler(AbstractSampler):
         *,
         keep_path: bool,
     ) -> tuple[Array, Array | None]:
-        """See `AbstractSampler.draw`."""
         dtype = model.process.dtype
         key_steps, key_last = jax.random.split(key)
 

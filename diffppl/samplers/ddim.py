@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Int
 
-from ..checks import check_float, check_size
+from ..checks.arguments import check_float, check_size
 from ..model import DiffusionModel
 from .base import AbstractChainSampler, SamplerState, require_real, respaced
 
@@ -67,7 +67,7 @@ class DDIM(AbstractChainSampler):
     ) -> SamplerState:
         """The update of the module's docstring."""
         schedule, x = model.process.schedule, state.x
-        alpha_bar, noise = schedule.alpha_bar(), schedule.noise()
+        alpha_bar, noise = schedule.alpha_bar(), schedule.one_minus_alpha_bar()
         estimate, eta2 = model.estimate(x, t, context), jnp.asarray(self.eta) ** 2
         signal, before = jnp.sqrt(alpha_bar[t]), jnp.sqrt(alpha_bar[t - 1])
         eps = (x - signal * estimate.mean) / jnp.sqrt(noise[t])

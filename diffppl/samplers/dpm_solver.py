@@ -21,7 +21,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ..checks import size_field
+from ..checks.arguments import size_field
 from ..model import DiffusionModel
 from .base import AbstractChainSampler, SamplerState, require_real, respaced
 
@@ -58,7 +58,7 @@ class DPMSolver(AbstractChainSampler):
         """The update of the module's docstring."""
         del key
         schedule = model.process.schedule
-        a, s = jnp.sqrt(schedule.alpha_bar()), jnp.sqrt(schedule.noise())
+        a, s = jnp.sqrt(schedule.alpha_bar()), jnp.sqrt(schedule.one_minus_alpha_bar())
         half_log_snr = 0.5 * schedule.log_snr()
         denoised = model.denoise(state.x, t, context)
         now = half_log_snr[t - 1] - half_log_snr[t]

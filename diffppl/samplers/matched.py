@@ -1,4 +1,4 @@
-"""Sampling with the covariance-matched step: see `diffppl.matched`."""
+"""Sampling with the covariance-matched step: see `diffppl.samplers.matched_step`."""
 
 from typing import Any, final
 
@@ -6,11 +6,11 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Int
 
-from ..checks import size_field
-from ..matched import MatchedStep, matched_edge, matched_step
+from ..checks.arguments import size_field
 from ..model import DiffusionModel
 from ..processes import GaussianDiffusion
 from .base import AbstractChainSampler, SamplerState, require_real, respaced
+from .matched_step import MatchedStep, matched_final_step, matched_step
 
 
 @final
@@ -57,7 +57,7 @@ class CovarianceMatched(AbstractChainSampler):
         self, key: Array, model: DiffusionModel, state: SamplerState, context: Array | None
     ) -> Array:
         """A draw of x_0."""
-        return _draw(key, model, matched_edge(_gaussian(model)), state.x, 1, context)
+        return _draw(key, model, matched_final_step(_gaussian(model)), state.x, 1, context)
 
 
 def _draw(

@@ -1,4 +1,4 @@
-"""The probability flow as a sampler: x_T alone decides x_0. See `diffppl.flow`."""
+"""The probability flow as a sampler: x_T alone decides x_0. See `diffppl.samplers.flow_ode`."""
 
 from typing import final
 
@@ -6,9 +6,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..flow import Integrator, noise_to_data, noise_to_path
 from ..model import DiffusionModel
 from .base import AbstractSampler, require_real
+from .flow_ode import Integrator, noise_to_data, noise_to_path
 
 
 @final
@@ -39,7 +39,6 @@ class ProbabilityFlow(AbstractSampler):
         *,
         keep_path: bool,
     ) -> tuple[Array, Array | None]:
-        """See `AbstractSampler.draw`."""
         del key
         path = None
         if keep_path:

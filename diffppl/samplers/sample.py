@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array
 
-from ..blocks import map_in_blocks
-from ..checks import check_instance, check_key, check_shape, check_size
-from ..entry import as_context, left_at_the_end, warn_of_short_chain
+from ..batching import map_in_blocks
+from ..checks.arguments import check_instance, check_key, check_shape, check_size
 from ..model import DiffusionModel
+from ..model.inputs import as_context, left_at_the_end, warn_of_short_chain
 from .ancestral import Ancestral
 from .base import AbstractSampler
 

@@ -29,8 +29,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ...checks import short_repr
-from ...networks import AbstractDenoiser
+from ...checks.arguments import short_repr
+from ...denoisers import AbstractDenoiser
 from ..program import Values
 from ..target import Estimates, Level, Target
 
@@ -136,7 +136,7 @@ def tweedie_factor(target: Target, level: Level, names: tuple[str, ...]) -> Valu
     for name in names:
         schedule = target.models[name].process.schedule
         t = time_of(target, level, name)
-        signal, noise = jnp.sqrt(schedule.alpha_bar()[t]), schedule.noise()[t]
+        signal, noise = jnp.sqrt(schedule.alpha_bar()[t]), schedule.one_minus_alpha_bar()[t]
         factors[name] = jnp.where(signal > 0, noise / jnp.where(signal > 0, signal, 1.0), 0.0)
     return factors
 
@@ -144,7 +144,9 @@ def tweedie_factor(target: Target, level: Level, names: tuple[str, ...]) -> Valu
 def noise_of(target: Target, level: Level, names: tuple[str, ...]) -> Values:
     """1 - alpha_bar_t of each site."""
     return {
-        name: target.models[name].process.schedule.noise()[time_of(target, level, name)]
+        name: target.models[name].process.schedule.one_minus_alpha_bar()[
+            time_of(target, level, name)
+        ]
         for name in names
     }
 
@@ -154,7 +156,7 @@ def time_of(target: Target, level: Level, name: str) -> Any:
     return level.t if name in target.sites(level.stage) else target.num_steps
 
 
-SLACK = 0.3
+INFLATION = 0.3
 """Of a learned network: the share of 1 - alpha_bar_t that is added to Var[x_0 | x_t]. Without it,
 fitted networks whose Jacobian is too small gave an evidence several nats too low."""
 

@@ -8,8 +8,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from ...checks import as_float, short_repr
-from .base import SLACK
+from ...checks.arguments import as_float, short_repr
+from .base import INFLATION
 
 
 class AbstractCovariance(eqx.Module):
@@ -17,7 +17,7 @@ class AbstractCovariance(eqx.Module):
 
     is_jacobian: eqx.AbstractClassVar[bool]
     """Whether it is `factor` times the denoiser's Jacobian."""
-    slack: eqx.AbstractVar[Float[Array, ""]]
+    inflation: eqx.AbstractVar[Float[Array, ""]]
     """A variance to add where a network was learned, as a share of the noise's."""
 
     def __repr__(self) -> str:
@@ -52,14 +52,14 @@ class Tweedie(AbstractCovariance):
     share of the noise's variance is added.
 
     Args:
-        slack: that share, of 1 - alpha_bar_t. Analytic denoisers get none.
+        inflation: that share, of 1 - alpha_bar_t. Analytic denoisers get none.
     """
 
-    slack: Float[Array, ""]
+    inflation: Float[Array, ""]
     is_jacobian: ClassVar[bool] = True
 
-    def __init__(self, slack: ArrayLike = SLACK) -> None:
-        self.slack = as_float(slack)
+    def __init__(self, inflation: ArrayLike = INFLATION) -> None:
+        self.inflation = as_float(inflation)
 
     def times(
         self,
@@ -68,7 +68,6 @@ class Tweedie(AbstractCovariance):
         factor: Float[Array, " d"],
         noise: Float[Array, " d"],
     ) -> Float[Array, " d"]:
-        """See `AbstractCovariance.times`."""
         del noise
         return factor * pull_back(vector)
 
@@ -91,7 +90,7 @@ class Isotropic(AbstractCovariance):
         self.variance = as_float(variance)
 
     @property
-    def slack(self) -> Float[Array, ""]:
+    def inflation(self) -> Float[Array, ""]:
         """None: no Jacobian is used."""
         return jnp.zeros(())
 
@@ -102,6 +101,5 @@ class Isotropic(AbstractCovariance):
         factor: Float[Array, " d"],
         noise: Float[Array, " d"],
     ) -> Float[Array, " d"]:
-        """See `AbstractCovariance.times`."""
         del pull_back, factor
         return self.variance * noise / ((1 - noise) * self.variance + noise) * vector

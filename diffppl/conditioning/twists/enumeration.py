@@ -27,7 +27,7 @@ from .base import AbstractTwist, Twisted, require_kind, require_one_stage
 
 MAX_STATES = 2**16
 MAX_STATES_WITH_LATENTS = 2**8
-_LEAST_LOG_PROB = -200.0  # nats; its exponential is 0 in float32, and 0 times it is 0
+_MIN_LOG_PROB = -200.0  # nats; its exponential is 0 in float32, and 0 times it is 0
 
 
 @final
@@ -60,7 +60,6 @@ class Enumeration(AbstractTwist):
         return False
 
     def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
-        """See `AbstractTwist.evaluate`."""
         estimates = target.estimate(x, level, latents)
         logits = {
             name: state_logits(target.models[name].process, estimate)
@@ -95,7 +94,7 @@ class JointStates(eqx.Module):
             jax.nn.log_softmax(logits[name], axis=-1)[_is_state(target, name)]
             for name in target.structure.shapes
         ]
-        self.log_probs = jnp.maximum(jnp.concatenate(parts), _LEAST_LOG_PROB)
+        self.log_probs = jnp.maximum(jnp.concatenate(parts), _MIN_LOG_PROB)
         table = _table(target, self._halves(), latents)
         self.log_scale = jnp.max(table)
         self.likelihood = jnp.exp(table - self.log_scale)

@@ -42,7 +42,6 @@ class ExpectedLikelihood(AbstractTwist):
         return False
 
     def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
-        """See `AbstractTwist.evaluate`."""
         estimates = target.estimate(x, level, latents)
         value, guided = tilted_estimates(
             target, estimates, lambda x_0: log_ahead(self, target, x | x_0, level, latents)

@@ -42,7 +42,6 @@ class Mixed(AbstractTwist):
         return False
 
     def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
-        """See `AbstractTwist.evaluate`."""
         discrete = target.sites(level.stage, discrete=True)
         if not discrete:
             return self.real.evaluate(target, x, level, latents)

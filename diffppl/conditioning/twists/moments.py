@@ -36,12 +36,7 @@ from .base import (
     tweedie_factor,
 )
 from .covariance import AbstractCovariance, Isotropic, Tweedie
-from .normal import (
-    MAX_DENSE,
-    conjugate_gradients,
-    log_density_and_solution,
-    rounding_variance,
-)
+from .normal import MAX_DENSE, conjugate_gradients, log_density_and_solution, rounding_variance
 
 
 @final
@@ -83,7 +78,6 @@ class MomentMatching(AbstractTwist):
         return 0 < target.num_observed() <= MAX_DENSE and self.covariance.is_jacobian
 
     def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
-        """See `AbstractTwist.evaluate`."""
         return self.evaluate_given(target, x, level, latents, {})
 
     def evaluate_given(
@@ -97,12 +91,12 @@ class MomentMatching(AbstractTwist):
         seen = observe(mean)
         residual = seen.value - seen.mean
         rest = look.pull_back(jax.grad(lambda flat: observe(flat).log_rest)(mean))
-        slack = covariance.slack * look.learned_noise
+        inflation = covariance.inflation * look.learned_noise
         num = look.num_running
 
         def spread(vector: Array) -> Array:
             times = covariance.times(vector, look.pull_back, look.factor, look.noise)
-            return times + slack * vector
+            return times + inflation * vector
 
         if residual.size == 0:
             value, pulled, linear = jnp.zeros(()), jnp.zeros_like(mean), only_score(rest[:num])
@@ -115,7 +109,7 @@ class MomentMatching(AbstractTwist):
             if covariance.is_jacobian:
                 rows = jax.vmap(look.pull_back)(jacobian)
                 observed = linalg.nearest_positive((rows * look.factor) @ jacobian.T)
-                observed += (jacobian * slack) @ jacobian.T
+                observed += (jacobian * inflation) @ jacobian.T
             else:
                 rows = None
                 observed = jax.vmap(spread)(jacobian) @ jacobian.T

@@ -24,14 +24,7 @@ from jaxtyping import Array, Float
 from ..program import Values
 from ..states import kernel_logits
 from ..target import Estimates, Level, Target
-from .base import (
-    AbstractTwist,
-    Twisted,
-    only_score,
-    require_noise,
-    require_one_stage,
-    shifted,
-)
+from .base import AbstractTwist, Twisted, only_score, require_noise, require_one_stage, shifted
 from .expected import coordinate_changes
 
 
@@ -107,7 +100,6 @@ class Perturbation(AbstractTwist):
         return False
 
     def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
-        """See `AbstractTwist.evaluate`."""
         value = self.power.at(level.t, target.num_steps) * target.log_likelihood(x, latents)
         power = self.power.at(level.t - 1, target.num_steps)
         estimates = target.estimate(x, level, latents)

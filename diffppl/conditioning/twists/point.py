@@ -47,7 +47,6 @@ class PointEstimate(AbstractTwist):
         return False
 
     def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
-        """See `AbstractTwist.evaluate`."""
         names = target.sites(level.stage)
 
         def log_value(moving: Values) -> tuple[Array, Estimates]:

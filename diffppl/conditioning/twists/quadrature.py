@@ -23,11 +23,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from ... import linalg
-from ...checks import as_float, check_float
+from ...checks.arguments import as_float, check_float
 from ..program import Values
 from ..target import Estimates, Level, Target
 from .base import (
-    SLACK,
+    INFLATION,
     AbstractTwist,
     Twisted,
     flat_like,
@@ -41,7 +41,7 @@ from .base import (
 )
 
 _NUM_STEPS = 4  # of Newton's method at each node
-_LONGEST_STEP = 2.0  # of v
+_MAX_STEP = 2.0  # of v
 
 _MAX_NODES = 1_000
 
@@ -57,7 +57,7 @@ class Quadrature(AbstractTwist):
     Args:
         num_nodes: in each direction.
         kept: the share k of the covariance that each node keeps.
-        slack: as of `Tweedie`: a variance added where the network was learned.
+        inflation: as of `Tweedie`: a variance added where the network was learned.
 
     References:
         Julier and Uhlmann 2004, and Ito and Xiong 2000 (quadrature and Gaussian sums in filters).
@@ -65,7 +65,7 @@ class Quadrature(AbstractTwist):
 
     num_nodes: int = eqx.field(static=True, default=5)
     kept: Float[Array, ""] = eqx.field(converter=as_float, default=0.25)
-    slack: Float[Array, ""] = eqx.field(converter=as_float, default=SLACK)
+    inflation: Float[Array, ""] = eqx.field(converter=as_float, default=INFLATION)
 
     def __check_init__(self) -> None:
         if self.num_nodes < 2:
@@ -91,7 +91,6 @@ class Quadrature(AbstractTwist):
         return True
 
     def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
-        """See `AbstractTwist.evaluate`."""
         names = target.sites()
         flat_x, unravel = ravel_pytree(x)
 
@@ -104,8 +103,8 @@ class Quadrature(AbstractTwist):
         factor = flat_like(tweedie_factor(target, level, names), x)
         covariance = factor[:, None] * jacobian
         values, vectors = linalg.eigh((covariance + covariance.T) / 2)
-        slack = self.slack * jnp.min(flat_like(learned_noise(target, level, names), x))
-        root = vectors * jnp.sqrt(jnp.maximum(values, 0.0) + slack)
+        inflation = self.inflation * jnp.min(flat_like(learned_noise(target, level, names), x))
+        root = vectors * jnp.sqrt(jnp.maximum(values, 0.0) + inflation)
 
         narrow = jnp.sqrt(self.kept) * root
 
@@ -169,7 +168,7 @@ def _laplace(
 
     def climb(v: Array, _: None) -> tuple[Array, None]:
         step = newton(v)[0]
-        step = step * jnp.minimum(1.0, _LONGEST_STEP / jnp.maximum(jnp.linalg.norm(step), 1e-30))
+        step = step * jnp.minimum(1.0, _MAX_STEP / jnp.maximum(jnp.linalg.norm(step), 1e-30))
         return v + jnp.where(jnp.isfinite(step), step, 0.0), None
 
     def value(v: Array) -> Array:

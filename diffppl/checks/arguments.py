@@ -1,0 +1,298 @@
+"""Single arguments: `check_*` raise, in the words of the caller.
+
+A check takes the name of an argument and its value, and returns the value in the one form that the
+package uses: whole numbers as `int`, shapes as tuples of them, keys as typed keys. It comes before
+any long work. In a trace, where values are not known, it checks shapes and types alone.
+
+Wrong types are a `TypeError`, wrong values a `ValueError`; sizes and shapes are always the latter.
+Messages name the argument as the user typed it, say the remedy, and never print whole arrays.
+Arrays of numbers, alone or as the data and contexts of a model, are checked in `values`.
+"""
+
+import dataclasses
+import math
+import numbers
+import operator
+import os
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float
+
+_PACKAGE = __name__.partition(".")[0]
+_MAX_LENGTH = 60  # characters of a value that an error shows
+
+T = TypeVar("T")
+
+
+# Values in error messages ------------------------------------------------------------------------
+
+
+def described(value: Any) -> str:
+    """A value for an error message: its repr if that is short, else its type or shape."""
+    if isinstance(value, type):
+        return f"<class {value.__name__}>"
+    is_array = isinstance(value, np.ndarray | jax.Array)
+    if is_array and (value.ndim or isinstance(value, Tracer) or is_key(value)):
+        return f"<array of shape {value.shape}>"
+    is_plain = is_array or isinstance(value, str | numbers.Number | np.generic | list | tuple)
+    text = repr(value) if is_plain or value is None else ""
+    return text if 0 < len(text) <= _MAX_LENGTH else f"<{type(value).__name__}>"
+
+
+def short_repr(module: Any) -> str:
+    """The class of a module and what is not as by default; single numbers as numbers."""
+    shown = []
+    for field in dataclasses.fields(module):
+        value = getattr(module, field.name)
+        if isinstance(value, jax.Array) and value.ndim == 0 and not isinstance(value, Tracer):
+            value = float(f"{float(value):.6g}")
+        is_default = value is field.default or (
+            isinstance(value, float | int | eqx.Module) and value == field.default
+        )
+        if not is_default:
+            shown.append(f"{field.name}={value!r}")
+    return f"{type(module).__name__}({', '.join(shown)})"
+
+
+# Keys --------------------------------------------------------------------------------------------
+
+
+def is_key(value: Any) -> bool:
+    """Whether a value is a typed key, or an array of them."""
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def check_key(key: Any, name: str = "key") -> Array:
+    """One key, typed; an old-style key (`jax.random.PRNGKey`) is wrapped.
+
+    Raises:
+        TypeError: an integer or another thing that is no key, or an array of keys.
+    """
+    is_old = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32
+    if not is_old and not is_key(key):
+        raise TypeError(f"{name}={described(key)} must be a typed key, such as jax.random.key(0).")
+    try:
+        typed: Any = jax.random.wrap_key_data(jnp.asarray(key)) if is_old else key
+    except TypeError as error:  # of another length than keys have
+        raise TypeError(f"{name} is no key: {error} Use jax.random.key(0).") from error
+    if typed.shape != ():
+        raise TypeError(
+            f"{name} has shape {typed.shape}; it must be one key. Use {name}[0], or split."
+        )
+    return typed
+
+
+# Numbers -----------------------------------------------------------------------------------------
+
+
+def check_size(name: str, size: Any, least: int | None = 1) -> int:
+    """A whole number of at least `least`, of any integer type; else a ValueError."""
+    number = whole_number(size)
+    if number is None or (least is not None and number < least):
+        bound = "" if least is None else f", {least} or more"
+        raise ValueError(f"{name}={described(size)} must be a whole number{bound}.")
+    return number
+
+
+def whole_number(value: Any) -> int | None:
+    """The `int` of a number of any integer type; None of anything else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def size_field(name: str, least: int = 1, *, optional: bool = False) -> Callable[[Any], Any]:
+    """`check_size` as the converter of a field, which may be None if `optional`."""
+    return lambda size: None if optional and size is None else check_size(name, size, least)
+
+
+def check_time(t: Any, num_steps: int) -> Any:
+    """One integer time in 1..T: an `int` where it is known, a traced array where not.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(t, Tracer):
+        return t
+    number = check_size("t", t)
+    if number > num_steps:
+        raise ValueError(f"t={number} is beyond the last step of the chain, {num_steps}.")
+    return number
+
+
+def check_shape(name: str, shape: Any, least: int = 1) -> tuple[int, ...]:
+    """A tuple of whole numbers of at least `least` each; else a ValueError."""
+    sizes = [whole_number(n) for n in shape] if isinstance(shape, tuple) else [None]
+    whole = tuple(n for n in sizes if n is not None and n >= least)
+    if len(whole) < len(sizes):
+        kind = "positive integers" if least else "whole numbers"
+        remedy = "such as (28, 28)" if whole_number(shape) is None else f"such as ({shape},)"
+        raise ValueError(f"{name}={described(shape)} must be a tuple of {kind}, {remedy}.")
+    return whole
+
+
+def check_broadcast(name: str, shape: tuple[int, ...], event_shape: tuple[int, ...]) -> None:
+    """ValueError unless an array of a shape broadcasts against the event."""
+    try:
+        good = np.broadcast_shapes(shape, event_shape) == event_shape
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError(
+            f"{name} has shape {shape}, which does not broadcast against event_shape={event_shape}."
+        )
+
+
+def as_float(value: ArrayLike) -> Float[Array, "..."]:
+    """A setting as an array of the default precision: a new value of it compiles nothing anew."""
+    return jnp.asarray(value, dtype=float)
+
+
+def check_float(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    closed: bool | tuple[bool, bool] = False,
+) -> Any:
+    """One finite number between two others, or one of them where `closed`; tracers pass.
+
+    Raises:
+        TypeError: no number, or several.
+        ValueError: NaN, infinite, or out of range.
+    """
+    number = _number(name, value)
+    if isinstance(number, Tracer):
+        return number
+    low_ok, high_ok = closed if isinstance(closed, tuple) else (closed, closed)
+    above = low <= number if low_ok else low < number
+    below = number <= high if high_ok else number < high
+    if not (above and below and math.isfinite(number)):
+        shown = described(value) if isinstance(value, numbers.Real) else repr(number)
+        raise ValueError(f"{name}={shown} must {_interval(low, high, low_ok, high_ok)}.")
+    return number
+
+
+def _number(name: str, value: Any) -> Any:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if isinstance(value, np.ndarray | jax.Array) and value.shape == ():
+        is_number = any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer))
+    if not is_number:
+        raise TypeError(f"{name}={described(value)} must be one number.")
+    return value if isinstance(value, Tracer) else float(value)
+
+
+def _interval(low: float, high: float, low_ok: bool, high_ok: bool) -> str:  # noqa: FBT001
+    if not math.isfinite(high):
+        bound = f"{low:g} or more" if low_ok else f"more than {low:g}"
+        return f"be {bound}" if math.isfinite(low) else "be one finite number"
+    included = [f"{end:g}" for end, ok in ((low, low_ok), (high, high_ok)) if ok]
+    also = f" (or be {' or '.join(included)})" if included else ""
+    return f"lie between {low:g} and {high:g}{also}"
+
+
+def check_pair(name: str, value: Any, *, closed: bool = False) -> tuple[Any, Any]:
+    """Two positive numbers, the smaller one first; with `closed` 0 and infinity are allowed.
+
+    Raises:
+        TypeError: not two numbers.
+        ValueError: numbers that are not so.
+    """
+    if not isinstance(value, tuple | list | np.ndarray) or len(value) != 2:
+        raise TypeError(f"{name}={described(value)} must be two numbers, such as (0.01, 100.0).")
+    low, high = (_number(f"{name}[{i}]", number) for i, number in enumerate(value))
+    if isinstance(low, Tracer) or isinstance(high, Tracer):
+        return low, high
+    if not (0 <= low < high if closed else 0 < low < high < math.inf):
+        zero = "0 <=" if closed else "0 <"
+        raise ValueError(f"{name}={described(value)} must be two numbers, {zero} low < high.")
+    return low, high
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False.
+
+    Raises:
+        TypeError: anything else, such as a word.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}={described(value)} must be True or False.")
+    return bool(value)
+
+
+# Objects -----------------------------------------------------------------------------------------
+
+
+def check_instance(name: str, value: T, *kinds: type, remedy: str = "") -> T:
+    """An instance of one of some classes.
+
+    Args:
+        name: of the argument.
+        value: of the argument.
+        *kinds: the classes.
+        remedy: how the error goes on; by default with the package's own classes of these kinds.
+
+    Raises:
+        TypeError: anything else, above all the class itself, or a thing that has the right one as
+            an attribute of that name.
+    """
+    if isinstance(value, kinds):
+        return value
+    nouns = " or ".join(kind.__name__ for kind in kinds)
+    what = f"{name}={described(value)} must be {'an' if nouns[0] in 'AEIOU' else 'a'} {nouns}"
+    if isinstance(value, type):
+        is_right = issubclass(value, kinds)
+        remedy = f", and not its class: write {value.__name__}(..)" if is_right else remedy
+    elif isinstance(getattr(value, name, None), kinds):
+        remedy = f": pass its .{name}"
+    raise TypeError(f"{what}{remedy or _names(*kinds)}.")
+
+
+def _names(*kinds: type) -> str:
+    """The package's own final classes of some kinds, for an error message."""
+    found, todo = set(), [*kinds]
+    while todo:
+        cls = todo.pop()
+        todo += cls.__subclasses__()
+        if getattr(cls, "__final__", False) and cls.__module__.partition(".")[0] == _PACKAGE:
+            found.add(cls.__name__)
+    found -= {kind.__name__ for kind in kinds}
+    return f", such as {', '.join(sorted(found))}" if found else ""
+
+
+def check_fields(module: eqx.Module) -> None:
+    """`check_instance` of every field that is annotated as a module: for `__check_init__`."""
+    for field in dataclasses.fields(module):
+        kinds = typing.get_args(field.type) or (field.type,)
+        kinds = tuple(k for k in kinds if isinstance(k, type) and issubclass(k, eqx.Module))
+        value = getattr(module, field.name)
+        if kinds and not (value is None and field.default is None):
+            check_instance(field.name, value, *kinds)
+
+
+def check_callable(name: str, function: Any, arguments: str = "(x_t, t, context)") -> Any:
+    """Something that can be called, by default a network.
+
+    Raises:
+        TypeError: anything else, or a module's class.
+    """
+    is_class = isinstance(function, type) and issubclass(function, eqx.Module)
+    if is_class or not callable(function):
+        raise TypeError(f"{name}={described(function)} must be callable as {arguments}.")
+    return function
+
+
+def check_path(name: str, path: Any) -> Any:
+    """The path of a file or a folder; else a TypeError."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{name}={described(path)} must be a path: a string or a pathlib.Path.")
+    return path

@@ -1,0 +1,177 @@
+"""Arrays of numbers that enter the package, whatever they are for.
+
+They come in as NumPy arrays, lists, tables or JAX arrays, are checked in the precision that they
+came in, and only then brought to JAX's, in which none may wrap round or overflow.
+In a trace, where values are not known, shapes and types alone are checked.
+"""
+
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array
+
+from .arguments import described
+
+Values = np.ndarray | Array
+
+
+def at_fault(bad: Any, values: Any) -> str:
+    """How many values are bad, and the first of them: "2 of 90 values (-1 at [3], 7 at [8])"."""
+    bad, values = np.asarray(bad), np.asarray(values)
+    places = np.flatnonzero(bad)
+    shown = [f"{values.flat[i]} at {_place(i, bad.shape)}" for i in places[:3]]
+    more = ", .." if len(shown) < places.size else ""
+    where = f" ({', '.join(shown)}{more})" if bad.ndim else f" ({values})"
+    return f"{places.size:,} of {bad.size:,} values{where}"
+
+
+def _place(index: Any, shape: tuple[int, ...]) -> list[int]:
+    return [int(i) for i in np.unravel_index(index, shape)]
+
+
+def as_numbers(name: str, x: Any) -> Values:
+    """Real numbers as a NumPy array in their own precision; a tracer as it is.
+
+    Lists, tables and whatever else NumPy reads as numbers are welcome.
+
+    Raises:
+        TypeError: not real numbers; or masked ones, whose mask would be lost.
+        ValueError: rows of different lengths.
+    """
+    if isinstance(x, Tracer):
+        values: Any = x
+    else:
+        if _is_masked(x):
+            raise TypeError(
+                f"{name} is a masked array with masked entries, which would count as "
+                "observed: leave those rows out, or leave the entries unobserved in a program."
+            )
+        try:
+            values = jnp.asarray(x) if _is_traced(x) else np.asarray(x)
+        except TypeError as error:  # such as JAX keys
+            raise TypeError(f"{name}={described(x)} must hold real numbers.") from error
+        except ValueError as error:
+            raise ValueError(
+                f"{name} has rows of different lengths; they must have one length."
+            ) from error
+    if values.dtype == object:
+        return _from_objects(name, x, values)
+    if not any(jnp.issubdtype(values.dtype, k) for k in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise TypeError(f"{name} has dtype {values.dtype}; it must hold real numbers.")
+    return values
+
+
+def _is_masked(x: Any) -> bool:
+    if isinstance(x, list | tuple):
+        return any(map(_is_masked, x))
+    return isinstance(x, np.ma.MaskedArray) and bool(np.ma.is_masked(x))
+
+
+def _is_traced(x: Any) -> bool:
+    if isinstance(x, list | tuple):
+        return any(map(_is_traced, x))
+    return isinstance(x, Tracer)
+
+
+def _from_objects(name: str, x: Any, values: np.ndarray) -> np.ndarray:
+    """Objects that are all numbers, as the columns of a table of several types are."""
+    is_number = np.array(
+        [isinstance(v, numbers.Real | np.bool_) for v in values.flat], dtype=bool
+    ).reshape(values.shape)
+    if values.ndim and is_number.all():
+        return values.astype(np.float64)
+    if not values.ndim:
+        raise TypeError(f"{name}={described(x)} must be an array of real numbers.")
+    columns = getattr(x, "columns", None)
+    if columns is not None:
+        bad = [str(c) for c, good in zip(columns, is_number.all(axis=0), strict=True) if not good]
+        what = f"columns of it do not hold numbers: {', '.join(bad[:3])}"
+    else:
+        first = int(np.flatnonzero(~is_number)[0])
+        what = (
+            f"{np.sum(~is_number):,} of its {values.size:,} entries are no numbers (a "
+            f"{type(values.flat[first]).__name__} at {_place(first, values.shape)})"
+        )
+    raise TypeError(
+        f"{name} has dtype object; it must hold real numbers, but {what}. Encode categories as "
+        "whole numbers, and leave out what is missing."
+    )
+
+
+def as_array(name: str, values: Values, dtype: Any = None) -> Array:
+    """Numbers as a JAX array, of JAX's own precision of their dtype or of another.
+
+    Raises:
+        ValueError: whole numbers that would wrap round, or numbers that would become infinite.
+    """
+    wanted = jax.dtypes.canonicalize_dtype(values.dtype if dtype is None else dtype)
+    check_range(name, values, wanted)
+    return jnp.asarray(values, wanted)
+
+
+def check_range(name: str, values: Values, dtype: Any) -> None:
+    """ValueError for numbers that a dtype of JAX does not hold."""
+    if not isinstance(values, np.ndarray) or dtype in (values.dtype, jnp.bool_):
+        return
+    to_whole = jnp.issubdtype(dtype, jnp.integer)
+    limits = jnp.iinfo(dtype) if to_whole else jnp.finfo(dtype)
+    wide = values if to_whole else values.astype(np.float64)
+    bad = (wide < limits.min) | (wide > limits.max)
+    bad = bad if to_whole else bad & np.isfinite(wide)
+    if np.any(bad):
+        raise ValueError(
+            f"{name} has {at_fault(bad, values)} beyond {dtype}, JAX's precision: rescale "
+            "them, or call jax.config.update('jax_enable_x64', True)."
+        )
+
+
+MAX_ROUNDED = 0.1  # of a column's standard deviation
+
+
+def check_precision(name: str, values: np.ndarray) -> None:
+    """Refuse numbers whose differences are lost where JAX's default precision rounds them.
+
+    Args:
+        name: of the argument.
+        values: shape `(n, ...)`; each of the numbers of a row is a column.
+
+    Raises:
+        ValueError: rounding moves some column by more than a tenth of its standard deviation.
+    """
+    default = np.dtype(jnp.result_type(float))
+    if values.size == 0 or values.dtype.kind not in "iuf" or values.dtype == default:
+        return
+    rows = np.asarray(values, np.float64).reshape(values.shape[0], -1)
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    if not rows.size:
+        return
+    moved = np.abs(rows - rows.astype(default)).max(axis=0)
+    spread = rows.std(axis=0)
+    lost = np.flatnonzero((moved > MAX_ROUNDED * spread) & (spread > 1e-12 * np.abs(rows[0])))
+    if lost.size:
+        j = lost[0]
+        raise ValueError(
+            f"{name} has a column, number {j}, that spreads over {spread[j]:.3g} around "
+            f"{rows[0, j]:.6g}, where {default} resolves {np.spacing(default.type(rows[0, j])):.2g}"
+            f"{f' (and {lost.size - 1} more)' if lost.size > 1 else ''}. Subtract a constant from "
+            "it first, or call jax.config.update('jax_enable_x64', True)."
+        )
+
+
+def as_finite(name: str, x: Any) -> Values:
+    """`as_numbers` without NaN and infinities.
+
+    Raises:
+        TypeError: not real numbers.
+        ValueError: NaN or infinite values.
+    """
+    values = as_numbers(name, x)
+    if isinstance(values, np.ndarray) and not np.all(np.isfinite(values)):
+        raise ValueError(
+            f"{name} must be finite, but {at_fault(~np.isfinite(values), values)} are not."
+        )
+    return values

@@ -1,0 +1,99 @@
+"""The exact denoiser of a discrete prior with listed states.
+
+For a prior P(x_0 = s_i) = p_i over S states, and a chain that forgets coordinate by coordinate,
+
+    P(x_0 = s_i given x_t) proportional to p_i prod_j q(x_tj given x_0j = s_ij),
+
+and the probability that coordinate j has value c is the sum over the states that have it there.
+The logarithm of the product is linear in the table log q(x_tj given c): all of it is two matrix
+multiplications by one-hot states, over any batch of events.
+"""
+
+from typing import final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ..checks.arguments import check_instance, described
+from ..checks.arrays import as_finite
+from ..processes import AbstractProcess
+from ..processes.support import check_support
+from .base import AbstractDenoiser, Numbers
+from .mixture import check_probabilities
+
+IMPOSSIBLE = -1e6  # nats, for a value that x_t rules out: finite, so that 0 times it is 0
+CERTAIN = 30.0  # nats, largest log-odds
+
+
+@final
+class Enumerated(AbstractDenoiser):
+    """The exact denoiser of bits or categories that take one of a list of states.
+
+    Its estimate has the exact marginals P(x_0j given x_t), which is what the reverse kernels of
+    these processes ask for. Log-odds are cut at 30 nats.
+
+    Args:
+        process: the process, with its schedule: its kernels say how likely x_t is.
+        states: shape `(num_states, *event_shape)`, whole numbers the process allows. A state may
+            be listed twice.
+        probabilities: shape `(num_states,)`, summing to 1.
+
+    Raises:
+        TypeError: `process` is not a process of bits or categories.
+        ValueError: states out of range, probabilities of the wrong shape or sum.
+
+    Example:
+        >>> import itertools
+        >>> process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(num_steps=50), rate=0.2)
+        >>> states = jnp.array(list(itertools.product([0, 1], repeat=3)))
+        >>> probabilities = jax.nn.softmax(states.sum(axis=1) * 0.5)
+        >>> network = dp.denoisers.Enumerated(process, states, probabilities)
+        >>> model = dp.DiffusionModel(process, network, event_shape=(3,))
+    """
+
+    process: AbstractProcess
+    one_hot: Float[Array, "states d values"]
+    log_probabilities: Float[Array, " states"]
+
+    def __init__(self, process: AbstractProcess, states: Numbers, probabilities: Numbers) -> None:
+        check_instance("process", process, AbstractProcess)
+        if not process.support.is_discrete:
+            raise TypeError(
+                f"process={described(process)} must be a process of bits or categories. For real "
+                "data use GaussianMixture with covariances=0."
+            )
+        listed = np.asarray(as_finite("states", states))
+        number = 2 if process.num_categories is None else process.num_categories
+        if listed.ndim == 0 or listed.size == 0:
+            raise ValueError(
+                f"states has shape {listed.shape}; it needs shape (num_states, *event_shape)."
+            )
+        check_support("states", listed, process)
+        probs = check_probabilities("probabilities", probabilities, listed.shape[0])
+        listed = listed.reshape(listed.shape[0], -1)[probs > 0].astype(int)
+        self.process = process
+        self.one_hot = jnp.asarray(np.eye(number)[listed], dtype=float)
+        self.log_probabilities = jnp.asarray(np.log(probs[probs > 0]), dtype=float)
+
+    def __call__(
+        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
+    ) -> Float[Array, "..."]:
+        """Log-odds of each bit, or log-probabilities of each category on a trailing axis."""
+        del context
+        states, size, values = self.one_hot.shape
+
+        def log_likelihood(value: Array) -> Array:
+            x_0 = jnp.full(x_t.shape, value, self.process.dtype)
+            return jnp.reshape(self.process.marginal(x_0, t).log_prob(x_t), size)
+
+        table = jax.vmap(log_likelihood)(jnp.arange(values)).T
+        table = jnp.maximum(table, IMPOSSIBLE)
+        flat = self.one_hot.reshape(states, size * values)
+        weights = jax.nn.softmax(self.log_probabilities + flat @ table.reshape(-1))
+        marginals = (weights @ flat).reshape(*x_t.shape, values)
+        logs = jnp.log(jnp.maximum(marginals, jnp.finfo(marginals.dtype).tiny))
+        if self.process.num_categories is None:
+            return jnp.clip(logs[..., 1] - logs[..., 0], -CERTAIN, CERTAIN)
+        return jnp.maximum(logs, logs.max(axis=-1, keepdims=True) - CERTAIN)

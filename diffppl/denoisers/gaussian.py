@@ -1,0 +1,80 @@
+"""Known answers: priors whose E[x_0 given x_t] has a closed form, used in place of a network.
+
+A model with a known answer has no approximation but its chain, so whatever is built on top of it
+(a likelihood, a posterior, a diagnostic) can be held against the truth. With x_t = a x_0 + s eps,
+a = sqrt(alpha_bar_t), s^2 = 1 - alpha_bar_t, and a prior N(m, C), C = U diag(l) U^T,
+
+    E[x_0 given x_t]   = m + U diag(a l / (a^2 l + s^2)) U^T (x_t - a m)
+    Var[x_0 given x_t] = s^2 diag(U diag(l / (a^2 l + s^2)) U^T),    coordinate by coordinate.
+
+Priors are stated in *model units*: give the model no scaling, or the prior of the scaled data.
+"""
+
+from typing import final
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ..schedules import AbstractSchedule
+from .base import AbstractDenoiser, Numbers, check_schedule, finite, spectrum, with_variance
+
+
+@final
+class Gaussian(AbstractDenoiser):
+    """The exact denoiser of x_0 ~ N(mean, covariance).
+
+    Args:
+        schedule: the process's own.
+        mean: shape `event_shape`.
+        covariance: one variance for every coordinate; variances, shape `event_shape`; or a
+            matrix over the flattened event, shape `(d, d)`. It may be singular. For a diagonal one
+            the reverse kernel is exact.
+
+    Raises:
+        TypeError: `schedule` is not a schedule.
+        ValueError: `covariance` has the wrong shape, or is not a covariance.
+
+    Example:
+        >>> schedule = dp.schedules.Cosine(num_steps=100)
+        >>> model = dp.DiffusionModel(
+        ...     process=dp.GaussianDiffusion(schedule),
+        ...     network=dp.denoisers.Gaussian(schedule, jnp.zeros(3), 0.5 * jnp.eye(3)),
+        ...     event_shape=(3,),
+        ... )
+    """
+
+    schedule: AbstractSchedule
+    mean: Float[Array, "..."]
+    eigenvalues: Float[Array, " d"]
+    eigenvectors: Float[Array, "d d"] | None
+
+    def __init__(self, schedule: AbstractSchedule, mean: Numbers, covariance: Numbers) -> None:
+        check_schedule(schedule)
+        loc = finite("mean", mean)
+        eigenvalues, eigenvectors = spectrum(
+            "covariance", finite("covariance", covariance), loc.shape
+        )
+        self.schedule = schedule
+        self.mean = jnp.asarray(loc, dtype=float)
+        self.eigenvalues = jnp.asarray(eigenvalues, dtype=float)
+        self.eigenvectors = None if eigenvectors is None else jnp.asarray(eigenvectors, dtype=float)
+
+    def __call__(
+        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
+    ) -> Float[Array, "..."]:
+        """E[x_0 | x_t] and log(Var[x_0 | x_t] / (1 - alpha_bar_t))."""
+        del context
+        alpha_bar, noise = self.schedule.alpha_bar()[t], self.schedule.one_minus_alpha_bar()[t]
+        ratio = self.eigenvalues / (alpha_bar * self.eigenvalues + noise)
+        change = jnp.ravel(x_t - jnp.sqrt(alpha_bar) * self.mean)
+        if self.eigenvectors is None:
+            change = jnp.sqrt(alpha_bar) * ratio * change
+        else:
+            rotated = change @ self.eigenvectors
+            change = self.eigenvectors @ (jnp.sqrt(alpha_bar) * ratio * rotated)
+            ratio = self.eigenvectors**2 @ ratio
+        mean = self.mean + change.reshape(self.mean.shape)
+        return with_variance(mean, ratio)
+
+
+# What known answers share ---------------------------------------------------------------------

@@ -1,0 +1,232 @@
+"""The exact denoiser of a Gaussian mixture.
+
+With x_t = a x_0 + s eps, a = sqrt(alpha_bar_t), s^2 = 1 - alpha_bar_t, and x_0 of component k with
+probability w_k, then N(m_k, C_k), Bayes gives
+
+    P(k given x_t) proportional to w_k N(x_t; a m_k, a^2 C_k + s^2 I)
+    E[x_0 given x_t]   = sum_k P(k given x_t) mu_k,    mu_k = E[x_0 given x_t, k]
+    Var[x_0 given x_t] = sum_k P(k given x_t) (Var[x_0 given x_t, k] + (mu_k - E[x_0 given x_t])^2)
+
+Log-densities of high-dimensional components are large and nearly equal, so float32 loses their
+difference. Isotropic components are compared with the nearest one, n, instead: with the residual
+r = x_t - a m_n, and S_k = a^2 v_k + s^2,
+
+    |x_t - a m_k|^2 = |r|^2 - 2 a r.(m_k - m_n) + a^2 |m_k - m_n|^2,
+
+whose last term is a table, made in float64, and whose second is a matrix multiplication over any
+batch of events.
+"""
+
+import abc
+from typing import final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ..schedules import AbstractSchedule
+from .base import AbstractDenoiser, Numbers, check_schedule, finite, spectrum, with_variance
+
+
+class AbstractComponents(eqx.Module):
+    """Components of a mixture over flat events, of one form of covariance."""
+
+    @abc.abstractmethod
+    def moments(
+        self, x_t: Float[Array, " d"], alpha_bar: Array, noise: Array, log_weights: Array
+    ) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+        """E[x_0 given x_t], and Var[x_0 given x_t] / (1 - alpha_bar_t)."""
+
+
+@final
+class IsotropicComponents(AbstractComponents):
+    """Covariances v_k I, possibly all the same or 0: matrix multiplications only."""
+
+    center: Float[Array, " d"]
+    means: Float[Array, "components d"]  # less the center
+    distances: Float[Array, "components components"]  # squared, between means
+    variances: Float[Array, " components"]
+
+    def __init__(self, means: np.ndarray, variances: np.ndarray) -> None:
+        center = means.mean(axis=0)
+        distances = np.stack([np.sum((means - mean) ** 2, axis=1) for mean in means])
+        self.center = jnp.asarray(center, dtype=float)
+        self.means = jnp.asarray(means - center, dtype=float)
+        self.distances = jnp.asarray(distances, dtype=float)
+        self.variances = jnp.asarray(variances, dtype=float)
+
+    def moments(
+        self, x_t: Array, alpha_bar: Array, noise: Array, log_weights: Array
+    ) -> tuple[Array, Array]:
+        a, means, size = jnp.sqrt(alpha_bar), self.means, x_t.size
+        x_t = x_t - a * self.center
+        spread = alpha_bar * self.variances + noise
+        # Roughly which component is likeliest: any choice nearby gives the same answer below.
+        squares = x_t @ x_t - 2 * a * (means @ x_t) + alpha_bar * jnp.sum(means**2, axis=1)
+        rough = log_weights - 0.5 * (squares / spread + size * jnp.log(spread))
+        near = jnp.argmax(jax.lax.stop_gradient(rough))
+        near_mean, near_spread = means[near], spread[near]
+
+        residual = x_t - a * near_mean
+        along = means @ residual - near_mean @ residual
+        wider = alpha_bar * (self.variances - self.variances[near])
+        logits = (a * along - 0.5 * alpha_bar * self.distances[near]) / spread
+        logits += 0.5 * wider / (near_spread * spread) * (residual @ residual)
+        logits += log_weights - 0.5 * size * jnp.log1p(wider / near_spread)
+        probs = jax.nn.softmax(logits)
+
+        # mu_k = gain_k x_t + kept_k m_k, in centered coordinates, where a gain_k + kept_k = 1.
+        gain, kept = a * self.variances / spread, noise / spread
+        mean = self.center + (probs @ gain) * x_t + (probs * kept) @ means
+
+        # Spread of the mu_k around mu_n, which itself needs no term: nothing cancels when it is
+        # nearly certain.
+        others = jnp.where(jnp.arange(probs.size) == near, 0.0, probs)
+        turn = gain - gain[near]
+        weights = jnp.stack([others * kept, others * kept * turn, others * kept**2])
+        offsets = weights @ means - weights.sum(axis=1, keepdims=True) * near_mean
+        first = (others @ turn) * residual + offsets[0]
+        second = (
+            (others @ turn**2) * residual**2
+            + 2 * residual * offsets[1]
+            + weights[2] @ means**2
+            - near_mean * (2 * offsets[2] + weights[2].sum() * near_mean)
+        )
+        between = jnp.maximum(second - first**2, 0.0) / noise
+        return mean, probs @ (self.variances / spread) + between
+
+
+@final
+class GeneralComponents(AbstractComponents):
+    """Diagonal covariances, or full ones by their eigenvectors: every component, every event."""
+
+    means: Float[Array, "components d"]
+    eigenvalues: Float[Array, "components d"]
+    eigenvectors: Float[Array, "components d d"] | None
+
+    def __init__(
+        self, means: np.ndarray, eigenvalues: np.ndarray, eigenvectors: np.ndarray | None
+    ) -> None:
+        self.means = jnp.asarray(means, dtype=float)
+        self.eigenvalues = jnp.asarray(eigenvalues, dtype=float)
+        self.eigenvectors = None if eigenvectors is None else jnp.asarray(eigenvectors, dtype=float)
+
+    def moments(
+        self, x_t: Array, alpha_bar: Array, noise: Array, log_weights: Array
+    ) -> tuple[Array, Array]:
+        a = jnp.sqrt(alpha_bar)
+        spread = alpha_bar * self.eigenvalues + noise
+        ratio = self.eigenvalues / spread
+        residual = x_t - a * self.means
+        if self.eigenvectors is not None:
+            residual = jnp.einsum("kij,ki->kj", self.eigenvectors, residual)
+        change = a * ratio * residual
+        if self.eigenvectors is not None:
+            change = jnp.einsum("kij,kj->ki", self.eigenvectors, change)
+            ratio = jnp.einsum("kij,kj->ki", self.eigenvectors**2, ratio)
+        logits = log_weights - 0.5 * jnp.sum(residual**2 / spread + jnp.log(spread), axis=1)
+        probs = jax.nn.softmax(logits)
+        each = self.means + change
+        mean = probs @ each
+        return mean, probs @ ratio + probs @ (each - mean) ** 2 / noise
+
+
+@final
+class GaussianMixture(AbstractDenoiser):
+    """The exact denoiser of x_0 ~ sum_k weights[k] N(means[k], covariances[k]).
+
+    Isotropic components cost matrix multiplications only, over any batch of events, and memory
+    for the square of their number; others cost memory for every pair of event and component.
+    Log-densities are compared by differences, so that float32 serves in hundreds of dimensions.
+
+    Args:
+        schedule: the process's own.
+        weights: shape `(num_components,)`, summing to 1.
+        means: shape `(num_components, *event_shape)`.
+        covariances: one variance for all; one each, shape `(num_components,)`; diagonals, shape
+            `(num_components, *event_shape)`; or matrices over the flattened event, shape
+            `(num_components, d, d)`. Zero makes point masses: an empirical prior.
+
+    Raises:
+        TypeError: `schedule` is not a schedule.
+        ValueError: shapes that do not agree, weights that do not sum to 1, not a covariance.
+
+    Example:
+        >>> schedule = dp.schedules.LogSNRLinear(num_steps=100)
+        >>> model = dp.DiffusionModel(
+        ...     process=dp.GaussianDiffusion(schedule),
+        ...     network=dp.denoisers.GaussianMixture(
+        ...         schedule, [0.3, 0.7], [[-2.0, 0.0], [1.0, 1.0]], 0.1
+        ...     ),
+        ...     event_shape=(2,),
+        ... )
+    """
+
+    schedule: AbstractSchedule
+    log_weights: Float[Array, " components"]
+    components: AbstractComponents
+
+    def __init__(
+        self, schedule: AbstractSchedule, weights: Numbers, means: Numbers, covariances: Numbers
+    ) -> None:
+        check_schedule(schedule)
+        locs, spreads = finite("means", means), finite("covariances", covariances)
+        if locs.ndim == 0 or locs.size == 0:
+            raise ValueError(
+                f"means has shape {locs.shape}; it needs shape (num_components, *event_shape)."
+            )
+        probs = check_probabilities("weights", weights, locs.shape[0])
+        used = probs > 0
+        self.schedule = schedule
+        self.log_weights = jnp.asarray(np.log(probs[used]), dtype=float)
+        self.components = _components(locs, spreads, used)
+
+    def __call__(
+        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
+    ) -> Float[Array, "..."]:
+        """E[x_0 | x_t] and log(Var[x_0 | x_t] / (1 - alpha_bar_t))."""
+        del context
+        mean, ratio = self.components.moments(
+            jnp.ravel(x_t),
+            self.schedule.alpha_bar()[t],
+            self.schedule.one_minus_alpha_bar()[t],
+            self.log_weights,
+        )
+        return with_variance(mean.reshape(x_t.shape), ratio)
+
+
+def check_probabilities(name: str, values: Numbers, number: int) -> np.ndarray:
+    """Probabilities in float64, summing to 1 exactly if they do so nearly."""
+    probs = finite(name, values)
+    if probs.shape != (number,):
+        raise ValueError(f"{name} has shape {probs.shape}; it needs shape {(number,)}.")
+    if probs.min() < 0 or abs(probs.sum() - 1) > 1e-4:
+        raise ValueError(
+            f"{name} must be non-negative and sum to 1, but its sum is {probs.sum():.6g} and its "
+            f"minimum {probs.min():.3g}; divide it by its sum."
+        )
+    return probs / probs.sum()
+
+
+def _components(means: np.ndarray, covariances: np.ndarray, used: np.ndarray) -> AbstractComponents:
+    """Choose the cheapest form; components of weight 0 are left out."""
+    number, *rest = means.shape
+    flat = means.reshape(number, -1)[used]
+    size = flat.shape[1]
+    if covariances.shape in ((), (number,)):
+        variances = np.broadcast_to(covariances, (number,))[used]
+        if variances.min() < 0:
+            raise ValueError(f"covariances has a negative variance, {variances.min():.3g}.")
+        return IsotropicComponents(flat, variances)
+    if covariances.shape not in ((number, *rest), (number, size, size)):
+        raise ValueError(
+            f"covariances has shape {covariances.shape}; {number} components over events of shape "
+            f"{tuple(rest)} need shape (), {(number,)}, {(number, *rest)} or "
+            f"{(number, size, size)}."
+        )
+    pairs = [spectrum("covariances", covariance, tuple(rest)) for covariance in covariances[used]]
+    eigenvalues = np.stack([values for values, _ in pairs])
+    vectors = [vectors for _, vectors in pairs if vectors is not None]
+    return GeneralComponents(flat, eigenvalues, np.stack(vectors) if vectors else None)

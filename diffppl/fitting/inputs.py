@@ -1,0 +1,114 @@
+"""How `fit` reads its data: an array, or a source of minibatches.
+
+An array stays on the host as it is until the model's scaling is known, and is brought to the
+model's units there, once and in double precision. A source draws in the user's units and in JAX's
+precision, minibatch by minibatch.
+"""
+
+import math
+from typing import Any, NamedTuple, final
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from ..checks.arguments import described
+from ..checks.arrays import check_precision
+from ..data import AbstractSource, InMemory
+from ..model import DiffusionModel
+from ..model.inputs import check_context, check_data
+from ..model.scaling import Scaling
+
+# Of a source, so many events (and at most so many numbers, if that leaves a hundred events) give
+# the scaling and the warnings: its mean square is then known to about a percent.
+MAX_EVENTS, MAX_NUMBERS = 10_000, 2**22
+
+
+@final
+class Rows(eqx.Module):
+    """An array of data in the user's units, and their contexts."""
+
+    data: np.ndarray | Array
+    context: Array | None
+
+
+class Reader(NamedTuple):
+    """Minibatches, and what still brings them to the model's units."""
+
+    source: AbstractSource
+    scaling: Scaling | None
+
+
+def read(data: Any, context: Any, model: DiffusionModel) -> Rows | AbstractSource:
+    """`data`, once it is known to be of this model.
+
+    Raises:
+        TypeError, ValueError: an array that is not data of the model, or a source of other events
+            or contexts than the model's.
+    """
+    if isinstance(data, AbstractSource) and context is not None:
+        raise ValueError("context was given, but data is a source, which draws its own: leave it.")
+    if isinstance(data, InMemory):
+        data, context = data.data, data.context
+    if isinstance(data, type):
+        raise TypeError(f"data={described(data)} must be an array or a source of minibatches.")
+    if not isinstance(data, AbstractSource):
+        rows = check_data("data", data, model)
+        contexts = check_context(context, model, rows.shape[0])
+        if context is not None and not isinstance(context, jax.Array):
+            check_precision("context", np.asarray(context))
+        return Rows(rows, contexts)
+    kind = type(data).__name__
+    x_0, contexts = eqx.filter_eval_shape(data.batch, jax.random.key(0), 2)
+    if x_0.shape != (2, *model.event_shape):
+        raise ValueError(
+            f"data is a source, {kind}, of events of shape {x_0.shape[1:]}, but the model's events "
+            f"have shape {model.event_shape}."
+        )
+    shape = None if contexts is None else contexts.shape[1:]
+    if shape != model.context_shape and (shape is not None or model.needs_context):
+        raise ValueError(
+            f"data is a source, {kind}, of contexts of shape {shape}, but the model has "
+            f"context_shape={model.context_shape}."
+        )
+    return data
+
+
+def typical(
+    key: Array, found: Rows | AbstractSource, model: DiffusionModel
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Data and contexts that stand for all: an array's whole, of a source many draws.
+
+    Raises:
+        ValueError: the source draws NaN, values outside the process's support, or contexts that
+            are NaN or no labels.
+    """
+    if isinstance(found, AbstractSource):
+        numbers = math.prod(found.event_shape)
+        size = min(MAX_EVENTS, max(100, MAX_NUMBERS // numbers))
+        data, context = _draw(key, found, size)
+        data = check_data("data", data, model)
+        if context is not None:
+            check_context(context, model, size, "the context that data draws")
+    else:
+        data, context = found.data, found.context
+    return np.asarray(data), None if context is None else np.asarray(context)
+
+
+@eqx.filter_jit
+def _draw(key: Array, source: AbstractSource, size: int) -> tuple[Array, Array | None]:
+    return source.batch(key, size)
+
+
+def reader(found: Rows | AbstractSource, model: DiffusionModel) -> Reader:
+    """The minibatches of a model whose scaling is known."""
+    if isinstance(found, AbstractSource):
+        return Reader(found, model.scaling)
+    return Reader(InMemory(model.to_model(found.data), found.context), None)
+
+
+def column_names(data: Any) -> list[str] | None:
+    """Those of a table that has any, such as a pandas DataFrame."""
+    names = getattr(data, "columns", None)
+    return None if names is None else [str(name) for name in names]

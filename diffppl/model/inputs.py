@@ -1,0 +1,167 @@
+"""Checks of what enters a model, data and contexts, and of the length of its chain for them."""
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from ..checks.arrays import Values, as_array, as_numbers, at_fault, check_range
+from ..processes.support import check_support
+
+if TYPE_CHECKING:
+    from .model import DiffusionModel
+
+MAX_LEFT = 0.5  # standard deviations: two modes so far apart are told apart in 1 of 5 draws
+
+
+def check_ends_in(
+    name: str, shape: tuple[int, ...], ending_name: str, ending: tuple[int, ...]
+) -> None:
+    """ValueError unless a shape is that of one or more events, or of one or more contexts."""
+    if shape[max(len(shape) - len(ending), 0) :] != ending:
+        raise ValueError(
+            f"{name} has shape {shape}, which does not end in the model's {ending_name}={ending}."
+        )
+
+
+def check_data(name: str, x: Any, model: "DiffusionModel") -> Values:
+    """Data, shape `(n, *event_shape)`, in the user's units.
+
+    Real numbers stay on the host and keep their precision, for `DiffusionModel.to_model` to centre
+    them in; states are brought to the model's dtype.
+
+    Raises:
+        TypeError: not numbers.
+        ValueError: the wrong shape, no data, NaN or infinite values, or values outside the
+            process's support.
+    """
+    values, event_shape = as_numbers(name, x), model.event_shape
+    if values.shape[1:] != event_shape or values.ndim == 0:
+        raise ValueError(
+            f"{name} has shape {values.shape}, but the model's events have shape {event_shape}, "
+            f"so it needs shape (n, {', '.join(map(str, event_shape))})."
+        )
+    if values.shape[0] == 0:
+        raise ValueError(f"{name} is empty: it has shape {values.shape}.")
+    return as_events(name, values, model)
+
+
+def as_events(name: str, x: Any, model: "DiffusionModel") -> Values:
+    """The same for any number of events, shape `(*batch, *event_shape)`."""
+    values, process = as_numbers(name, x), model.process
+    check_ends_in(name, values.shape, "event_shape", model.event_shape)
+    if isinstance(values, Tracer):
+        return values.astype(process.dtype)
+    bad = ~np.isfinite(values)
+    if np.any(bad):
+        raise ValueError(
+            f"{name} has NaN or infinite values: {at_fault(bad, values)}. Remove them, or leave "
+            "missing entries unobserved in a program."
+        )
+    if not process.support.is_discrete:
+        check_range(name, values, process.dtype)
+        return values
+    check_support(name, np.asarray(values), process)
+    return as_array(name, values, process.dtype)
+
+
+def wanted_context(
+    context: Any, model: "DiffusionModel", name: str = "context"
+) -> tuple[int, ...] | None:
+    """The shape that a context must end in; None where there is none and need be none.
+
+    Raises:
+        ValueError: unasked for, or missing.
+    """
+    if context is None:
+        if model.context_shape is not None and model.needs_context:
+            shape = ", ".join(map(str, ("n", *model.context_shape)))
+            raise ValueError(
+                f"{name} is missing: the model has context_shape={model.context_shape}, so pass an "
+                f"array of shape ({shape}{',' * (not model.context_shape)})."
+            )
+        return None
+    if model.context_shape is None:
+        raise ValueError(f"{name} was given, but the model has no context_shape.")
+    return model.context_shape
+
+
+def as_context(name: str, context: Any, model: "DiffusionModel") -> Array | None:
+    """Contexts as an array, shape `(*batch, *context_shape)`; None where there need be none.
+
+    Raises:
+        TypeError: not numbers.
+        ValueError: missing, unasked for, of the wrong shape, not finite; or labels that are not
+            whole numbers from 0 to `num_classes` - 1 (or -1, for none).
+    """
+    wanted = wanted_context(context, model, name)
+    if wanted is None:
+        return None
+    values = as_numbers(name, context)
+    check_ends_in(name, values.shape, "context_shape", wanted)
+    if isinstance(values, Tracer):
+        return values.astype(jnp.result_type(float))
+    if not np.all(np.isfinite(values)):
+        bad = ~np.isfinite(values)
+        raise ValueError(f"{name} has NaN or infinite values: {at_fault(bad, values)}.")
+    if (num_labels := model.num_labels) is not None:
+        labels = np.asarray(values, np.float64)
+        bad = (labels < -1) | (labels >= num_labels) | (labels != np.round(labels))
+        if bad.any():
+            raise ValueError(
+                f"{name} has {at_fault(bad, values)} that are no labels: they must be "
+                f"whole numbers from 0 to {num_labels - 1}, or -1 for no class."
+            )
+    return as_array(name, values, float)
+
+
+def check_context(
+    context: Any, model: "DiffusionModel", n: int, name: str = "context"
+) -> Array | None:
+    """Contexts as an array, one for each of `n` data.
+
+    Raises:
+        TypeError, ValueError: as `as_context`, or another number of contexts than of data.
+    """
+    values = as_context(name, context, model)
+    if values is not None and values.shape != (n, *(model.context_shape or ())):
+        raise ValueError(
+            f"{name} has shape {values.shape}; it needs one context for each datum, shape "
+            f"{(n, *(model.context_shape or ()))}."
+        )
+    return values
+
+
+# The end of the chain ---------------------------------------------------------------------------
+
+
+def left_at_the_end(model: "DiffusionModel", x_0: Array) -> Float[Array, ""]:
+    """E|sqrt(alpha_bar_T) x_0|: what the last level keeps of data, in noise's standard deviations.
+
+    The chain starts from noise that knows nothing of it, so that is how far every draw is led
+    astray, and the weights of modes with it. 0 for discrete data.
+
+    Args:
+        model: the model.
+        x_0: data or draws in model units, of shape `(*batch, *event_shape)`.
+    """
+    if model.process.support.is_discrete:
+        return jnp.zeros(())
+    lengths = jnp.linalg.norm(x_0.reshape(-1, math.prod(model.event_shape)), axis=1)
+    return jnp.sqrt(model.process.schedule.alpha_bar()[-1]) * jnp.mean(lengths)
+
+
+def warn_of_short_chain(left: Any, what: str) -> None:
+    """Warn where a chain ends before noise has drowned the data; see `left_at_the_end`."""
+    if float(left) > MAX_LEFT:
+        warnings.warn(
+            f"the chain of {what} ends too soon: E|sqrt(alpha_bar_T) x_0| = {float(left):.2f}, "
+            f"where at most {MAX_LEFT} is good, so the weights of modes are wrong. Use a schedule "
+            "with more noise at its end, such as schedules.LogSNRLinear with a larger "
+            "noise_to_signal.",
+            stacklevel=3,
+        )

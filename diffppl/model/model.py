@@ -1,0 +1,271 @@
+"""The diffusion probabilistic model: a process, a network and what its output means.
+
+    p(x_0, ..., x_T) = pi(x_T) prod_{t=2..T} p(x_{t-1} given x_t) p(x_0 given x_1)       (eqs. 4, 5)
+
+`DiffusionModel` is deliberately small. It says what the network believes about x_0 (`estimate`,
+`denoise`), what one reverse step is (`reverse_kernel`), writes both chains as NumPyro programs
+(`forward`, `reverse`, `guide`), and, called, becomes a NumPyro distribution. `fit`, `sample`,
+`elbo` and `Posterior` are outside it and take it.
+
+Two kinds of coordinates appear. The *user's units* are those of the data: x_0 wherever a user
+meets it. The *model's units* are those of the chain, x_1 .. x_T, brought to unit variance by
+`scaling`. Site names and arguments `x_t` are always in model units.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, ArrayLike, Float
+
+from ..checks.arguments import check_instance, check_shape, check_size, check_time
+from ..networks.made_for import label_count
+from ..predictions.prediction import AbstractPrediction, default_prediction
+from ..predictions.variance import replace_fitted, without_context
+from ..processes import AbstractProcess
+from ..processes.base import Time
+from . import programs
+from .clipped import clipped
+from .compatibility import check_context_scaling, check_parts, check_process, raw_output
+from .guided import EVERYWHERE, guided
+from .respaced import respaced
+from .scaling import Scaling
+
+if TYPE_CHECKING:
+    from ..distribution import DiffusionDistribution
+
+Network = Callable[[Array, Time, Array | None], Array]
+
+
+@final
+class DiffusionModel(eqx.Module):
+    """A diffusion probabilistic model of one event.
+
+    Args:
+        process: the forward chain, which fixes the kind of data and the number of steps.
+        network: any callable `eqx.Module` with signature `(x_t, t, context) -> raw output`, for
+            one event: `x_t` has shape `event_shape`, `t` is an integer in 1..T, `context` has
+            shape `context_shape` or is None.
+        event_shape: shape of one datum.
+        prediction: what the raw output means. By default `Velocity()` for real data, `Data()`
+            (logits) for bits and categories, and `Data()` for a known denoiser.
+        scaling: from the chain's units to the user's; `fit` sets it from the data if it is None.
+        context_shape: shape of the context of one event, if the network takes one.
+        context_scaling: from what the network sees of a context to the user's units. If it is None
+            `fit` sets it so that contexts have a mean of 0 and a variance of 1 for the network,
+            column by column if they are vectors; one-hot vectors and labels stay as they are.
+            `Scaling()` changes nothing.
+
+    Raises:
+        ValueError: the network's output has the wrong shape (found without running it), or the
+            prediction does not suit the process.
+
+    Example:
+        >>> import jax, diffppl as dp
+        >>> model = dp.DiffusionModel(
+        ...     process=dp.GaussianDiffusion(dp.schedules.Cosine(num_steps=100)),
+        ...     network=dp.networks.MLP(event_shape=(2,), width=64, depth=2, key=jax.random.key(0)),
+        ...     event_shape=(2,),
+        ... )
+        >>> model
+        DiffusionModel(GaussianDiffusion, num_steps=100, event_shape=(2,), parameters=...)
+
+    References:
+        Sohl-Dickstein et al. 2015, section 2.2.
+    """
+
+    process: AbstractProcess
+    network: Network
+    prediction: AbstractPrediction
+    scaling: Scaling | None
+    context_scaling: Scaling | None
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    context_shape: tuple[int, ...] | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        process: AbstractProcess,
+        network: Network,
+        event_shape: tuple[int, ...],
+        *,
+        prediction: AbstractPrediction | None = None,
+        scaling: Scaling | None = None,
+        context_shape: tuple[int, ...] | None = None,
+        context_scaling: Scaling | None = None,
+    ) -> None:
+        check_process(process, network)
+        if prediction is None:
+            prediction = default_prediction(process, network)
+        self.process, self.network = process, network
+        self.prediction = check_instance("prediction", prediction, AbstractPrediction)
+        self.event_shape = check_shape("event_shape", event_shape)
+        self.context_shape = (
+            None if context_shape is None else check_shape("context_shape", context_shape)
+        )
+        self.scaling = scaling
+        self.context_scaling = context_scaling
+        check_parts(process, network, prediction, scaling, self.event_shape, self.context_shape)
+        check_context_scaling(context_scaling, self.context_shape)
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of steps of the chain."""
+        return self.process.num_steps
+
+    @property
+    def needs_context(self) -> bool:
+        """Whether the network cannot do without a context (see `networks.OptionalContext`)."""
+        if self.context_shape is None:
+            return False
+        try:
+            shape = raw_output(self.process, self.network, self.event_shape, None).shape
+        except Exception:
+            return True
+        return shape != self.prediction.output_shape(self.process, self.event_shape)
+
+    @property
+    def num_labels(self) -> int | None:
+        """How many classes the labels are of, if the context is one (see `num_classes`)."""
+        return label_count(self.network)
+
+    # What the network says ------------------------------------------------------------------
+
+    def estimate(self, x_t: Array, t: Time, context: Array | None = None) -> Any:
+        """What the network says about x_0 given x_t, as the process's own estimate.
+
+        Args:
+            x_t: shape `(*batch, *event_shape)`, model units.
+            t: integer in 1..T.
+            context: shape `(*context_batch, *context_shape)`, broadcast against the batch; user's
+                units.
+        """
+        t = jnp.asarray(check_time(t, self.num_steps), jnp.int32)
+        without = replace_fitted(self.prediction, without_context)
+        has_labels = self.num_labels is not None
+
+        def single(x: Array, context: Array | None) -> Any:
+            raw = self.network(x, t, context)
+            if context is None:
+                return without.estimate(self.process, raw, x, t)
+            estimate = self.prediction.estimate(self.process, raw, x, t)
+            if not has_labels:
+                return estimate
+            none = without.estimate(self.process, raw, x, t)  # for the label -1, which is no label
+            return jax.tree.map(lambda a, b: jnp.where(context < 0, a, b), none, estimate)
+
+        x_t = jnp.asarray(x_t)
+        batch_shape = x_t.shape[: x_t.ndim - len(self.event_shape)]
+        if (*batch_shape, *self.event_shape) != x_t.shape:
+            raise ValueError(f"x_t has shape {x_t.shape}; it must end in {self.event_shape}.")
+        if context is not None:
+            if self.context_shape is None:
+                raise ValueError("context was given, but the model has no context_shape.")
+            if self.context_scaling is not None:
+                context = self.context_scaling.to_model(context)
+            context = jnp.broadcast_to(context, (*batch_shape, *self.context_shape))
+        for _ in batch_shape:
+            single = jax.vmap(single, in_axes=(0, None if context is None else 0))
+        return single(x_t, context)
+
+    def denoise(self, x_t: Array, t: Time, context: Array | None = None) -> Float[Array, "..."]:
+        """E[x_0 given x_t] as the model believes it, in model units.
+
+        Bits give P(x_0 = 1); categories give probabilities on a trailing axis.
+        """
+        return self.process.mean(self.estimate(x_t, t, context))
+
+    def reverse_kernel(
+        self, x_t: Array, t: Time, context: Array | None = None
+    ) -> dist.Distribution:
+        """p(x_{t-1} given x_t) in model units, for a traced t >= 2 or any known integer.
+
+        The step `t=1` is the final step, which a traced t cannot ask for.
+        """
+        t = check_time(t, self.num_steps)
+        estimate = self.estimate(x_t, t, context)
+        if isinstance(t, int) and t == 1:
+            return self.as_event(self.process.final_step(x_t, estimate))
+        return self.as_event(self.process.reverse(x_t, estimate, t))
+
+    def as_event(self, kernel: dist.Distribution) -> dist.Distribution:
+        """Bind independent coordinates into one event."""
+        return kernel.to_event(len(self.event_shape) - kernel.event_dim)
+
+    # From and to the user's units --------------------------------------------------------------
+
+    def to_model(self, x_0: ArrayLike) -> Array:
+        """Data, from the user's units to the chain's; in double precision if not JAX's."""
+        x_0 = x_0 if isinstance(x_0, jax.Array) else np.asarray(x_0)
+        return jnp.asarray(x_0 if self.scaling is None else self.scaling.to_model(x_0))
+
+    def to_user(self, x_0: Array) -> Array:
+        """Data, from the chain's units to the user's."""
+        return x_0 if self.scaling is None else self.scaling.to_user(x_0)
+
+    def in_user_units(self, kernel: dist.Distribution) -> dist.Distribution:
+        """A distribution over model units, as one over the user's."""
+        if self.scaling is None:
+            return kernel
+        return dist.TransformedDistribution(kernel, self.scaling.transforms(self.event_shape))
+
+    def log_abs_det(self) -> Float[Array, ""]:
+        """log|det dx_user/dx_model| of one event, in nats; subtract it from log-densities."""
+        if self.scaling is None:
+            return jnp.zeros(())
+        return self.scaling.log_abs_det(self.event_shape)
+
+    # The chains as NumPyro programs -------------------------------------------------------------
+
+    def forward(self, x_0: ArrayLike) -> Array:
+        """The forward chain from x_0 as a NumPyro program: see `programs.forward`."""
+        return programs.forward(self, x_0)
+
+    def reverse(
+        self,
+        context: Array | None = None,
+        obs: Array | None = None,
+        batch_shape: tuple[int, ...] = (),
+    ) -> Array:
+        """The reverse chain as a NumPyro program: see `programs.reverse`."""
+        return programs.reverse(self, context, obs, batch_shape)
+
+    def guide(self, context: Array | None = None, obs: Array | None = None) -> None:
+        """The guide that matches `reverse` site by site: see `programs.guide`."""
+        programs.guide(self, context, obs)
+
+    # Derived models ---------------------------------------------------------------------------
+
+    def respace(self, num_steps: int) -> "DiffusionModel":
+        """This model, read at `num_steps` of its noise levels: see `respaced.respaced`."""
+        return respaced(self, check_size("num_steps", num_steps, least=None))
+
+    def guided(
+        self, weight: Any, noise_to_signal: tuple[float, float] = EVERYWHERE
+    ) -> "DiffusionModel":
+        """This model, leaning towards its context by `weight`: see `guided.guided`."""
+        return guided(self, weight, noise_to_signal)
+
+    def clipped(self, low: ArrayLike, high: ArrayLike) -> "DiffusionModel":
+        """This model, with E[x_0 given x_t] kept between two bounds: see `clipped.clipped`."""
+        return clipped(self, low, high)
+
+    def __call__(self, context: Any = None) -> "DiffusionDistribution":
+        """The model as a NumPyro distribution over x_0, in the user's units.
+
+        Args:
+            context: shape `(*batch, *context_shape)`; the distribution then has that batch shape.
+        """
+        from ..distribution import DiffusionDistribution  # it samples, so it stands above us
+
+        return DiffusionDistribution(self, context)
+
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(eqx.filter(self.network, eqx.is_inexact_array))
+        return (
+            f"DiffusionModel({type(self.process).__name__}, num_steps={self.num_steps}, "
+            f"event_shape={self.event_shape}, parameters={sum(leaf.size for leaf in leaves):,})"
+        )

@@ -1,0 +1,45 @@
+"""A model read at fewer of its own noise levels: the chain changes, and nothing that uses it."""
+
+from typing import TYPE_CHECKING
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from ..networks.wrappers import Respaced
+from ..predictions.prediction import KernelMoments
+
+if TYPE_CHECKING:
+    from .model import DiffusionModel
+
+
+def respaced(model: "DiffusionModel", num_steps: int) -> "DiffusionModel":
+    """The same network read at `num_steps` of the chain's noise levels.
+
+    The result is an ordinary model with a shorter chain: sampling is faster, and the ELBO
+    says what the shortening costs.
+
+    Args:
+        model: the model.
+        num_steps: 2 or more, and at most as many as it has.
+
+    Raises:
+        ValueError: more steps than the chain has, or a `KernelMoments` prediction, whose
+            moments belong to the chain's own steps.
+    """
+    if num_steps == model.num_steps:
+        return model
+    if isinstance(model.prediction, KernelMoments):
+        raise ValueError(  # noqa: TRY004 (two parts that do not suit each other)
+            f"num_steps={num_steps} cannot shorten a chain whose prediction is KernelMoments: "
+            f"its moments are those of the chain's own {model.num_steps} steps."
+        )
+    schedule = model.process.schedule
+    levels = jnp.asarray(schedule.times(num_steps))
+    return eqx.tree_at(
+        lambda model: (model.process, model.network),
+        model,
+        (
+            model.process.with_schedule(schedule.respace(num_steps)),
+            Respaced(model.network, levels),
+        ),
+    )

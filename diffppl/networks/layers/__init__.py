@@ -1,0 +1,1 @@
+"""Layers, embeddings and input encodings shared by the networks of `diffppl.networks`."""

@@ -1,0 +1,228 @@
+"""The paper's network for images: multi-scale convolutions beside dense layers, read out by bumps.
+
+A multi-scale layer looks at the image at several sizes and adds up what it sees:
+
+    h' = softplus( sum_s upsample_s( convolve_s( pool_s(h) ) ) ),    s = 1, 2, 4, ...
+
+Layers of this kind, and beside them dense tanh layers that see the whole image at once, give each
+pixel its features. Layers of window 1, tanh again, turn them into coefficients y_j per number of
+raw output, and the readout is sum_j g_j(t) y_j (see `bumps`). The layers never see the time.
+
+References:
+    Sohl-Dickstein et al. 2015, section D.2, figure D.1; Barron et al. 2013 (several scales).
+"""
+
+import math
+from typing import final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ...checks.arguments import check_instance, check_key, check_size
+from ..layers.convolution import Convolution, num_sizes, pool, upsample, zeroed
+from ..layers.layout import ImageLayout
+from ..layers.padding import AbstractPadding, Edge
+from .bumps import BumpReadout
+
+
+@final
+class MultiScaleLayer(eqx.Module):
+    """Convolutions at several sizes of an image, summed at its full one, and a softplus.
+
+    Args:
+        inputs: channels that come in.
+        outputs: channels that go out.
+        num_axes: spatial axes.
+        num_scales: sizes: the image's own, a half, a quarter, ...
+        key: for the weights.
+        padding: what lies beyond the edges.
+    """
+
+    scales: tuple[Convolution, ...]
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        num_axes: int,
+        num_scales: int,
+        *,
+        key: Array,
+        padding: AbstractPadding,
+    ) -> None:
+        keys = jax.random.split(key, num_scales)
+        self.scales = tuple(
+            Convolution(inputs, outputs, num_axes, key=key, padding=padding) for key in keys
+        )
+
+    def __call__(self, h: Float[Array, "*space inputs"]) -> Float[Array, "*space outputs"]:
+        """The layer's output, at full size."""
+        space = h.shape[:-1]
+        total = self.scales[0](h)
+        for scale, convolution in enumerate(self.scales[1:], start=1):
+            small = convolution(pool(h, 2**scale))
+            total = total + upsample(small, 2**scale, space)
+        # A sum of several has a larger variance than each.
+        return jax.nn.softplus(total / math.sqrt(len(self.scales)))
+
+
+@final
+class MultiScaleConv(eqx.Module):
+    """The paper's network for images, signals and volumes.
+
+    Either pathway can be left out: the paper's MNIST has no convolutions (`conv_depth=0`), its
+    CIFAR-10 both. Without the dense one, and with the default padding, a constant image gives a
+    constant answer. The paper does not give sizes; these are of the order of its public code's.
+
+    Args:
+        event_shape: shape of one datum.
+        num_steps: T, of the process.
+        conv_channels: channels of each multi-scale layer.
+        conv_depth: how many of them; 0 for none.
+        num_scales: sizes at which each looks: 1, 1/2, 1/4, ...
+        dense_width: units of each dense layer.
+        dense_depth: how many of them; 0 for none.
+        dense_features: numbers that the dense layers give each pixel.
+        width: units of the layers of window 1, per pixel.
+        depth: how many of them.
+        num_bumps: of the readout in time.
+        key: for the initial weights. Those of the coefficients start at zero, so that the raw
+            output does.
+        channel_axis: which axis of the event is the channels, as 0 or -1; None if there are none,
+            as in (28, 28).
+        output_shape: shape of the raw output, by default `event_shape`. A learned variance and
+            the paper's own heads, `KernelMoments()`, need `(2, *event_shape)`.
+        num_categories: for categories, the number of states of the chain, which are then
+            one-hot encoded.
+        padding: what lies beyond the edges of the image.
+
+    Raises:
+        ValueError: a shape or a size that is none, or no pathway at all.
+
+    Example:
+        >>> network = dp.networks.MultiScaleConv(
+        ...     event_shape=(28, 28), num_steps=1000, output_shape=(2, 28, 28), key=key
+        ... )
+    """
+
+    layout: ImageLayout
+    conv: tuple[MultiScaleLayer, ...]
+    dense: tuple[eqx.nn.Linear, ...]
+    pixelwise: tuple[Convolution, ...]
+    last: Convolution
+    readout: BumpReadout
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        num_steps: int,
+        conv_channels: int = 20,
+        conv_depth: int = 4,
+        num_scales: int = 3,
+        *,
+        key: Array,
+        dense_width: int = 500,
+        dense_depth: int = 2,
+        dense_features: int = 2,
+        width: int = 20,
+        depth: int = 2,
+        num_bumps: int = 10,
+        channel_axis: int | None = None,
+        output_shape: tuple[int, ...] | None = None,
+        num_categories: int | None = None,
+        padding: AbstractPadding = Edge(),  # noqa: B008 (immutable)
+    ) -> None:
+        key = check_key(key)
+        self.layout = ImageLayout(event_shape, channel_axis, output_shape, num_categories)
+        space, inputs = self.layout.space, self.layout.inputs
+        num_axes, pixels = len(space), math.prod(space)
+        conv_depth = check_size("conv_depth", conv_depth, least=0)
+        dense_depth = check_size("dense_depth", dense_depth, least=0)
+        if not dense_depth + conv_depth:
+            raise ValueError(
+                "conv_depth=0 and dense_depth=0 leave nothing that sees the image: give one of "
+                "them at least 1."
+            )
+        conv_channels = check_size("conv_channels", conv_channels)
+        dense_width = check_size("dense_width", dense_width)
+        dense_features = check_size("dense_features", dense_features)
+        width, depth = check_size("width", width), check_size("depth", depth)
+        num_scales = check_size("num_scales", num_scales)
+        check_instance("padding", padding, AbstractPadding)
+        most = num_sizes(space)
+        if num_scales > most:
+            raise ValueError(
+                f"num_scales={num_scales} is too many: {max(space)} pixels can be halved "
+                f"{most - 1} times only. Give at most {most}."
+            )
+        self.readout = BumpReadout(num_steps, num_bumps)
+        key_conv, key_dense, key_pixelwise = jax.random.split(key, 3)
+
+        sizes = [inputs] + [conv_channels] * conv_depth
+        conv = tuple(
+            MultiScaleLayer(before, after, num_axes, num_scales, key=key, padding=padding)
+            for before, after, key in _layers(sizes, key=key_conv)
+        )
+        self.conv = conv[:1] + tuple(jax.tree.map(_after_softplus, conv[1:]))
+        sizes = [inputs * pixels] + [dense_width] * (dense_depth - 1) + [dense_features * pixels]
+        self.dense = tuple(
+            eqx.nn.Linear(before, after, key=key)
+            for before, after, key in _layers(sizes, key=key_dense)
+            if dense_depth
+        )
+        features = conv_channels * bool(conv_depth) + dense_features * bool(dense_depth)
+        *layers, (_, _, key_last) = _layers([features] + [width] * depth + [0], key=key_pixelwise)
+        self.pixelwise = tuple(
+            Convolution(before, after, num_axes, window=1, key=key) for before, after, key in layers
+        )
+        coefficients = self.layout.outputs * self.readout.num_bumps
+        self.last = zeroed(Convolution(width, coefficients, num_axes, window=1, key=key_last))
+
+    def features(self, x_t: Array) -> Float[Array, "*space features"]:
+        """What both pathways say of each pixel of one event, side by side."""
+        image = self.layout.to_image(x_t, self.last.weight.dtype)
+        found = []
+        if self.conv:
+            h = image
+            for layer in self.conv:
+                h = layer(h)
+            found.append(h)
+        if self.dense:
+            h = image.reshape(-1)
+            for layer in self.dense:
+                h = jnp.tanh(layer(h))
+            found.append(h.reshape(*self.layout.space, -1))
+        return jnp.concatenate(found, axis=-1)
+
+    def coefficients(self, x_t: Array) -> Float[Array, "*space outputs num_bumps"]:
+        """The y_j of each pixel, of each of the numbers that it gives: no time in them."""
+        h = self.features(x_t)
+        for layer in self.pixelwise:
+            h = jnp.tanh(layer(h))
+        shape = (*self.layout.space, self.layout.outputs, self.readout.num_bumps)
+        return self.last(h).reshape(shape)
+
+    def __call__(
+        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
+    ) -> Float[Array, "..."]:
+        """The raw output for one event; a context says nothing."""
+        del context
+        return self.layout.from_image(self.readout(self.coefficients(x_t), t))
+
+
+def _after_softplus(leaf: Array) -> Array:
+    # Softplus is positive and flat: its mean of 0.8 would drown what pixels differ by, and each
+    # layer would halve it. So weights sum to zero for each output, and are larger.
+    if leaf.ndim == 1:
+        return leaf
+    return 1.9 * (leaf - jnp.mean(leaf, axis=range(leaf.ndim - 1)))
+
+
+def _layers(sizes: list[int], *, key: Array) -> list[tuple[int, int, Array]]:
+    """Inputs, outputs and a key for each layer between `sizes`."""
+    if len(sizes) < 2:
+        return []
+    keys = jax.random.split(key, len(sizes) - 1)
+    return list(zip(sizes[:-1], sizes[1:], keys, strict=True))

@@ -1,0 +1,20 @@
+"""Whether data lie in the support of a process."""
+
+from typing import Any
+
+import numpy as np
+
+from ..checks.arguments import check_broadcast
+from ..checks.arrays import at_fault
+from .base import AbstractProcess
+
+
+def check_support(name: str, values: np.ndarray, process: AbstractProcess[Any]) -> None:
+    """ValueError for data, of any number of events, that a process does not allow."""
+    check_broadcast("num_categories", np.shape(getattr(process, "counts", 0)), values.shape)
+    outside = ~np.asarray(process.support(values), bool)
+    if outside.any():
+        raise ValueError(
+            f"{name} has values outside the support of {type(process).__name__}, "
+            f"{str(process.support)[:100]}: {at_fault(outside, values)}."
+        )
