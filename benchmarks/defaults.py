@@ -1,10 +1,10 @@
-"""What a user gets who sets nothing: draws and bounds of normal data, and three real tables.
+"""Accuracy with all defaults: draws and bounds of normal data, and of tabular data.
 
-First N(0, 1), by its exact denoiser and by a network fitted with all defaults: the standard
-deviation of the draws, and the bound for the -1.419 nats of log p. Then tables of scikit-learn, and
-one made here of units that are as unlike as they come, with heavy tails and outliers: how far the
-mean and the standard deviation of each column of the draws are from those of the data. Outliers are
-left out of the last table's, as they are of its scaling.
+First N(0, 1), with its analytic denoiser and with a network fitted with all defaults: the standard
+deviation of the draws, and the gap between the bound and log p, which is -1.419 nats. Then tables
+of scikit-learn, and a synthetic one with columns of very different scales, heavy tails and
+outliers: the errors of the mean and of the standard deviation of each column of the draws. In the
+last table outliers are excluded from the comparison, as they are from its scaling.
 
     python benchmarks/defaults.py            about five minutes
     python benchmarks/defaults.py --tiny     to see that it runs
@@ -22,11 +22,11 @@ from sklearn import datasets
 import diffppl as dp
 
 NUM_DRAWS = 100_000
-STEPS = 100  # of the tables' chains
+STEPS = 100  # length of the chains for tabular data
 
 
 def network(num_columns: int, num_steps: int) -> dp.DiffusionModel:
-    """A dense network with all defaults."""
+    """Return a model with a dense network and all defaults."""
     return dp.DiffusionModel(
         process=dp.GaussianDiffusion(dp.schedules.LogSNRLinear(num_steps)),
         network=dp.networks.MLP((num_columns,), key=jax.random.key(0)),
@@ -35,7 +35,7 @@ def network(num_columns: int, num_steps: int) -> dp.DiffusionModel:
 
 
 def exact(num_steps: int) -> dp.DiffusionModel:
-    """N(0, 1), without approximation but its chain."""
+    """Return N(0, 1) with its analytic denoiser, exact up to the discretisation of the chain."""
     schedule = dp.schedules.LogSNRLinear(num_steps)
     known = dp.denoisers.Gaussian(schedule, np.zeros(1), 1.0)
     return dp.DiffusionModel(dp.GaussianDiffusion(schedule), known, (1,), scaling=dp.Scaling())
@@ -46,10 +46,10 @@ def fit(model: dp.DiffusionModel, data: np.ndarray, iterations: int) -> dp.Diffu
 
 
 def normal_rows(steps: list[int], num: int, iterations: int) -> Iterator[str]:
-    """Both models at some numbers of steps; errors are standard errors."""
+    """Yield one row for each number of steps; errors are standard errors."""
     rng = np.random.default_rng(0)
     data, test = rng.normal(size=(20_000, 1)), rng.normal(size=(num, 1))
-    truth = -0.5 * np.log(2 * np.pi) - 0.5 * np.mean(test**2)  # what the test data allow
+    truth = -0.5 * np.log(2 * np.pi) - 0.5 * np.mean(test**2)  # of the test data
     for num_steps in steps:
         models = {"exact": exact(num_steps)}
         models["fitted"] = fit(network(1, num_steps), data, iterations)
@@ -64,7 +64,7 @@ def normal_rows(steps: list[int], num: int, iterations: int) -> Iterator[str]:
 
 
 def unlike(rng: np.random.Generator, num: int) -> np.ndarray:
-    """Dependent columns from 1e-6 to 1e9; of one 1 % is a thousand times too large."""
+    """Return dependent columns of scales 1e-6 to 1e9; one has 1 % outliers by a factor 1,000."""
     z = rng.normal(size=(num, 3)) @ np.array([[1.0, 0.7, -0.4], [0.0, 0.7, 0.3], [0.0, 0.0, 0.8]])
     columns = [
         2e-6 * z[:, 0] + 5e-6,
@@ -79,7 +79,7 @@ def unlike(rng: np.random.Generator, num: int) -> np.ndarray:
 
 
 def table_row(name: str, data: np.ndarray, iterations: int, num: int) -> str:
-    """The worst of the columns, each without what `Scaling.from_data` leaves out too."""
+    """Return the row of the worst errors over columns, without the outliers of `from_data`."""
     model = fit(network(data.shape[1], STEPS), data, iterations)
     draws = np.asarray(dp.sample(jax.random.key(2), model, (num,)), np.float64)
     offs, ratios = [], []
@@ -101,7 +101,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     num, steps = (200, [10]) if args.tiny else (NUM_DRAWS, [10, 20, 50, 100])
     of_normal, of_tables = (20, 20) if args.tiny else (2_000, 5_000)
-    warnings.filterwarnings("ignore", "column")  # of the last table's outliers: that is its point
+    warnings.filterwarnings("ignore", "column")  # about the outliers of the last table
     lines = ["| T | exact: sd | bound - log p | fitted: sd | bound - log p |"]
     lines.append("| --- | --- | --- | --- | --- |")
     print("\n".join(lines))

@@ -1,13 +1,15 @@
-"""How far the evidence is from the truth, in units of the error that is stated with it.
+"""Coverage of the standard error and the interval of the log-evidence.
 
-Small random problems whose evidence is known, each run once by `Posterior(program)` as it chooses:
-energies of N <= 10 coupled bits under three priors, summed over all states, and mixtures of five
-Gaussians in 64 dimensions of which some numbers are observed. What is printed, for each kind, is
-the share of runs that say not to be trusted, and of the others how often the truth is within one
-and two stated errors, within the stated interval, and more than five errors away.
+Small random problems whose evidence is known, each run once by `Posterior(program)` with its
+default method: energies of N <= 10 coupled bits under three priors, summed over all states, and
+mixtures of five Gaussians in 64 dimensions with some coordinates observed. For each kind the table
+has the share of runs that are flagged as unreliable, and, for the others, the shares of runs with
+the exact value within one and two standard errors, within the interval, and beyond five standard
+errors.
 
-The stated error is that of the method, not of the chain, which for 16 and 32 observed numbers is
-as large at 100 steps. Those kinds have 400 steps.
+The standard error is that of the Monte Carlo estimate and excludes the discretisation error of the
+chain, which is as large at 100 steps for 16 and 32 observed coordinates. These kinds have 400
+steps.
 
     python benchmarks/evidence_coverage.py            105 problems, about an hour on two cores
     python benchmarks/evidence_coverage.py --tiny     to see that it runs
@@ -44,7 +46,7 @@ class Problem(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Of one run: its error in nats, the error that it states, the interval's, and its fault."""
+    """One run: its error and standard error in nats, coverage by the interval, and its fault."""
 
     error: float
     stated: float
@@ -53,15 +55,15 @@ class Result(NamedTuple):
 
 
 class NoInformation(eqx.Module):
-    """Logits of categories that no observation of others changes."""
+    """A network whose logits do not depend on the observed categories."""
 
     def __call__(self, x_t: Array, t: Array, context: Array | None) -> Array:
-        """Zero for both states."""
+        """Return zero logits for both states."""
         return jnp.zeros((*x_t.shape, 2))
 
 
 def energies(rng: np.random.Generator, prior: str, size: int, num: int) -> Iterator[Problem]:
-    """sum_b p(b) exp(b' J b / 2 + h' b) over spins b of -1 and 1."""
+    """Yield problems with evidence sum_b p(b) exp(b' J b / 2 + h' b), over spins b in {-1, 1}^N."""
     states = np.array(list(itertools.product([0, 1], repeat=size)))
     schedule = dp.schedules.Reciprocal(NUM_STEPS)
     weights = np.exp(1.5 * rng.normal(size=len(states)) * (prior == "table"))
@@ -72,7 +74,7 @@ def energies(rng: np.random.Generator, prior: str, size: int, num: int) -> Itera
         process = dp.CategoricalDiffusion(schedule, 2, dp.Absorbing())
         network = NoInformation()
     model = dp.DiffusionModel(process, network, (size,))
-    if prior == "table":  # the chain's own law of its draws, which is not quite the table
+    if prior == "table":  # the law of the chain, which differs slightly from the table
         weights = chain_law(model, states)
 
     def program(couplings: Array, fields: Array) -> None:
@@ -90,7 +92,7 @@ def energies(rng: np.random.Generator, prior: str, size: int, num: int) -> Itera
 
 
 def chain_law(model: dp.DiffusionModel, states: np.ndarray) -> np.ndarray:
-    """p(x_0) of the reverse chain of bits, by its transition matrices over all states."""
+    """Return p(x_0) of the reverse chain of bits, by its transition matrices over all states."""
     grid = jnp.asarray(states)
 
     def down(law: Array, t: Array | int) -> tuple[Array, None]:
@@ -102,13 +104,13 @@ def chain_law(model: dp.DiffusionModel, states: np.ndarray) -> np.ndarray:
     law = jnp.exp(jnp.sum(base.log_prob(grid), axis=-1))
     times = jnp.arange(model.num_steps, 1, -1)
     law = jax.jit(lambda law: jax.lax.scan(down, law, times)[0])(law)
-    return np.asarray(down(law, 1)[0], np.float64)  # the final step, which is another
+    return np.asarray(down(law, 1)[0], np.float64)  # the final step, a different kernel
 
 
 def mixtures(
     rng: np.random.Generator, observed: int, num: int, num_steps: int = NUM_STEPS
 ) -> Iterator[Problem]:
-    """`observed` of 64 numbers seen with noise of .1 to 1."""
+    """Yield problems with `observed` of 64 coordinates observed with noise 0.1 to 1."""
     schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.02, 100.0))
     means = rng.normal(size=(COMPONENTS, DIMENSIONS))
     weights = rng.dirichlet(np.ones(COMPONENTS))
@@ -131,12 +133,12 @@ def mixtures(
 
 
 def results(problems: Iterator[Problem], first_key: int) -> Iterator[Result]:
-    """One run of each; the problems share a program."""
+    """Run each problem once; the problems share a program."""
     posterior = None
     for number, problem in enumerate(problems):
         posterior = posterior or dp.Posterior(problem.program, progress_bar=False)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they say is in the fault
+            warnings.simplefilter("ignore")  # their contents are in the fault
             posterior.run(jax.random.key(first_key + number), *problem.arguments)
         found = posterior.log_evidence
         low, high = found.interval
@@ -145,7 +147,7 @@ def results(problems: Iterator[Problem], first_key: int) -> Iterator[Result]:
 
 
 def row(name: str, found: list[Result]) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     good = [result for result in found if not result.fault]
     flagged = 1 - len(good) / len(found)
     if not good:

@@ -1,7 +1,7 @@
-"""How fast is `fit`: iterations per second, and the gain of many iterations per compiled call.
+"""Speed of `fit`: iterations per second, and the gain of many iterations per compiled call.
 
-Two ways to run the same iterations are timed in turn, so that whatever else the machine does hits
-both: chunks of 100 inside one compiled call, as `fit` does, and one compiled call per iteration.
+The same iterations are run in chunks of 100 per compiled call, as in `fit`, and with one compiled
+call per iteration. Timings alternate, so that other load on the machine affects both.
 
     python benchmarks/fit_speed.py --dim 64 --width 256 --num-steps 100 --batch-size 256
 """
@@ -22,7 +22,7 @@ from diffppl.fitting.training import Recipe, initial_state, run_chunk
 
 
 def main(dim: int, width: int, depth: int, num_steps: int, batch_size: int, rounds: int) -> None:
-    """Print both speeds and their ratio."""
+    """Measure both speeds and print them with their ratio."""
     key = jax.random.key(0)
     data = dp.data.InMemory(np.random.default_rng(0).standard_normal((10_000, dim)))
     model = dp.DiffusionModel(
@@ -30,7 +30,7 @@ def main(dim: int, width: int, depth: int, num_steps: int, batch_size: int, roun
         network=dp.networks.MLP((dim,), width, depth, key=key),
         event_shape=(dim,),
     )
-    model = with_start(model)  # `fit` estimates the reverse variance beside the training
+    model = with_start(model)  # `fit` estimates the reverse variance during training
     params, frozen = eqx.partition(model, mask_of(model, None))
     recipe = Recipe(
         frozen=frozen,
@@ -42,7 +42,7 @@ def main(dim: int, width: int, depth: int, num_steps: int, batch_size: int, roun
     start = initial_state(params, recipe)
 
     def chunks(length: int) -> float:
-        """Seconds per iteration, over 100 of them, with one look at the loss per call."""
+        """Return the seconds per iteration over 100 iterations, with one transfer per call."""
         state, begin = start, time.perf_counter()
         for stop in range(length, 101, length):
             state, losses, _ = run_chunk(key, state, recipe, data, jnp.asarray(stop), length)
@@ -72,7 +72,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tiny", action="store_true", help="one round of a small network")
-    parser.add_argument("--output", help="taken for the sake of the other scripts; prints only")
+    parser.add_argument("--output", help="ignored; accepted as in the other scripts")
     settings = vars(parser.parse_args())
     settings.pop("output")
     if settings.pop("tiny"):

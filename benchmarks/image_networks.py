@@ -1,12 +1,12 @@
-"""How fast are image networks: `networks.UNet` in `fit` and `sample`, against plain programs.
+"""Speed of image networks: `networks.UNet` in `fit` and `sample`, compared with plain programs.
 
-The same U-Net is trained and sampled by the library, by a plain Equinox program (channels first, a
-compiled call per iteration or step) and, where PyTorch is installed, by a plain PyTorch one. They
-are timed in turn, so that whatever else the machine does hits all of them. For one core:
+The same U-Net is trained and sampled by the library, by a plain Equinox program (channels first,
+one compiled call per iteration or step) and, if PyTorch is installed, by a plain PyTorch program.
+Timings alternate, so that other load on the machine affects all of them. For one core:
 
     taskset -c 0 python benchmarks/image_networks.py
 
-Wanted: training at least level with PyTorch, sampling 1.2 times as fast.
+Target: training as fast as PyTorch, sampling 1.2 times as fast.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from plain.equinox_unet import PlainUNet
 import diffppl as dp
 
 NUM_HEADS = 4
-# For each program: train some iterations, draw some samples.
+# Functions of a program: train a number of iterations, draw a number of samples.
 Pair = tuple[Callable[[int], Any], Callable[[int], Any]]
 
 
@@ -149,7 +149,7 @@ def main(
     samples: int,
     rounds: int,
 ) -> dict[str, Any]:
-    """Print, for each program, images per second, and its share of the library's speed."""
+    """Print the images per second of each program, and its time relative to the library."""
     data = np.random.default_rng(0).standard_normal((10_000, size, size)).astype(np.float32)
     settings = (data, channels, num_steps, batch_size)
     programs = {"diffppl": library(*settings), "equinox": plain(*settings)}

@@ -1,12 +1,12 @@
-"""Tables 1 and 2 of Sohl-Dickstein et al. 2015 made anew: each row by itself, at any size.
+"""Reproduction of tables 1 and 2 of Sohl-Dickstein et al. 2015, row by row, at three sizes.
 
     python benchmarks/paper_tables.py --rows swiss_roll,heartbeat          minutes on two cores
     python benchmarks/paper_tables.py --data FOLDER                        all rows, hours
     python benchmarks/paper_tables.py --size full --rows mnist             on an accelerator
     python benchmarks/paper_tables.py --tiny                               to see that it runs
 
-Rows are kept in OUTPUT/paper_tables.jsonl as they come, and all that are there are written to
-OUTPUT/RESULTS.md. A row whose fit was killed goes on from its last checkpoint.
+Every row is appended to OUTPUT/paper_tables.jsonl, and all rows in this file are written to
+OUTPUT/RESULTS.md. The fit of an interrupted row resumes from its last checkpoint.
 """
 
 import argparse
@@ -31,7 +31,7 @@ ROWS = {
 
 
 def names(text: str) -> list[str]:
-    """Names of rows with commas between."""
+    """Parse comma-separated names of rows."""
     found = text.split(",")
     if unknown := set(found) - set(ROWS):
         raise argparse.ArgumentTypeError(f"no row {unknown}; there are {', '.join(ROWS)}")
@@ -61,7 +61,7 @@ def main() -> None:
     rows = {}
     for line in kept.read_text().splitlines():
         row = json.loads(line)
-        rows[row["name"], row["size"]] = row  # the last one made
+        rows[row["name"], row["size"]] = row  # the most recent one
     text = tables.markdown(list(rows.values()))
     (args.output / "RESULTS.md").write_text(text)
     print(text)

@@ -1,23 +1,23 @@
-"""How near a posterior comes to the truth, where the truth is known.
+"""Accuracy of all methods on problems with known posteriors.
 
-    mixtures   25 Gaussians in 8, 80 or 800 dimensions, seen through a linear map (MCGdiff's table)
-    noise      the same with the size of the noise unknown
-    mask       the same with one coordinate seen without noise
-    grid       a square, a product, a radius, a count, a label of one or two numbers
+    mixtures   25 Gaussians in 8, 80 or 800 dimensions, linear observations (MCGdiff's table)
+    noise      the same with unknown noise level
+    mask       the same with one noiseless observation of a coordinate
+    grid       a square, a product, a radius, a count, a label of one or two coordinates
     heartbeat  five binary sequences, with bits missing and flipped
 
-Every prior has an exact denoiser, so what is measured is the method, and its chain. Distances are
-Wasserstein distances of one-dimensional projections, averaged over random directions, to exact
-posterior draws (for heartbeats total variation); the floor is that of exact draws to exact draws,
-the lowest any method can show.
+Every prior has an analytic denoiser, so the error is that of the method and of the discretised
+chain. Distances are sliced Wasserstein distances (for heartbeats total variation) to exact
+posterior draws; the floor is the distance between two sets of exact draws, the minimum for any
+method.
 
     python benchmarks/posterior_accuracy.py --problems 20                     hours
     python benchmarks/posterior_accuracy.py --problems 5 --only grid          minutes
-    python benchmarks/posterior_accuracy.py --verify                          the truths themselves
+    python benchmarks/posterior_accuracy.py --verify                          check the answers
     python benchmarks/posterior_accuracy.py --tiny                            to see that it runs
 
-Results are kept in OUTPUT/posterior_accuracy.jsonl as they come: a run that was stopped goes on
-where it was. Delete the file to measure anew.
+Results are appended to OUTPUT/posterior_accuracy.jsonl, and an interrupted run resumes from there.
+Delete the file to start again.
 """
 
 import argparse
@@ -40,19 +40,20 @@ GROUPS = {
     "grid": [lambda seed, cell=cell: grids.Grid(*cell, seed) for cell in grids.CELLS],
     "heartbeat": [heartbeat.Heartbeat],
 }
-KEY = ("cell", "seed", "run", "method", "steps", "draws")  # by which a kept result is known again
-# Methods compiled in one process: several hundred would reach its limit of memory maps.
+KEY = ("cell", "seed", "run", "method", "steps", "draws")  # identifies a stored result
+# Number of compiled methods after which caches are cleared: several hundred in one process reach
+# its limit of memory maps.
 MAX_PROGRAMS = 40
 
 
 def problems(args: argparse.Namespace) -> list[Problem]:
-    """All cells for the first seed, then for the next."""
+    """Return the problems: all cells for the first seed, then for the next."""
     cells = [make for name in args.only for make in GROUPS[name][: 1 if args.tiny else None]]
     return [make(seed) for seed in range(args.problems) for make in cells]
 
 
 def check_truths(args: argparse.Namespace) -> None:
-    """Print each problem's truth beside importance sampling, which needs noise."""
+    """Compare exact answers with importance sampling, which requires noisy observations."""
     errors = []
     for problem in problems(args):
         if problem.group == "mask":
@@ -75,7 +76,7 @@ def write(rows: list, output: pathlib.Path) -> str:
 
 
 def subset(*allowed: str):
-    """A parser of names with commas between."""
+    """Return a parser of comma-separated names."""
 
     def parse(text: str) -> list[str]:
         unknown = set(text.split(",")) - set(allowed)
@@ -87,7 +88,7 @@ def subset(*allowed: str):
 
 
 def find_tasks(args: argparse.Namespace) -> list[tuple[int, Problem, str]]:
-    """Runs, problems and methods; at its smallest every kind of method and every group once."""
+    """Return all (run, problem, method); with --tiny every kind of method and every group once."""
     found = [
         (run, problem, name)
         for run in range(args.runs)

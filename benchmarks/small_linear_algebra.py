@@ -1,8 +1,8 @@
-"""Small factorisations inside XLA beside LAPACK's, mapped over a batch of matrices.
+"""Small factorisations of `diffppl.linalg` compared with LAPACK, over a batch of matrices.
 
-Both run within a compiled loop, as in a sampler, side by side and in turn; what is printed is the
-time of each for one matrix, their ratio (above 1 where `diffppl.linalg` is faster), and the seconds
-that each takes to compile.
+Both run within a compiled loop, as in a sampler, with alternating timings. The output is the time
+per matrix of each, their ratio (above 1 if `diffppl.linalg` is faster), and the compilation times
+in seconds.
 
     python benchmarks/small_linear_algebra.py            about ten minutes
     taskset -c 0 python benchmarks/small_linear_algebra.py
@@ -28,7 +28,7 @@ def positive_part(matrix: Array) -> Array:
     return (vectors * jnp.maximum(values, 0)) @ vectors.T
 
 
-# What is measured: here, by LAPACK, and of what (a covariance, its factor, a vector, a matrix).
+# (diffppl.linalg, LAPACK), as functions of a covariance, its factor, a vector and a matrix.
 OPERATIONS: dict[str, tuple[Callable, Callable]] = {
     "cholesky": (
         lambda a, factor, b, c: linalg.cholesky(a),
@@ -62,7 +62,7 @@ OPERATIONS: dict[str, tuple[Callable, Callable]] = {
 
 
 def compiled(operation: Callable, inputs: tuple, repeats: int) -> tuple[Callable, float]:
-    """A loop of `repeats` rounds of the mapped operation, and the seconds that one compiles in."""
+    """Return a loop of `repeats` mapped operations, and the compilation time of one of them."""
     mapped = jax.vmap(operation)
     start = time.perf_counter()
     jax.jit(mapped).lower(*inputs).compile()
@@ -80,7 +80,7 @@ def compiled(operation: Callable, inputs: tuple, repeats: int) -> tuple[Callable
 
 
 def measured(m: int, batch: int, dtype: type, operations: tuple, rounds: int) -> np.ndarray:
-    """Microseconds for a matrix (here, LAPACK; the least of all rounds) and seconds to compile."""
+    """Return microseconds per matrix, the minimum over rounds, and compilation times."""
     rng = np.random.default_rng(m)
     root = rng.normal(size=(batch, m, m + 2))
     covariance = root @ root.swapaxes(1, 2)
@@ -96,7 +96,7 @@ def measured(m: int, batch: int, dtype: type, operations: tuple, rounds: int) ->
     repeats = max(1, 10_000 // batch)
     loops, compilation = zip(*(compiled(f, inputs, repeats) for f in operations), strict=True)
     times = []
-    for _ in range(rounds + 1):  # the first is not counted
+    for _ in range(rounds + 1):  # the first is a warm-up
         times.append([])
         for loop in loops:
             start = time.perf_counter()

@@ -1,7 +1,7 @@
-"""What weights cost: twisted SMC beside plain ancestral sampling of as many particles.
+"""Cost of twisted SMC relative to ancestral sampling of the same number of particles.
 
-Both run the same network over the same levels, compiled, side by side and in turn; what is printed
-is the ratio of their times.
+Both evaluate the same network at the same levels, compiled, with alternating timings. The output is
+the ratio of their times.
 
     python benchmarks/smc_cost.py            about two minutes
     python benchmarks/smc_cost.py --tiny     to see that it runs
@@ -62,7 +62,7 @@ def main() -> None:
         "TwistedSMC, MomentMatching": smc(dp.twists.MomentMatching()),
     }
     for run in runs.values():
-        run(0)  # compiles
+        run(0)  # compilation
     times = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():

@@ -1,10 +1,10 @@
 """Diffusion probabilistic models as priors in NumPyro programs.
 
-    model = dp.DiffusionModel(process, network, event_shape)    define
-    result = dp.fit(key, model, data, ...)                      fit
-    dp.sample, dp.elbo                                          look
-    numpyro.sample("x", model())                                use in a program
-    dp.Posterior(program, method, ...)                          condition
+    model = dp.DiffusionModel(process, network, event_shape)    define a model
+    result = dp.fit(key, model, data, ...)                      fit it to data
+    dp.sample, dp.elbo                                          sample and evaluate it
+    numpyro.sample("x", model())                                use it in a program
+    dp.Posterior(program, method, ...)                          condition the program
 
 Based on Sohl-Dickstein, Weiss, Maheswaranathan and Ganguli, "Deep Unsupervised Learning using
 Nonequilibrium Thermodynamics", ICML 2015.

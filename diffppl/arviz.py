@@ -1,7 +1,7 @@
-"""From a run to ArviZ, on both of its generations.
+"""Conversion of results to ArviZ data, for ArviZ 0.x and 1.x.
 
 ArviZ is 0.x on Python 3.11 (`InferenceData`) and 1.x from 3.12 on (`xarray.DataTree`). Both are
-collections of xarray data sets, so the data sets are made here and only the last line differs.
+collections of xarray data sets, so only the container differs (`_collect`).
 """
 
 import importlib
@@ -18,19 +18,20 @@ if TYPE_CHECKING:
 Dims = Mapping[str, Sequence[str]] | None
 Coords = Mapping[str, Any] | None
 
-_MIN_WEIGHTS = 25  # that the tail of weights can be fit to
+_MIN_WEIGHTS = 25  # below this the tail has too few weights for the fit of a Pareto distribution
 
 
 def from_posterior(posterior: "Posterior", *, dims: Dims = None, coords: Coords = None) -> Any:
-    """Posterior draws, diagnostics, observations and predictions as ArviZ data.
+    """Convert posterior draws, diagnostics, observations and predictions to ArviZ data.
 
     Args:
-        posterior: one that has been run.
+        posterior: a posterior that has been run.
         dims: names of event dimensions, `{site: [names]}`.
-        coords: labels of dimensions, `{name: labels}`.
+        coords: coordinate labels of dimensions, `{name: labels}`.
 
     Raises:
-        ValueError: `dims` names a site that the program does not have.
+        ValueError: `dims` names a site that does not exist in the program, or has a wrong number of
+            names for a site.
     """
     dims = {_plain(name): names for name, names in (dims or {}).items()}
     samples = _renamed(posterior.get_samples(group_by_chain=True))
@@ -43,18 +44,20 @@ def from_posterior(posterior: "Posterior", *, dims: Dims = None, coords: Coords 
         )
     chains = ["chain", "draw"]
     sample_stats = _dataset(posterior.sample_stats(), chains, None, coords)
-    if posterior.step_stats:
+    if posterior.step_stats:  # one entry per step of the chain, from t = T down to the last
         num_entries = next(iter(posterior.step_stats.values())).shape[1]
         step = {"step": np.arange(num_entries - 1, -1, -1), **dict(coords or {})}
         sample_stats = sample_stats.merge(
             _dataset(posterior.step_stats, ["chain", "step"], None, step)
         )
-    known = _renamed(posterior.known_entries())
-    constants = {name: np.where(mask, samples[name][0, 0], np.nan) for name, mask in known.items()}
+    noiseless = _renamed(posterior.known_entries())  # masks
+    constants = {
+        name: np.where(mask, samples[name][0, 0], np.nan) for name, mask in noiseless.items()
+    }
     prior = {name: x[None] for name, x in _renamed(posterior.prior()).items()}
     predictions = _renamed(posterior.posterior_predictive())
     groups = {
-        "posterior": _without_known(_dataset(samples, chains, dims, coords), known),
+        "posterior": _without_noiseless(_dataset(samples, chains, dims, coords), noiseless),
         "prior": _dataset(prior, chains, dims, coords),
         "log_likelihood": _dataset(likelihoods, chains, _leading(dims, likelihoods), coords),
         "sample_stats": sample_stats,
@@ -81,7 +84,7 @@ def from_posterior(posterior: "Posterior", *, dims: Dims = None, coords: Coords 
 
 
 def from_calibration(calibration: "Calibration") -> Any:
-    """Ranks as numbers in (0, 1), uniform if the ranks are, in the group `prior_sbc`."""
+    """Convert ranks to their randomised probability integral transform, as group `prior_sbc`."""
     rng = np.random.default_rng(0)
     values = {
         name: ((ranks + rng.uniform(size=ranks.shape)) / (calibration.num_samples + 1))[None]
@@ -91,7 +94,7 @@ def from_calibration(calibration: "Calibration") -> Any:
 
 
 def pareto_k(log_weights: np.ndarray) -> np.ndarray:
-    """Pareto k-hat along the last axis; NaN where there are too few weights, or all are equal."""
+    """Return Pareto k-hat along the last axis; NaN for too few weights, or if all are equal."""
     shape, num = log_weights.shape[:-1], log_weights.shape[-1]
     if num < _MIN_WEIGHTS:
         return np.full(shape, np.nan)
@@ -101,49 +104,51 @@ def pareto_k(log_weights: np.ndarray) -> np.ndarray:
 
 def _pareto_k(log_weights: np.ndarray) -> float:
     try:
-        try:  # ArviZ 1.x, whose statistics are imported in half the time of the whole
+        try:  # ArviZ 1.x: importing arviz_stats alone takes half the time of arviz
             stats: Any = importlib.import_module("arviz_stats.base").array_stats
-            found = float(stats.psislw(-log_weights)[1])
+            # psislw of ArviZ 1.x negates its argument, which PSIS-LOO takes to be log-likelihoods.
+            k_hat = float(stats.psislw(-log_weights)[1])
         except ImportError:
             psislw: Any = importlib.import_module("arviz").psislw
-            found = float(psislw(log_weights)[1])
-    except ValueError:  # ArviZ 1.x, where the weights of the tail are equal
+            k_hat = float(psislw(log_weights)[1])
+    except ValueError:  # ArviZ 1.x raises if all weights in the tail are equal
         return math.nan
-    return found if math.isfinite(found) else math.nan  # ArviZ 0.x has infinity there
+    return k_hat if math.isfinite(k_hat) else math.nan  # ArviZ 0.x returns infinity instead
 
 
 def _plain(name: str) -> str:
-    """A site's name without "/" (of `numpyro.handlers.scope`), which separates groups in xarray."""
+    """Replace "/" (from `numpyro.handlers.scope`), xarray's group separator, in a site's name."""
     return name.replace("/", ".")
 
 
 def _renamed(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Arrays by plain names.
+    """Convert to NumPy arrays by plain names.
 
     Raises:
-        ValueError: two sites whose plain names are the same.
+        ValueError: two sites have the same plain name.
     """
     renamed = {_plain(name): np.asarray(x) for name, x in values.items()}
     if len(renamed) < len(values):
         raise ValueError(
-            f"the sites {sorted(values)} are not told apart where '/' becomes '.'; rename one."
+            f"two of the sites {sorted(values)} have the same name in ArviZ data, where '/' is "
+            "replaced by '.'; rename one."
         )
     return renamed
 
 
-def _without_known(dataset: Any, known: Mapping[str, np.ndarray]) -> Any:
-    """Draws without the entries that were observed without noise.
+def _without_noiseless(dataset: Any, masks: Mapping[str, np.ndarray]) -> Any:
+    """Remove the entries with noiseless observations from the draws.
 
-    A site with such entries becomes a vector of the others, on a dimension `{name}_unknown` that is
-    labelled by their indices: diagnostics of constants are not defined.
+    These entries are constant, so that their diagnostics are undefined. The remaining entries of
+    the site become a vector with dimension `{name}_unknown`, labelled by their indices.
     """
-    for name, mask in known.items():
+    for name, mask in masks.items():
         variable = dataset[name]
-        own = list(variable.dims[2:])
+        event_dims = list(variable.dims[2:])
         dataset = dataset.drop_vars(name)
         if mask.all():
             continue
-        labels = [variable[dimension].values for dimension in own]
+        labels = [variable[dimension].values for dimension in event_dims]
         index = np.argwhere(~mask)
         named = [
             ",".join(str(axis[i]) for axis, i in zip(labels, row, strict=True)) for row in index
@@ -160,7 +165,7 @@ def _is_used(dataset: Any, dimension: str) -> bool:
 
 
 def _leading(dims: Dims, values: Mapping[str, Any]) -> Dims:
-    """The names of those dimensions of a site that its log-density still has."""
+    """Return the leading names of each site's dimensions, as many as its log-density has."""
     return {
         name: list(names)[: np.ndim(values[name]) - 2]
         for name, names in (dims or {}).items()
@@ -169,20 +174,21 @@ def _leading(dims: Dims, values: Mapping[str, Any]) -> Dims:
 
 
 def _dataset(values: Mapping[str, Any], leading: list[str], dims: Dims, coords: Coords) -> Any:
-    """One xarray data set: `leading` dimensions, then the event's own."""
+    """Build an xarray data set with `leading` dimensions, then the dimensions of the event."""
     import xarray
 
     arrays, labels = {}, {}
     for name, value in values.items():
         array = np.asarray(value)
         rank = array.ndim - len(leading)
-        own = list((dims or {}).get(name, [f"{name}_dim_{i}" for i in range(rank)]))
-        if len(own) != rank:
+        event_dims = list((dims or {}).get(name, [f"{name}_dim_{i}" for i in range(rank)]))
+        if len(event_dims) != rank:
             raise ValueError(
-                f"dims[{name!r}]={own} has {len(own)} names, but the site has {rank} dimensions."
+                f"dims[{name!r}]={event_dims} has {len(event_dims)} names, but the site has {rank} "
+                "dimensions."
             )
-        arrays[name] = ([*leading, *own], array)
-        for dimension, size in zip([*leading, *own], array.shape, strict=True):
+        arrays[name] = ([*leading, *event_dims], array)
+        for dimension, size in zip([*leading, *event_dims], array.shape, strict=True):
             labels[dimension] = list((coords or {}).get(dimension, range(size)))
     return xarray.Dataset(arrays, coords=labels)
 

@@ -1,4 +1,4 @@
-"""Work in blocks: as much at once as fits the cache, and no more memory than that."""
+"""Vectorised evaluation in blocks, which bounds memory and makes use of the cache."""
 
 import math
 from collections.abc import Callable
@@ -9,16 +9,16 @@ import jax.numpy as jnp
 
 
 def map_in_blocks(function: Callable[..., Any], inputs: tuple[Any, ...], batch_size: int) -> Any:
-    """`jax.vmap(function)(*inputs)` over the leading axis, at most `batch_size` at a time.
+    """Return `jax.vmap(function)(*inputs)`, with at most `batch_size` inputs at a time.
 
-    Blocks are of equal length, so that the function compiles once; the last one is filled up
-    with copies of the first inputs.
+    Blocks have equal length, so that the function compiles once; the last one is padded with
+    copies of the first inputs.
     """
     num = jax.tree.leaves(inputs)[0].shape[0]
     num_blocks = math.ceil(num / batch_size)
     if num_blocks <= 1:
         return jax.vmap(function)(*inputs)
-    length = math.ceil(num / num_blocks)
+    length = math.ceil(num / num_blocks)  # spreads the padding, which is below num_blocks inputs
     order = jnp.arange(num_blocks * length) % num
 
     def split(x: Any) -> Any:

@@ -1,8 +1,8 @@
-"""The adapter that makes a diffusion model a NumPyro distribution.
+"""Adapter from a diffusion model to a NumPyro distribution.
 
-One class cannot be both an `eqx.Module` and a NumPyro `Distribution`, so this one holds a model:
-its arrays as a pytree field, the rest as auxiliary data, so that it passes through `jit`, `vmap`
-and `scan` like any other distribution.
+A class cannot be both an `eqx.Module` and a NumPyro `Distribution` (their metaclasses conflict), so
+the adapter contains a model: its arrays as a pytree field and the rest as auxiliary data. It passes
+through `jit`, `vmap` and `scan` like any other distribution.
 """
 
 import warnings
@@ -24,11 +24,11 @@ from .samplers.ancestral import ancestral
 class DiffusionDistribution(Distribution):
     """p(x_0) of a diffusion model, in the user's units.
 
-    Made by calling a model: `model()`, or `model(context)`. Sampling runs the reverse chain.
-    `log_prob` is, for a Gaussian model, the density of its probability flow (an ODE solve on
-    diffrax, exact trace: as many network derivatives as coordinates at each of its steps); for a
-    discrete model there is no such density and it raises. NUTS and SVI differentiate it, at a cost
-    of which it warns: give them `FlowReparam` or `ParticleGibbs`.
+    Constructed by calling a model: `model()`, or `model(context)`. Sampling runs the reverse chain.
+    `log_prob` of a Gaussian model is the density of its probability flow: an ODE solve by diffrax
+    with the exact trace, at one network derivative per coordinate and step. A discrete model has no
+    such density, and `log_prob` raises. NUTS and SVI differentiate `log_prob`, which is expensive
+    and issues a warning: use `FlowReparam` or `ParticleGibbs` instead.
 
     Example:
         >>> def program(y=None):
@@ -48,7 +48,7 @@ class DiffusionDistribution(Distribution):
     ) -> None:
         check_instance("model", model, DiffusionModel)
         context = as_context("context", context, model)
-        batch_shape: tuple[int, ...] = ()
+        batch_shape: tuple[int, ...] = ()  # that of the contexts
         if context is not None:
             batch_shape = context.shape[: context.ndim - len(model.context_shape or ())]
         self._arrays, self._static = eqx.partition(model, eqx.is_array)
@@ -57,29 +57,29 @@ class DiffusionDistribution(Distribution):
 
     @property
     def model(self) -> DiffusionModel:
-        """The model."""
+        """The diffusion model."""
         return eqx.combine(self._arrays, self._static)
 
     @property
     def support(self) -> constraints.Constraint:
-        """The process's support, over the whole event."""
+        """Support of the process, over the whole event."""
         return constraints.independent(self.model.process.support, len(self.event_shape))
 
     @property
     def is_discrete(self) -> bool:
-        """Whether x_0 is made of bits or categories."""
+        """Whether x_0 consists of bits or categories."""
         return self.model.process.support.is_discrete
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Ancestral draws from the model, shape `sample_shape + batch_shape + event_shape`."""
+        """Draw ancestral samples of shape `sample_shape + batch_shape + event_shape`."""
         shape = (*sample_shape, *self.batch_shape)
         return _draw(check_key(key), self.model, shape, self.context)
 
     def log_prob(self, value: ArrayLike) -> Float[Array, "..."]:
-        """log p(value) in nats, by the probability flow; Gaussian models only.
+        """Return log p(value) in nats, by the probability flow; Gaussian models only.
 
         Raises:
-            NotImplementedError: a discrete model, which has a bound but no such density.
+            NotImplementedError: a discrete model, for which only bounds are available.
         """
         model = self.model
         if not isinstance(model.process, GaussianDiffusion):
@@ -90,9 +90,9 @@ class DiffusionDistribution(Distribution):
             )
         if _is_differentiated(value):
             warnings.warn(
-                "the log-density of a diffusion model is differentiated: each gradient passes "
-                "through an ordinary differential equation, and takes minutes to compile. For NUTS "
-                "and SVI reparameterise the site, numpyro.handlers.reparam(program, config={name: "
+                "the log-density of a diffusion model is differentiated: each gradient is taken "
+                "through an ODE solve, and takes minutes to compile. For NUTS and SVI "
+                "reparameterise the site, numpyro.handlers.reparam(program, config={name: "
                 "diffppl.FlowReparam()}), or use diffppl.ParticleGibbs as a block of "
                 "numpyro.infer.Gibbs.",
                 stacklevel=2,
@@ -100,6 +100,7 @@ class DiffusionDistribution(Distribution):
         return flow_log_density(model, value, self.context)
 
 
+# Compiled as a whole, because NumPyro also samples outside of `jit`.
 @eqx.filter_jit
 def _draw(
     key: Array, model: DiffusionModel, shape: tuple[int, ...], context: Array | None
@@ -108,5 +109,6 @@ def _draw(
 
 
 def _is_differentiated(value: ArrayLike) -> bool:
-    """Whether a value is traced for a derivative; JAX has no public test for it."""
+    """Return whether a value is being differentiated."""
+    # JAX has no public test for it.
     return type(value).__name__ in ("JVPTracer", "LinearizeTracer")

@@ -1,8 +1,8 @@
-"""Pictures of what other rooms computed: each function draws one thing, and returns where.
+"""Figures of results: each function draws one plot and returns its axes.
 
-All take `ax` (or `axes`) and make a figure if they get none; none changes matplotlib's settings,
-and none computes more than a picture needs. Needs matplotlib (`pip install diffppl[plots]`), which
-is imported with the first picture.
+Every function takes `ax` (or `axes`) and creates a figure if it is None. None of them changes the
+settings of matplotlib, or computes more than the plot requires. Requires matplotlib
+(`pip install diffppl[plots]`), which is imported on first use.
 """
 
 import math
@@ -27,10 +27,10 @@ _FAINT, _STRONG, _ACCENT = "#c9d3e0", "#2f4b7c", "#d1495b"
 
 
 def history(history: History, *, ax: "Axes | None" = None) -> "Axes":
-    """The loss of each iteration, its running mean, and the validations.
+    """Plot the loss of each iteration, its running mean, and the validation losses.
 
-    Validations are minus the ELBO, so that they lie on the curve of an `ELBOLoss`; beside another
-    loss they have an axis of their own on the right.
+    Validation losses are negative ELBOs: they share the axis of an `ELBOLoss`, and have a second
+    axis on the right for any other loss.
     """
     loss = check_instance("history", history, History).loss
     if not loss.size:
@@ -40,8 +40,8 @@ def history(history: History, *, ax: "Axes | None" = None) -> "Axes":
     window = max(loss.size // 30, 1)
     totals = np.cumsum(np.insert(loss, 0, 0.0))
     mean = (totals[window:] - totals[:-window]) / window
-    few = slice(None, None, max(loss.size // 3000, 1))  # more dots would only fill the picture
-    ax.plot(steps[few], loss[few], ".", color=_FAINT, markersize=2, label="minibatch")
+    subset = slice(None, None, max(loss.size // 3000, 1))  # at most a few thousand dots
+    ax.plot(steps[subset], loss[subset], ".", color=_FAINT, markersize=2, label="minibatch")
     ax.plot(steps[window - 1 :], mean, color=_STRONG, label=f"mean of {window}")
     shown = mean
     if history.validation_elbo.size:
@@ -53,20 +53,20 @@ def history(history: History, *, ax: "Axes | None" = None) -> "Axes":
             shown = np.concatenate([mean, points[1]])
         else:
             right.set_ylabel("validation: negative ELBO (nats per event)", color=_ACCENT)
-    low, high = np.quantile(shown, [0.0, 0.98])  # the first losses would flatten the rest
+    low, high = np.quantile(shown, [0.0, 0.98])  # the initial losses exceed all others by far
     margin = 0.4 * max(high - low, 1e-6)
     ax.set_ylim(low - margin, high + margin)
     ax.set_xlabel("iteration")
     ax.set_ylabel(history.label)
     ax.legend(frameon=False, markerscale=3)
-    return _plain(ax)
+    return _despine(ax)
 
 
 def bound_terms(bound: Bound, *, ax: "Axes | None" = None) -> "Axes":
-    """What each reverse step costs: its divergence, in nats, from t = 2 to T.
+    """Plot the divergence of each reverse step t = 2..T, in nats.
 
-    The two ends of the chain are written beside it: E log p(x_0 given x_1), which is fixed by
-    beta_1, and the divergence of the last level from the base.
+    The reconstruction term E log p(x_0 | x_1), which beta_1 determines, and the prior term
+    -KL(q(x_T | x_0), pi) are written as text.
     """
     check_instance("bound", bound, Bound, remedy=", as elbo returns it")
     ax = _axes(ax)
@@ -75,26 +75,26 @@ def bound_terms(bound: Bound, *, ax: "Axes | None" = None) -> "Axes":
     ax.plot(times, -terms[1:], color=_STRONG)
     ax.fill_between(times, -terms[1:], color=_FAINT, linewidth=0)
     ax.axhline(0.0, color="black", linewidth=0.8)
-    words = [
+    summary = [
         f"ELBO {float(bound.value):.3f} nats",
-        f"  last step, t = 1: {terms[0]:.3f}",
+        f"  reconstruction, t = 1: {terms[0]:.3f}",
         f"  steps t = 2..{terms.size}: {terms[1:].sum():.3f}",
-        f"  end of the chain: {float(bound.prior):z.3f}",
+        f"  prior term: {float(bound.prior):z.3f}",
     ]
-    ax.set_ylim(top=1.5 * ax.get_ylim()[1])  # room for the words
-    ax.text(0.98, 0.97, "\n".join(words), transform=ax.transAxes, ha="right", va="top")
+    ax.set_ylim(top=1.5 * ax.get_ylim()[1])  # room for the text
+    ax.text(0.98, 0.97, "\n".join(summary), transform=ax.transAxes, ha="right", va="top")
     ax.set_xlabel("step t")
     ax.set_ylabel("divergence (nats per event)")
-    return _plain(ax)
+    return _despine(ax)
 
 
 def schedule(
     schedules: AbstractSchedule | Mapping[str, AbstractSchedule], *, ax: "Axes | None" = None
 ) -> "Axes":
-    """Noise levels: the ratio of noise to signal amplitude, against t / T.
+    """Plot the noise levels: the ratio of noise to signal amplitude against t / T.
 
-    Even spacing on this scale is even work for every step. The dashed line is where noise and
-    signal are equal; a level without signal cannot be drawn.
+    On this logarithmic scale equal spacing is equal work per step. The dashed line marks equal
+    noise and signal; a level without signal is not drawn.
     """
     if not isinstance(schedules, Mapping):
         remedy = ", or a dictionary of them by name"
@@ -106,6 +106,7 @@ def schedule(
     for name, each in schedules.items():
         log_snr = np.asarray(each.log_snr())[1:]
         times = np.arange(1, log_snr.size + 1) / log_snr.size
+        # log SNR is that of the powers; the ratio of the amplitudes is its square root.
         ratio = np.exp(-0.5 * np.where(np.isfinite(log_snr), log_snr, np.nan))
         ax.plot(times, ratio, ".-", markersize=3, linewidth=1, label=f"{name}, T = {log_snr.size}")
     ax.axhline(1.0, color="black", linestyle="--", linewidth=0.8)
@@ -113,19 +114,22 @@ def schedule(
     ax.set_xlabel("t / T")
     ax.set_ylabel("noise / signal")
     ax.legend(frameon=False)
-    return _plain(ax)
+    return _despine(ax)
 
 
 def events(
     x: Any, *, columns: int | None = None, limits: Any = None, ax: "Axes | None" = None
 ) -> "Axes":
-    """A picture of each datum: images in a grid, or sequences as rows.
+    """Draw data: images in a grid, or sequences as rows.
 
     Args:
         x: shape `(n, length)`, `(n, height, width)`, or with channels (1 or 3, first or last).
-        columns: pictures in a row of the grid; about as many as rows if None.
-        limits: the values that are black and white; the extremes of `x` if None.
-        ax: where to draw.
+        columns: images per row of the grid; a square grid if None.
+        limits: values of black and white; the minimum and maximum of `x` if None.
+        ax: axes to draw on; a new figure if None.
+
+    Raises:
+        ValueError: a shape of another rank, no data, or a number of channels other than 1 and 3.
     """
     x = np.asarray(as_numbers("x", x), np.float64)
     if x.ndim not in (2, 3, 4) or x.shape[0] == 0:
@@ -147,16 +151,16 @@ def events(
         x = np.moveaxis(x, 1, -1)
     x = x[..., None] if x.ndim == 3 else x
     if x.shape[-1] not in (1, 3):
-        raise ValueError(f"x has {x.shape[-1]} channels; a picture has 1 or 3.")
+        raise ValueError(f"x has {x.shape[-1]} channels; an image has 1 or 3.")
     n, height, width, channels = x.shape
     columns = math.ceil(math.sqrt(n)) if columns is None else check_size("columns", columns)
     rows = math.ceil(n / columns)
     gap = max(1, min(height, width) // 16)
     sheet = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, channels))
-    for i, picture in enumerate(x):
+    for i, image in enumerate(x):
         top, left = i // columns * (height + gap), i % columns * (width + gap)
-        sheet[top : top + height, left : left + width] = picture
-    # Grey values go through a colour map, colours do not.
+        sheet[top : top + height, left : left + width] = image
+    # imshow applies the colour map to arrays without a channel axis only.
     sheet = sheet[..., 0] if channels == 1 else sheet
     ax.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set_axis_off()
@@ -166,13 +170,16 @@ def events(
 def chain(
     panels: Mapping[int, Any], *, label: str = "", limit: float | None = None, axes: Any = None
 ) -> np.ndarray:
-    """A cloud of points at several steps of a chain, side by side (figure 1 of the paper).
+    """Draw points at several steps of a chain, side by side (figure 1 of the paper).
 
     Args:
         panels: t -> points, shape `(n, 2)`, in the order of the panels.
-        label: what stands beside the first panel.
-        limit: axes run from `-limit` to `limit`; so that every point is seen if None.
-        axes: as many as there are panels.
+        label: label of the first panel's y-axis.
+        limit: axes range from `-limit` to `limit`; large enough for every point if None.
+        axes: one for each panel; a new figure if None.
+
+    Raises:
+        ValueError: no panels, points of another shape, or a wrong number of axes.
 
     Example:
         >>> path = dp.sample_path(jax.random.key(0), model, (1_000,))    # x_T first, x_0 last
@@ -191,52 +198,56 @@ def chain(
     axes = np.atleast_1d(axes)
     if len(axes) != len(clouds):
         raise ValueError(f"there are {len(axes)} axes for {len(clouds)} panels.")
-    reach = 1.05 * max(np.abs(points).max() for points in clouds.values())
-    ends = (-reach, reach) if limit is None else (-limit, limit)
+    if limit is None:
+        limit = 1.05 * float(max(np.abs(points).max() for points in clouds.values()))
+    ends = (-limit, limit)
     for ax, (t, points) in zip(axes, clouds.items(), strict=True):
         size = np.clip(3000 / len(points), 0.5, 12)
         ax.scatter(*points.T, s=size, color=_STRONG, alpha=0.5, linewidths=0)
         ax.set(xlim=ends, ylim=ends, aspect="equal", title=f"t = {t}")
-        _plain(ax)
+        _despine(ax)
     axes[0].set_ylabel(label)
     return axes
 
 
 def work(result: PathWork, *, ax: "Axes | None" = None) -> "Axes":
-    """How much work each path wastes, in nats: W + log p(x_0), over all paths of all data.
+    """Plot the histogram of the dissipated work W + log p(x_0), in nats, of all trajectories.
 
-    By Jarzynski the mean of exp(-W) is p(x_0), so that the paths left of zero are what the others
-    pay for; the mean, which is never below zero, is what the ELBO loses.
+    By the Jarzynski equality exp(-W) has mean p(x_0), so trajectories below zero compensate those
+    above. The mean of the histogram is never negative; it is the gap of the ELBO.
 
     Args:
         result: from `jarzynski`.
-        ax: where to draw.
+        ax: axes to draw on; a new figure if None.
     """
     check_instance("result", result, PathWork, remedy=", as jarzynski returns it")
     log_p = np.asarray(result.log_likelihood.per_example)
-    wasted = (np.asarray(result.work) + log_p[:, None]).ravel()
-    lost = float(np.mean(np.asarray(result.dissipation)))
+    dissipated = (np.asarray(result.work) + log_p[:, None]).ravel()
+    mean = float(np.mean(np.asarray(result.dissipation)))
     ax = _axes(ax)
-    heights, *_ = ax.hist(wasted, bins="auto", color=_FAINT, edgecolor="white", linewidth=0.3)
+    heights, *_ = ax.hist(dissipated, bins="auto", color=_FAINT, edgecolor="white", linewidth=0.3)
     ax.axvline(0.0, ymax=0.75, color=_ACCENT, label="-log p(x_0), by the mean of exp(-W)")
-    ax.axvline(lost, ymax=0.75, color=_STRONG, label=f"mean work, -ELBO: {lost:.3f} nats more")
-    ax.set_xlabel("work of a path, less -log p(x_0) (nats)")
-    ax.set_ylabel("paths")
-    ax.set_ylim(top=1.4 * np.max(heights))  # room for the words
+    ax.axvline(mean, ymax=0.75, color=_STRONG, label=f"mean work, -ELBO: {mean:.3f} nats more")
+    ax.set_xlabel("dissipated work, W + log p(x_0) (nats)")
+    ax.set_ylabel("trajectories")
+    ax.set_ylim(top=1.4 * np.max(heights))  # room for the legend
     ax.legend(frameon=False, loc="upper left")
-    return _plain(ax)
+    return _despine(ax)
 
 
 def calibration(result: Calibration, *, axes: Any = None) -> np.ndarray:
-    """How far the ranks of each quantity are from uniform, and the band of what chance does.
+    """Plot the ECDF of the ranks minus the uniform CDF, with its simultaneous 95 % band.
 
-    Each line is the ECDF of the ranks of one coordinate, less what it should be. In 95 of 100
-    calibrated quantities it stays inside the band everywhere. A posterior too narrow rises first
-    and falls below at last, one too wide the other way round; a bias stays on one side.
+    Each line is one coordinate of a quantity. A calibrated coordinate stays inside the band
+    everywhere with probability 0.95. For a posterior that is too narrow the difference is positive
+    at small and negative at large ranks, for one that is too wide the reverse; a bias has one sign.
 
     Args:
         result: from `calibrate`.
-        axes: as many as there are quantities.
+        axes: one for each quantity; a new figure if None.
+
+    Raises:
+        ValueError: a wrong number of axes.
     """
     check_instance("result", result, Calibration, remedy=", as calibrate returns it")
     lines, band = result.ecdf_difference(), result.band()
@@ -258,8 +269,8 @@ def calibration(result: Calibration, *, axes: Any = None) -> np.ndarray:
         ax.plot(band.position, line.reshape(-1, band.position.size).T, color=_STRONG, linewidth=1)
         ax.axhline(0.0, color="black", linewidth=0.8)
         ax.set(title=name, xlabel="rank / number of draws")
-        _plain(ax)
-    axes[0].set_ylabel("ECDF less uniform")
+        _despine(ax)
+    axes[0].set_ylabel("ECDF minus uniform")
     return axes
 
 
@@ -277,6 +288,6 @@ def _axes(ax: "Axes | None") -> "Axes":
     return _pyplot().subplots(figsize=(5.5, 3.6), layout="constrained")[1] if ax is None else ax
 
 
-def _plain(ax: "Axes") -> "Axes":
+def _despine(ax: "Axes") -> "Axes":
     ax.spines[["top", "right"]].set_visible(False)  # pyright: ignore[reportCallIssue]
     return ax

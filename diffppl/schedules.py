@@ -1,21 +1,20 @@
-"""How much signal is left after each of the `T = num_steps` steps of a chain.
+"""Noise schedules of a chain with `T = num_steps` steps.
 
-A schedule is a decreasing sequence of log signal-to-noise ratios, from which every other
-quantity follows without loss of precision at either end:
+A schedule is a decreasing sequence of log signal-to-noise ratios, from which the other quantities
+follow without loss of precision at either end:
 
-| symbol        | name          | formula                                  | shape    |
-| ------------- | ------------- | ---------------------------------------- | -------- |
-| lambda_t      | `log_snr`     | log(alpha_bar_t / (1 - alpha_bar_t))     | `(T+1,)` |
-| alpha_bar_t   | `alpha_bar`   | sigmoid(lambda_t); alpha_bar_0 = 1       | `(T+1,)` |
-| 1-alpha_bar_t | `noise`       | sigmoid(-lambda_t)                       | `(T+1,)` |
-| beta_t        | `beta`        | 1 - alpha_bar_t / alpha_bar_{t-1}        | `(T+1,)` |
+| symbol          | name                  | formula                              | shape    |
+| --------------- | --------------------- | ------------------------------------ | -------- |
+| lambda_t        | `log_snr`             | log(alpha_bar_t / (1 - alpha_bar_t)) | `(T+1,)` |
+| alpha_bar_t     | `alpha_bar`           | sigmoid(lambda_t); alpha_bar_0 = 1   | `(T+1,)` |
+| 1 - alpha_bar_t | `one_minus_alpha_bar` | sigmoid(-lambda_t)                   | `(T+1,)` |
+| beta_t          | `beta`                | 1 - alpha_bar_t / alpha_bar_{t-1}    | `(T+1,)` |
 
-All are indexed by `t = 0..T` directly; at `t = 0` nothing has happened yet (`log_snr` is
-infinite, `beta` is 0).
+All are indexed by `t = 0..T`; `t = 0` is the data (`log_snr` is infinite, `beta` is 0).
 
-To add a schedule, subclass `AbstractSchedule`, mark it `typing.final`, give it `num_steps`
-and `log_snr()`, and add a row to the tests' registry. What does not belong here: what the
-noise is. A schedule is read by every process, continuous or discrete.
+To add a schedule, subclass `AbstractSchedule`, mark it `typing.final`, implement `num_steps` and
+`log_snr()`, and add a row to the tests' registry. What does not belong here: the kind of noise.
+Schedules are shared by all processes, continuous and discrete.
 
 References:
     Sohl-Dickstein et al. 2015, section 2.4.1 (reciprocal and learned rates).
@@ -38,50 +37,51 @@ from .checks.arrays import as_numbers
 
 
 class AbstractSchedule(eqx.Module):
-    """The noise levels of a chain. Subclasses give `num_steps` and `log_snr`."""
+    """Noise levels of a chain. Subclasses implement `num_steps` and `log_snr`."""
 
     num_steps: eqx.AbstractVar[int]
 
     @abc.abstractmethod
     def log_snr(self) -> Float[Array, " levels"]:
-        """Log signal-to-noise ratio at t = 0..T, non-increasing, `+inf` at t = 0."""
+        """Return the log signal-to-noise ratio at t = 0..T: decreasing, `+inf` at t = 0."""
 
     def log_alpha_bar(self) -> Float[Array, " levels"]:
-        """Log of alpha_bar_t at t = 0..T."""
+        """Return log alpha_bar_t at t = 0..T."""
         return jax.nn.log_sigmoid(self.log_snr())
 
     def alpha_bar(self) -> Float[Array, " levels"]:
-        """Share of the variance that is signal, at t = 0..T; `alpha_bar[0]` is 1."""
+        """Return the signal's share of the variance at t = 0..T; `alpha_bar[0]` is 1."""
         return jax.nn.sigmoid(self.log_snr())
 
     def one_minus_alpha_bar(self) -> Float[Array, " levels"]:
-        """1 - alpha_bar_t at t = 0..T, accurate where it is tiny."""
+        """Return 1 - alpha_bar_t at t = 0..T, without cancellation."""
         return jax.nn.sigmoid(-self.log_snr())
 
     def beta(self) -> Float[Array, " levels"]:
-        """The diffusion rate of each step, at t = 0..T; `beta[0]` is 0 (nothing happens)."""
+        """Return the diffusion rate of each step at t = 0..T; `beta[0]` is 0."""
+        # By expm1: the difference of 1 and a ratio near 1 would cancel.
         log_alpha_bar = self.log_alpha_bar()
         return jnp.concatenate([jnp.zeros(1), -jnp.expm1(jnp.diff(log_alpha_bar))])
 
     def times(self, num_steps: int) -> np.ndarray:
-        """The `num_steps + 1` levels kept when the chain is re-read at fewer steps.
+        """Return the `num_steps + 1` times kept when the chain is respaced.
 
-        They rise from 0 to T, evenly in t, and always contain t = 1, so that the fixed last
-        step p(x_0 given x_1) keeps its meaning.
+        They increase from 0 to T, evenly in t, and always contain t = 1, so that the fixed final
+        step p(x_0 | x_1) is that of the original chain.
         """
         num_steps = check_size("num_steps", num_steps, least=None)
         if not 1 <= num_steps <= self.num_steps:
             raise ValueError(
                 f"num_steps={num_steps} is not between 1 and the chain's own "
-                f"{self.num_steps} steps; ask for at most {self.num_steps}."
+                f"{self.num_steps} steps; use at most {self.num_steps}."
             )
         if num_steps == 1 and self.num_steps > 1:
-            raise ValueError("num_steps=1 cannot keep both level 1 and level T; ask for 2.")
+            raise ValueError("num_steps=1 cannot keep both level 1 and level T; use 2 or more.")
         kept = np.linspace(1, self.num_steps, num_steps).round().astype(np.int32)
         return np.concatenate([np.zeros(1, np.int32), kept])
 
     def respace(self, num_steps: int) -> "AbstractSchedule":
-        """The same noise levels, read at `num_steps` of them (see `times`)."""
+        """Return the schedule of `num_steps` of the noise levels (see `times`)."""
         return FromLogSNR(self.log_snr()[self.times(num_steps)][1:])
 
     def __repr__(self) -> str:
@@ -89,21 +89,23 @@ class AbstractSchedule(eqx.Module):
 
 
 def _table(log_snr: np.ndarray) -> Array:
-    """Levels t = 1..T, checked, with the level t = 0 put before them."""
+    """Check the levels t = 1..T, and prepend that of t = 0."""
     check_levels(log_snr)
     return jnp.asarray(np.concatenate([[np.inf], log_snr]), dtype=float)
 
 
 def check_levels(log_snr: np.ndarray) -> None:
-    """ValueError for levels t = 1..T that do not fall, or do so by less than rounding."""
+    """Raise a ValueError for levels t = 1..T that are out of range or do not decrease."""
     info = jnp.finfo(jnp.result_type(float))
-    most = -2 * math.log(info.eps)  # beyond it adding the smaller one of the two changes nothing
+    # Beyond it, sqrt(alpha_bar) and sqrt(1 - alpha_bar) differ by more than a factor of 1 / eps, so
+    # adding the smaller of signal and noise to the larger has no effect.
+    limit = -2 * math.log(info.eps)
     levels = np.asarray(log_snr, info.dtype).astype(np.float64)
-    inside = np.abs(levels) <= most
-    inside[-1] |= levels[-1] < 0  # the last step may leave no signal at all
-    with np.errstate(invalid="ignore"):
+    inside = np.abs(levels) <= limit
+    inside[-1] |= levels[-1] < 0  # the last level may have no signal at all
+    with np.errstate(invalid="ignore"):  # the difference of two infinities
         falls = -np.diff(levels) > 8 * info.eps * np.maximum(np.abs(levels[:-1]), 1.0)
-    limits = f"lie between -{most:.3g} and {most:.3g} for {info.dtype}, or below at t = T alone"
+    limits = f"lie between -{limit:.3g} and {limit:.3g} for {info.dtype}, or below at t = T alone"
     for good, what in ((inside, limits), (falls, "fall at each step, by more than rounding")):
         if not np.all(good):
             t = int(np.argmin(good))
@@ -112,16 +114,17 @@ def check_levels(log_snr: np.ndarray) -> None:
 
 
 def _from_beta(beta: np.ndarray) -> Array:
+    """Return the levels for beta_1..beta_T, computed from log alpha_bar in float64."""
     log_alpha_bar = np.cumsum(np.log1p(-beta.astype(np.float64)))
     return _table(log_alpha_bar - np.log(-np.expm1(log_alpha_bar)))
 
 
 @final
 class Linear(AbstractSchedule):
-    """beta_t rises linearly in t (Ho et al. 2020, section 4, there with T = 1000).
+    """Linear schedule of beta_t (Ho et al. 2020, section 4, there with T = 1000).
 
-    The defaults follow the customary rescaling by `1000 / num_steps`, so that short chains
-    still end in noise.
+    The defaults have the customary scaling by `1000 / num_steps`, so that short chains also end in
+    noise.
     """
 
     num_steps: int = eqx.field(static=True)
@@ -145,7 +148,7 @@ class Linear(AbstractSchedule):
 
 @final
 class Cosine(AbstractSchedule):
-    """alpha_bar_t follows a squared cosine (Nichol and Dhariwal 2021, equation 17)."""
+    """Squared-cosine schedule of alpha_bar_t (Nichol and Dhariwal 2021, equation 17)."""
 
     num_steps: int = eqx.field(static=True)
     _log_snr: Array
@@ -164,13 +167,13 @@ class Cosine(AbstractSchedule):
 
 @final
 class LogSNRLinear(AbstractSchedule):
-    """Log signal-to-noise falls linearly: noise levels in equal ratios.
+    """Linear schedule of the log signal-to-noise ratio: noise levels in equal ratios.
 
     Args:
         num_steps: T.
-        noise_to_signal: the smallest and the largest ratio of noise to signal *amplitude*,
-            sqrt((1 - alpha_bar) / alpha_bar), at t = 1 and t = T. For posteriors the largest
-            should be about ten times the typical length of a (scaled) datum.
+        noise_to_signal: ratios of noise to signal *amplitude*, sqrt((1 - alpha_bar) / alpha_bar),
+            at t = 1 and t = T. For posteriors the latter should be about ten times the typical
+            length of a (scaled) datum.
 
     References:
         Kingma et al. 2021, "Variational Diffusion Models", section 3.2.
@@ -192,9 +195,9 @@ class LogSNRLinear(AbstractSchedule):
 
 @final
 class Reciprocal(AbstractSchedule):
-    """beta_t = 1 / (T - t + 1): every step removes 1/T of the original signal.
+    """Reciprocal schedule beta_t = 1 / (T - t + 1): each step removes 1/T of the original signal.
 
-    alpha_bar_t = (T - t) / T, so the last step forgets everything (beta_T = 1 exactly). The
+    alpha_bar_t = (T - t) / T, so no signal is left after the last step (beta_T = 1 exactly). The
     paper's schedule for binary data (Sohl-Dickstein et al. 2015, section 2.4.1).
     """
 
@@ -204,7 +207,7 @@ class Reciprocal(AbstractSchedule):
     def __init__(self, num_steps: int) -> None:
         self.num_steps = num_steps = check_size("num_steps", num_steps)
         steps = np.arange(1, num_steps + 1)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore"):  # log 0 at t = T
             log_snr = np.log((num_steps - steps) / steps)
         self._log_snr = _table(log_snr)
 
@@ -214,7 +217,7 @@ class Reciprocal(AbstractSchedule):
 
 @final
 class SohlDickstein(AbstractSchedule):
-    """The fixed schedule of the 2015 paper's public code (there with T = 1000).
+    """Fixed schedule of the public code of the 2015 paper (there with T = 1000).
 
     beta_t = floor_t + sigmoid(logit(1/linspace(T, 2, T)_t)) (1 - floor_t - 1e-5), with a floor
     of 1e-6, to which `beta_1` is added at t = 1.
@@ -237,7 +240,7 @@ class SohlDickstein(AbstractSchedule):
 
 @final
 class FromLogSNR(AbstractSchedule):
-    """Levels of your own: log signal-to-noise at t = 1..T, decreasing; -inf at t = T is allowed."""
+    """Schedule of given log signal-to-noise ratios at t = 1..T: decreasing, -inf allowed at T."""
 
     num_steps: int = eqx.field(static=True)
     _log_snr: Array
@@ -257,11 +260,11 @@ class FromLogSNR(AbstractSchedule):
 
 @final
 class Learned(AbstractSchedule):
-    """A schedule learned with the network, by gradient ascent on the ELBO.
+    """Schedule learned with the network, by gradient ascent on the ELBO.
 
-    beta_1 stays fixed: it sets the smallest variance of the model, and learning it overfits.
-    The later levels fall by softplus(`raw_drops`), so they are monotone by construction.
-    Gaussian processes only: a gradient needs noise that can be frozen.
+    beta_1 is fixed: it sets the smallest variance of the model, and learning it overfits. The later
+    levels decrease by softplus(`raw_drops`), so they are monotone by construction. Gaussian
+    processes only: the gradient requires reparameterised ("frozen") noise.
 
     References:
         Sohl-Dickstein et al. 2015, section 2.4.1.
@@ -272,7 +275,7 @@ class Learned(AbstractSchedule):
     raw_drops: Array
 
     def __init__(self, num_steps: int, beta_1: float, noise_to_signal: float = 30.0) -> None:
-        """Start linear in log-SNR, from `beta_1` to `noise_to_signal` at t = T."""
+        """Initialise linearly in log-SNR, from `beta_1` to `noise_to_signal` at t = T."""
         self.num_steps = num_steps = check_size("num_steps", num_steps, least=2)
         beta_1 = check_float("beta_1", beta_1, 0.0, 1.0)
         noise_to_signal = check_float("noise_to_signal", noise_to_signal, 0.0)
@@ -281,10 +284,11 @@ class Learned(AbstractSchedule):
         if drop <= 0:
             raise ValueError(
                 f"noise_to_signal={noise_to_signal} is less noise than beta_1={beta_1} "
-                "already makes; raise it."
+                "has at t = 1; raise it."
             )
         check_levels(first - drop * np.arange(num_steps))
         self.log_snr_1 = jnp.asarray(first, dtype=float)
+        # The inverse of softplus.
         self.raw_drops = jnp.full(num_steps - 1, np.log(np.expm1(drop)), dtype=float)
 
     def log_snr(self) -> Array:

@@ -1,15 +1,16 @@
-"""Continue the cracks of a texture into a hole that was cut out of it (figure 5 of the 2015 paper).
+"""Inpainting of a large hole in a texture (figure 5 of the 2015 paper).
 
-A U-Net without attention is fitted to small windows of textures. It is a prior of larger pictures,
-too: the same weights, asked about a whole picture, stand in a NumPyro program that observes every
-pixel but a square in the middle. The posterior draws fill the square.
+A U-Net is fitted to small windows of textures. Without attention it is fully convolutional, so the
+same weights define a prior of larger images: it is used in a NumPyro program that observes, without
+noise, every pixel of a whole image except a square in the middle. The posterior draws fill the
+square.
 
-What to see: the seen pixels come back to the bit. Cracks that enter the hole go on into it and come
-out where they should, in each draw another way; the grain is that of the rest. The filling has the
-statistics of windows that were held out.
+Expected result: the observed pixels are reproduced exactly. Cracks at the boundary of the hole
+continue into it and connect, differently in each draw, and the statistics of the filled-in pixels
+match those of the pixels that were cut out.
 
-The textures are made here, ridges with cracks between them. `--data FILE` takes others: an `.npz`
-with `images` of shape (n, height, width), levels 0 to 255, the last of which is held out.
+The textures are synthetic: ridges with cracks between them. `--data FILE` uses others: an `.npz`
+file with `images` of shape (n, height, width), levels 0 to 255, the last of which is held out.
 
     python examples/bark.py            about ten minutes on two cores
     python examples/bark.py --tiny     seconds, to see that it runs
@@ -30,7 +31,7 @@ import diffppl as dp
 
 
 def load(path: pathlib.Path | None) -> tuple[np.ndarray, np.ndarray]:
-    """Textures to fit, and one to cut the hole into."""
+    """Return the training textures and the held-out one."""
     if path is None:
         found = np.stack([images.ridges(seed, 480, 640) for seed in range(4)])
     else:
@@ -40,7 +41,7 @@ def load(path: pathlib.Path | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def roughness(pixels: np.ndarray) -> tuple[float, float]:
-    """Standard deviation of the grey levels, and of the step from a pixel to the next."""
+    """Return the standard deviation of the grey levels and of horizontal pixel differences."""
     return float(pixels.std()), float(np.diff(pixels, axis=-1).std())
 
 
@@ -61,7 +62,7 @@ def main() -> None:
         dp.data.Crops(train, (window, window)),
         num_steps=num_steps,
         iterations=iterations,
-        highest=4.0 * side,  # for the whole picture
+        highest=4.0 * side,  # the noise level required by the whole image
     )
     model = dp.DiffusionModel(
         fitted.process,

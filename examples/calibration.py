@@ -1,16 +1,16 @@
-"""Can a method's posteriors be believed? One that passes, and one that fails.
+"""Simulation-based calibration of two methods, one of which is biased.
 
-Simulation-based calibration draws a truth and its data from the program's own prior, many times
-over, and asks where the truth stands among the draws that a method makes from the data. If the
-posterior is right, its rank is uniform; and it needs no true posterior to compare with.
+Simulation-based calibration repeatedly draws parameters and data from the prior of the program, and
+ranks the parameters among the posterior draws that a method computes from the data. If the draws
+are from the exact posterior the ranks are uniform; the exact posterior itself is not required.
 
-The prior is a lopsided mixture of three Gaussians in the plane, seen through noise. Its exact
-denoiser stands in place of a network, so that whatever is wrong is the method's doing.
+The prior is an asymmetric mixture of three Gaussians in the plane, observed with noise. It has an
+analytic denoiser, so any error is that of the method.
 
-What to see: the ranks of twisted SMC stay in the band of what chance does. The rule of 2015, which
-multiplies every level of the chain by the likelihood and drops the normalisers, counts the data
-about twice: its draws fit them better than the truth does, which the rank of log_likelihood tells
-at once, and a 90 % interval holds the truth only 85 times in a hundred.
+Expected result: the ranks of twisted SMC stay within the simultaneous confidence band. The rule of
+the 2015 paper, which multiplies every level of the chain by the likelihood and drops the
+normalisers, counts the data about twice: the likelihood of its draws is too high, which the rank of
+log_likelihood shows most clearly, and its 90 % intervals have a coverage of 85 %.
 
     python examples/calibration.py            about three minutes on two cores
     python examples/calibration.py --tiny     seconds, to see that it runs
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def draw(results: dict[str, dp.Calibration]) -> plt.Figure:
-    """The ranks of each method beside those of the other, on one scale."""
+    """Plot the ranks of both methods side by side, on a common scale."""
     figure = plt.figure(figsize=(12, 3.2), layout="constrained")
     parts = figure.subfigures(1, len(results), wspace=0.04)
     drawn = []

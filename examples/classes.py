@@ -1,15 +1,15 @@
-"""Digits on demand: a model that is told the class, and how hard it should listen.
+"""Class-conditional digits with classifier-free guidance, and classification by the evidence.
 
-A network that can do without its context is fitted with the class left out now and then, so it
-knows both p(x given class) and p(x). Classifier-free guidance leans from the one towards the other.
-Leaning hard takes a network where it has never been, so its guess at x_0 is kept between the grey
-levels that there are. A classifier that never saw the model says how often it finds the class that
-was asked for, and the pixels' ink how much like digits the draws still are. Then the same model is
-asked the other way round: half of a digit is seen, and the evidence of each class says which digit
-it was.
+A network with an optional context is fitted with the class dropped at random, so that it models
+both p(x | class) and p(x). Classifier-free guidance extrapolates from the latter beyond the former.
+With large weights the network is evaluated outside its training distribution, so E[x_0 | x_t] is
+clipped to the range of the grey levels. A classifier trained on real digits measures how often the
+draws have the requested class, and the share of grey pixels how realistic they are. The same model
+then classifies a digit of which half is observed, by the evidence of each class.
 
-What to see: with guidance the digits become plainer, and then too black. At weight 0 they are about
-as easy to read as held-out digits are; nothing else is a draw from the data.
+Expected result: guidance makes the digits more legible, and finally too black. At weight 0 they are
+classified about as well as held-out digits; with any other weight the draws no longer follow the
+data distribution.
 
     python examples/classes.py            about four minutes on two cores
     python examples/classes.py --tiny     seconds, to see that it runs
@@ -30,14 +30,14 @@ from sklearn.svm import SVC
 
 import diffppl as dp
 
-LEVELS = 17  # of grey
-WEIGHTS = (0.0, 1.0, 4.0)  # of the guidance
-NOISE = 1.0  # of the observation, in grey levels
-CASES = (3, 8, 22)  # which held-out digits are seen by half
+LEVELS = 17  # number of grey levels
+WEIGHTS = (0.0, 1.0, 4.0)  # guidance weights
+NOISE = 1.0  # standard deviation of the observations, in grey levels
+CASES = (3, 8, 22)  # indices of the half-observed test digits
 
 
 def load() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Digits and their classes, to fit and to hold out, in the same order each time."""
+    """Return training and held-out digits with their classes, in a fixed random order."""
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     images, labels = digits.images[order], digits.target[order]
@@ -49,7 +49,7 @@ def one_hot(labels: np.ndarray) -> jax.Array:
 
 
 def fit(images: np.ndarray, labels: np.ndarray, *, tiny: bool) -> dp.DiffusionModel:
-    """Grey levels with noise of one level, classes left out one time in ten."""
+    """Fit a model of dequantised grey levels, with the class dropped with probability 0.1."""
     width, iterations = (16, 20) if tiny else (256, 4_000)
     network = dp.networks.MLP((8, 8), width, context_shape=(11,), key=jax.random.key(0))
     model = dp.DiffusionModel(
@@ -73,7 +73,7 @@ def fit(images: np.ndarray, labels: np.ndarray, *, tiny: bool) -> dp.DiffusionMo
 
 
 def grey(images: np.ndarray) -> float:
-    """Share of the pixels that are neither white nor black."""
+    """Return the share of the pixels that are neither white nor black."""
     return float(np.mean((images > 0) & (images < 16)))
 
 
@@ -87,7 +87,7 @@ def main() -> None:
     images, labels, test, test_labels = load()
     model = fit(images, labels, tiny=args.tiny)
 
-    # Ask for every class, at each weight.
+    # Draw every class at each weight.
     classifier = SVC(gamma=0.001).fit(images.reshape(-1, 64), labels)
     asked = np.tile(np.arange(10), each)
     right = classifier.score(test.reshape(-1, 64), test_labels)
@@ -101,12 +101,12 @@ def main() -> None:
         right = classifier.score(x.reshape(-1, 64), asked)
         print(f"{f'guided by {weight:g}':24}{right:11.1%}    {grey(x):11.1%}")
 
-    # Which class was it? Evidence, for half of a digit seen through noise.
+    # The evidence of each class, for the noisy upper half of a digit.
     def program(context, y=None):
         x = numpyro.sample("x", model(context))
         numpyro.sample("y", dist.Normal(x[:4], NOISE).to_event(2), obs=y)
 
-    warnings.filterwarnings("ignore", "the particles collapsed")  # a wrong class explains nothing
+    warnings.filterwarnings("ignore", "the particles collapsed")  # expected for wrong classes
     posterior = dp.Posterior(program, dp.TwistedSMC(particles), progress_bar=False)
     rng, rows = np.random.default_rng(0), []
     for case in CASES[: 1 if args.tiny else None]:
@@ -126,13 +126,13 @@ def main() -> None:
 
 
 def draw(drawn, rows) -> plt.Figure:
-    """Digits of each class at each weight; what half of a digit says of its class."""
+    """Plot digits of each class at each weight, and the posterior of the class of half a digit."""
     figure = plt.figure(figsize=(11, 7), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[3, 2])
     for panel, (weight, x) in zip(top.subfigures(1, len(drawn)), drawn.items(), strict=True):
         panel.suptitle(f"guidance {weight:g}")
         for i, axis in enumerate(panel.subplots(10, 6).flat):
-            show(axis, x[10 * (i % 6) + i // 6])  # a class in each row
+            show(axis, x[10 * (i % 6) + i // 6])  # one class per row
     axes = bottom.subplots(len(rows), 3, width_ratios=[1, 1, 8], squeeze=False)
     for line, (label, truth, y, probs) in zip(axes, rows, strict=True):
         show(line[0], truth)

@@ -1,12 +1,12 @@
-"""Bursts in a trickle of counts: the rate behind a handful of photons.
+"""Poisson observations: the rate of a flaring source from photon counts.
 
-A source flares up now and then: fast rise, slow decay. A detector counts a few photons in each
-time bin, y ~ Poisson(exp(x)). A prior is fitted to simulated log-rates x, and then stands in a
-program with that likelihood. Since the simulator is known, the exact posterior is too: two million
-new simulations, weighted by their likelihood.
+A source has flares with a fast rise and a slow decay. A detector counts a few photons in each time
+bin, y ~ Poisson(exp(x)). A prior is fitted to simulated log-rates x and used in a program with this
+likelihood. For comparison, the exact posterior is computed by importance sampling: two million new
+simulations, weighted by their likelihood.
 
-What to see: the posterior knows what a flare looks like. It sharpens a ragged count into a flare
-with a sudden start, and its band covers the truth.
+Expected result: from the noisy counts the posterior recovers flares with a sharp onset, and its
+90 % band covers the true rate.
 
     python examples/counts.py            about a minute on two cores
     python examples/counts.py --tiny     seconds, to see that it runs
@@ -29,7 +29,7 @@ TIME = np.arange(SIZE)
 
 
 def simulate(rng: np.random.Generator, num: int) -> np.ndarray:
-    """Log-rates: a quiet background, one or two flares, each of its own height and decay."""
+    """Draw log-rates: a constant background and one or two flares of random height and decay."""
     rate = np.exp(0.3 * rng.normal(size=(num, 1)) - 0.5) * np.ones(SIZE)
     for present in (np.ones((num, 1)), rng.uniform(size=(num, 1)) < 0.5):
         since = TIME - rng.uniform(0, SIZE - 6, size=(num, 1))
@@ -40,11 +40,11 @@ def simulate(rng: np.random.Generator, num: int) -> np.ndarray:
 
 
 def solve(rng: np.random.Generator, y: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """Exact, by `num` simulations weighted by their likelihood: the rate's mean and 90 % band."""
+    """Return the exact posterior mean and 90 % band of the rate, by `num` weighted simulations."""
     kept, log_weights = [], []
     for _ in range(num // 10_000):
         x = simulate(rng, 10_000)
-        log_weight = x @ y - np.exp(x).sum(axis=1)  # the Poisson's, but for a constant
+        log_weight = x @ y - np.exp(x).sum(axis=1)  # the Poisson log-likelihood up to a constant
         likely = log_weight > log_weight.max() - 20
         kept.append(x[likely])
         log_weights.append(log_weight[likely])
@@ -81,7 +81,7 @@ def main() -> None:
         optimizer=dp.default_optimizer(iterations, learning_rate=2e-3),
     ).model
 
-    # Use it: counts instead of noise, and nothing else changes.
+    # Condition it on counts.
     def program(y=None):
         x = numpyro.sample("x", model())
         rate = numpyro.deterministic("rate", jnp.exp(x))
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def draw(data, truth, y, rate, bands) -> plt.Figure:
-    """What the prior was fitted to, and what it makes of the counts."""
+    """Plot training examples of the prior, and the posterior of the rate."""
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(12, 4.2), width_ratios=[3, 5], layout="constrained"
     )

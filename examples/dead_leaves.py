@@ -1,11 +1,11 @@
-"""Learn images of discs that hide one another (figure 4 of the 2015 paper).
+"""A model of dead-leaves images, discs that occlude one another (figure 4 of the 2015 paper).
 
-Dead leaves look like photographs in the ways that are easy to measure: objects of every size, with
-sharp edges, in front of one another. Fresh images are made while the U-Net learns, so that there is
-nothing to overfit. Beside the samples the bound says what the model has understood: a Gaussian with
-the full covariance of small windows knows the spectrum, and nothing of edges.
+Dead-leaves images share statistics of photographs: objects of all sizes with sharp edges that
+occlude one another. New images are generated during the fit, so the model cannot overfit. The bound
+is compared with the log-density of a Gaussian with the full covariance of small windows, which
+models the power spectrum but not the edges.
 
-What to see: discs that occlude one another, mostly at the smaller sizes, on flat areas of one grey.
+Expected result: discs that occlude one another, mostly small ones, with a uniform grey level each.
 
     python examples/dead_leaves.py            about ten minutes on two cores
     python examples/dead_leaves.py --tiny     seconds, to see that it runs
@@ -26,7 +26,7 @@ import diffppl as dp
 
 GREYS = dist.DiscreteUniform(0, 255)
 RADII = (1.5, 16.0)  # pixels, with density proportional to r^-3
-WINDOW = 8  # of the Gaussian
+WINDOW = 8  # side of the windows of the Gaussian baseline, in pixels
 
 
 def leaves(side: int) -> dp.data.DeadLeaves:
@@ -34,13 +34,13 @@ def leaves(side: int) -> dp.data.DeadLeaves:
 
 
 def dequantised(side: int, seed: int, num: int) -> np.ndarray:
-    """Images with noise of one grey level."""
+    """Draw images with uniform noise of one grey level."""
     batch = eqx.filter_jit(lambda key: dp.data.Dequantised(leaves(side)).batch(key, num)[0])
     return np.asarray(batch(jax.random.key(seed)))
 
 
 def gaussian_bits(num: int) -> float:
-    """Minus log2-density of a grey level, under a Gaussian fitted to windows."""
+    """Return the negative log2-density per pixel of a Gaussian fitted to windows."""
     train, test = (dequantised(WINDOW, seed, num).reshape(num, -1) for seed in (3, 4))
     fitted = scipy.stats.multivariate_normal(train.mean(axis=0), np.cov(train.T))
     return float(-np.mean(fitted.logpdf(test)) / WINDOW**2 / np.log(2))

@@ -1,11 +1,13 @@
-"""Blind deblurring: what was the digit, and how out of focus was the camera?
+"""Blind deblurring: the joint posterior of a digit and the width of its blur.
 
-Each held-out digit is seen through a blur of unknown width, and a little noise. The width is one
-more latent of the program, beside the digit. A single picture pins it down, because only one width
-leaves something that looks like a digit: less would leave it soft, more would make it ring.
+Each held-out digit is observed with a Gaussian blur of unknown width and a little noise. The width
+is a second latent of the program. A single image identifies it, because the deblurred image is
+probable under the prior at the right width only: a smaller width leaves it smooth, a larger one
+adds ringing.
 
-What to see: the widths' posteriors lie on the true values, and the draws differ where the blur has
-destroyed the detail. The prior is the quickstart's; if its file is there, nothing is fitted.
+Expected result: the posteriors of the widths concentrate at the true values, and the draws vary
+where the blur has removed detail. The prior is that of the quickstart, and is fitted only if its
+file does not exist.
 
     python examples/deblurring.py            about three minutes on two cores
     python examples/deblurring.py --tiny     seconds, to see that it runs
@@ -25,12 +27,12 @@ from quickstart import load, show
 
 import diffppl as dp
 
-NOISE = 0.5  # in grey levels, of which there are 17
+NOISE = 0.5  # standard deviation in grey levels, of which there are 17
 WIDTHS = {0: 0.6, 1: 0.9, 7: 1.2, 12: 1.6}  # of the blur, in pixels: test digit -> width
 
 
 def blur(x, width):
-    """A Gaussian blur of rows and columns, whose weights sum to 1 at the border too."""
+    """Apply a separable Gaussian blur with weights normalised at the border."""
     place = jnp.arange(8)
     weights = jnp.exp(-0.5 * ((place[:, None] - place) / width) ** 2)
     weights = weights / weights.sum(axis=1, keepdims=True)
@@ -66,7 +68,7 @@ def main() -> None:
         posterior.run(jax.random.key(index), y=jnp.asarray(y))
         samples = {name: np.asarray(value) for name, value in posterior.get_samples().items()}
         width, x = samples["width"], samples["x"]
-        # How much nearer the posterior mean is to the digit than what was seen.
+        # Errors of the posterior mean and of the observation.
         error, before = (np.sqrt(np.mean((z - truth) ** 2)) for z in (x.mean(axis=0), y))
         print(
             f"digit {index:<14}{true_width:8.2f}{width.mean():8.2f}{width.std():8.2f}"
@@ -79,7 +81,7 @@ def main() -> None:
 
 
 def draw(rows) -> plt.Figure:
-    """A row for each digit: truth, seen, what the posterior knows, and the blur's width."""
+    """Plot a row per digit: truth, observation, posterior of x, posterior of the width."""
     figure = plt.figure(figsize=(12, 1.5 * len(rows) + 0.5), layout="constrained")
     grid = figure.add_gridspec(len(rows), 10)
     for i, (truth, y, x, width, true_width) in enumerate(rows):

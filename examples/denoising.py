@@ -1,12 +1,11 @@
-"""How far can a signal be trusted when nobody says how noisy it is?
+"""Denoising with an unknown noise level, compared with the exact posterior.
 
-A signal steps from one level to another somewhere, and is seen through noise of unknown size. The
-prior of such steps is a mixture of Gaussians, whose exact denoiser stands in place of a network,
-so that the exact posterior of signal and noise is known too: a sum over the components, on a grid
-of sigma.
+A signal with one step between two levels is observed with noise of unknown standard deviation
+sigma. The prior is a mixture of Gaussians with an analytic denoiser, so the exact joint posterior
+of the signal and sigma is available: a sum over the components, on a grid of sigma.
 
-What to see: the posterior does not blur the edge. It keeps every place where the edge could be,
-and it tells the noise from the step.
+Expected result: the posterior draws have sharp steps at all plausible positions, rather than a
+smooth average, and the posteriors of the signal and of sigma agree with the exact ones.
 
     python examples/denoising.py            about a minute on two cores
     python examples/denoising.py --tiny     seconds, to see that it runs
@@ -30,7 +29,7 @@ LEVELS = np.linspace(-1.2, 1.2, 5)
 
 
 def make_prior() -> Mixture:
-    """Steps of every height at every place, and a little texture on them."""
+    """Return the prior: steps between all levels at all positions, with a small texture."""
     pairs = [(low, high) for low in LEVELS for high in LEVELS if low != high]
     edges = np.arange(SIZE) >= np.arange(2, SIZE - 1)[:, None]
     means = np.array([np.where(edge, high, low) for edge in edges for low, high in pairs])
@@ -39,7 +38,7 @@ def make_prior() -> Mixture:
 
 
 def solve(prior: Mixture, y: np.ndarray, grid: np.ndarray) -> dict[str, np.ndarray | float]:
-    """The exact posterior: of sigma on a grid, of the signal averaged over it."""
+    """Return the exact posterior of sigma on a grid, and of the signal averaged over it."""
     each = [prior.given(np.eye(SIZE), y, sigma) for sigma in grid]
     log_joint = np.array([log_evidence for _, log_evidence in each])
     log_joint += np.asarray(dist.HalfNormal(1.0).log_prob(grid))
@@ -71,7 +70,7 @@ def main() -> None:
     grid = np.linspace(0.005, 2.5, 500)
     exact = solve(prior, y, grid)
 
-    # The exact denoiser of the prior: a fitted network would stand in the same place.
+    # The analytic denoiser of the prior takes the place of a fitted network.
     schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.03, 30.0))
     denoiser = dp.denoisers.GaussianMixture(schedule, prior.weights, prior.means, TEXTURE**2)
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, event_shape=(SIZE,))
@@ -101,7 +100,7 @@ def main() -> None:
 
 
 def draw(x, y, samples, exact, grid) -> plt.Figure:
-    """What was seen, the signal's posterior on the exact one, and that of sigma."""
+    """Plot the observations, the posterior of the signal and that of sigma."""
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(12, 3.8), width_ratios=[4, 4, 3], layout="constrained"
     )

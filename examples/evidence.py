@@ -1,12 +1,12 @@
-"""Did it jump, or did it drift? Two priors, and the evidence to choose between them.
+"""Model comparison: the evidence of two diffusion priors.
 
-Ten noisy readings may have come from a slow drift, or from something that jumped. Each story is a
-prior of its own; the same program runs with either, and log p(y) of both runs says how probable
-each story is. Both priors are Gaussian or mixtures of Gaussians, with their exact denoisers in
-place of networks, so the right answer is known.
+Ten noisy readings are explained either by a slow drift or by a jump. Each hypothesis is a prior;
+the same program runs with either of them, and log p(y) of both runs determines the posterior
+probability of each hypothesis. Both priors are Gaussian or mixtures of Gaussians with analytic
+denoisers, so the exact evidence is available.
 
-What to see: as the data turn from a ramp into a jump, so does the verdict, along the exact curve
-and within its own error bars.
+Expected result: as the data change from a ramp to a jump, the posterior probability of the jump
+follows the exact curve within its error bars.
 
     python examples/evidence.py            about two minutes on two cores
     python examples/evidence.py --tiny     seconds, to see that it runs
@@ -30,10 +30,10 @@ PLACE = np.arange(SIZE)
 
 
 def make_priors() -> dict[str, Mixture]:
-    """A smooth Gaussian process, and jumps up or down at every place."""
+    """Return the priors: a smooth Gaussian process, and jumps up or down at all positions."""
     smooth = np.exp(-0.5 * (np.subtract.outer(PLACE, PLACE) / 3) ** 2) + 0.05 * np.eye(SIZE)
     signs = [np.where(PLACE < edge, -s, s) for edge in range(2, SIZE - 1) for s in (-1, 1)]
-    loose = 0.1 * np.ones((SIZE, SIZE)) + 0.05 * np.eye(SIZE)  # a common offset, and texture
+    loose = 0.1 * np.ones((SIZE, SIZE)) + 0.05 * np.eye(SIZE)  # offset and texture
     num = len(signs)
     return {
         "drift": Mixture(np.ones(1), np.zeros((1, SIZE)), smooth[None]),
@@ -62,7 +62,7 @@ def main() -> None:
 
     priors = make_priors()
     models = {name: define(prior, num_steps) for name, prior in priors.items()}
-    # From a ramp to a jump, always with the same noise.
+    # Data from a ramp to a jump, with the same noise realisation.
     ramp, jump = 2 * PLACE / (SIZE - 1) - 1, np.where(PLACE < SIZE // 2, -1.0, 1.0)
     noise = NOISE * np.random.default_rng(0).normal(size=SIZE)
     shares = np.linspace(0, 1, num_data)
@@ -70,7 +70,7 @@ def main() -> None:
 
     method = dp.TwistedSMC(particles)
     found, errors, exact = [], [], []
-    print(f"\n{'share of jump':14}{'log p(y given drift)':>28}{'log p(y given jump)':>28}", end="")
+    print(f"\n{'share of jump':14}{'log p(y | drift)':>28}{'log p(y | jump)':>28}", end="")
     print(f"{'log odds':>18}")
     for i, y in enumerate(data):
         runs, known = {}, {}
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def draw(priors, shares, data, found, errors) -> plt.Figure:
-    """Draws of both priors, three of the data sets, and the verdict on all of them."""
+    """Plot draws of both priors, three of the data sets, and the posterior of the hypotheses."""
     figure = plt.figure(figsize=(12, 4.4), layout="constrained")
     left, middle, right = figure.subfigures(1, 3, width_ratios=[3, 3, 5])
     rng = np.random.default_rng(1)
@@ -123,7 +123,7 @@ def draw(priors, shares, data, found, errors) -> plt.Figure:
     )
     axis.axhline(0.5, color="0.6", linewidth=0.8, linestyle="--")
     axis.set(title="Which prior? Both equally probable before", xlabel="share of jump in the data")
-    axis.set(ylabel="P(jump given y)", ylim=(-0.03, 1.03))
+    axis.set(ylabel="P(jump | y)", ylim=(-0.03, 1.03))
     axis.legend(frameon=False, loc="upper left")
     return figure
 

@@ -1,12 +1,13 @@
-"""Figure 2 of the paper: a chain of 2,000 steps for binary sequences that beat every fifth bin.
+"""Figure 2 of the paper: binary sequences with a 1 in every fifth bin, and a chain of 2,000 steps.
 
-There are only five such sequences of length 20, equally likely, so everything has an exact answer:
-log2 p = log2(1/5) = -2.322 bits for a perfect model, and for this chain the bound of the best
-reverse kernels, which a network that lists the sequences attains (`denoisers.Enumerated`).
+There are five such sequences of length 20, equally probable, so exact values are available:
+log2 p = log2(1/5) = -2.322 bits for a perfect model, and the bound of the optimal reverse kernels
+of this chain, which the analytic denoiser `denoisers.Enumerated` attains.
 
-The network is a dense one that sees the time, an `MLP`: after 8,000 minibatches it is within 0.005
-bits of the best. The paper's own, `SigmoidMLP`, with a readout for each step, learns the same
-slowly: it was 0.055 bits short after 15,000, and the paper's bound is 0.046 short.
+The network is a time-dependent `MLP`: after 8,000 minibatches it is within 0.005 bits of the
+optimum. The paper's `SigmoidMLP`, with a readout per step, converges more slowly: its bound was
+0.055 bits below the optimum after 15,000 minibatches; the bound reported in the paper is 0.046
+bits below.
 
     python examples/heartbeat.py            about three minutes on two cores
     python examples/heartbeat.py --tiny     half a minute, to see that it runs
@@ -36,7 +37,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     num_steps, iterations, repeats = (50, 100, 2) if args.tiny else (2_000, 8_000, 500)
 
-    # Coins that come up 1 as often as the data do; every step forgets 1/T of the sequence.
+    # The base has the mean of the data; every step resamples 1/T of the sequence.
     process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(num_steps), rate=0.2)
     network = dp.networks.MLP((20,), width=64, depth=2, key=jax.random.key(0))
     result = dp.fit(
@@ -49,12 +50,12 @@ def main() -> None:
     model = result.model
     exact = define(process, dp.denoisers.Enumerated(process, DATA, np.full(5, 1 / 5)))
 
-    # Bounds. With the same key, hence the same noise, their difference is known far better.
+    # Bounds with common random numbers (the same key), which reduce the error of the difference.
     data = np.tile(DATA, (repeats, 1))
     bound, best = (dp.elbo(jax.random.key(2), each, data) for each in (model, exact))
     lost = np.asarray(best.per_example - bound.per_example) / np.log(2)
     null = 20 * (0.2 * np.log2(0.2) + 0.8 * np.log2(0.8))
-    # And the likelihoods that they bound, from the weights of forward paths.
+    # The likelihoods that they bound, from the weights of forward trajectories.
     works = [
         dp.jarzynski(jax.random.key(3), each, DATA, num_trajectories=2 * repeats)
         for each in (model, exact)
@@ -83,7 +84,7 @@ def main() -> None:
 
 
 def draw(result: dp.FitResult, bound: dp.Bound) -> plt.Figure:
-    """Independent chains as rows, at three times, aligned by the phase of their x_0."""
+    """Plot independent chains as rows at three times, aligned by the phase of their x_0."""
     figure, axes = plt.subplots(2, 4, figsize=(13, 6.5), layout="constrained")
     model, num_steps, chains = result.model, result.model.num_steps, 60
     times = (0, num_steps // 2, num_steps)

@@ -1,13 +1,13 @@
-"""Half of a digit is missing: which digits could it have been?
+"""Inpainting: the posterior of a digit from noiseless observations of half its pixels.
 
-Of each held-out digit half the pixels are seen, without noise: the top, the left, or pixels at
-random. The posterior draws are whole digits that have exactly these pixels. Whether their spread
-can be believed is then asked of more digits: a 90 % interval should hold the hidden truth 90 times
-in a hundred.
+Half the pixels of each held-out digit are observed without noise: the top, the left, or a random
+half. The posterior draws are whole digits with exactly these pixels. The coverage of the posterior
+is then measured on further digits: 90 % intervals should contain 90 % of the hidden pixels.
 
-What to see: the seen pixels come back to the bit, their standard deviation 0. Where they decide
-the rest, the draws agree; where they do not, the draws are different digits, not a blurred average.
-The prior is the quickstart's; if its file is there, nothing is fitted.
+Expected result: the observed pixels are reproduced exactly, with standard deviation 0. The draws
+agree where the observed half determines the rest, and are different digits, rather than a blurred
+average, where it does not. The prior is that of the quickstart, and is fitted only if its file does
+not exist.
 
     python examples/inpainting.py            about three minutes on two cores
     python examples/inpainting.py --tiny     seconds, to see that it runs
@@ -33,7 +33,7 @@ HALVES = {
     "left": PIXELS[:, :4].ravel(),
     "random": np.sort(np.random.default_rng(0).choice(64, 32, replace=False)),
 }
-SHOWN = {"top": 3, "left": 8, "random": 15}  # which test digit
+SHOWN = {"top": 3, "left": 8, "random": 15}  # indices of the test digits in the figure
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
     for half, (truth, x) in rows.items():
         off = np.abs(x - truth.astype(x.dtype)).reshape(-1, 64)[:, HALVES[half]].max()
         print(f"{half} seen: {len(x)} draws, seen pixels off by {off:g}")
-    # Coverage, on other digits.
+    # Coverage on other digits.
     inside = {0.5: [], 0.9: []}
     for i, truth in enumerate(test[100 : 100 + num_checks]):
         seen = HALVES[list(HALVES)[i % 3]]
@@ -68,14 +68,14 @@ def main() -> None:
             found.append(np.mean((low <= truth.ravel()[hidden]) & (truth.ravel()[hidden] <= high)))
     print(f"\nhidden pixels of {num_checks} other digits inside their intervals")
     for level, found in inside.items():
-        error = np.std(found) / len(found) ** 0.5  # pixels of one digit are not independent
+        error = np.std(found) / len(found) ** 0.5  # over digits, whose pixels are dependent
         print(f"  {100 * level:.0f} % interval: {100 * np.mean(found):.0f} ± {100 * error:.0f} %")
     draw(rows).savefig(args.output / "inpainting.png", dpi=110)
     print(f"wrote {args.output / 'inpainting.png'}")
 
 
 def draw(rows) -> plt.Figure:
-    """A row for each digit: truth, seen, mean, standard deviation, draws."""
+    """Plot a row per digit: truth, observation, mean, standard deviation, draws."""
     figure, axes = plt.subplots(
         len(rows), 10, figsize=(12, 1.35 * len(rows) + 0.3), layout="constrained"
     )

@@ -1,11 +1,12 @@
-"""Handwritten digits, drawn anew (figure App.1 of the 2015 paper).
+"""Samples of a model of MNIST (figure App.1 of the 2015 paper).
 
-A dense network learns MNIST, as in the paper, here by its leading principal components: what is
-left out is the finest detail, which a dense network is worst at. Beside each of the first samples
-stands the training digit that is nearest to it: samples that were copies would show.
+A dense network is fitted to MNIST, as in the paper, here to its leading principal components, which
+omit the finest detail, where a dense network is least accurate. The first samples are shown with
+their nearest training digits, which would reveal memorisation.
 
-MNIST is downloaded by scikit-learn; `--data FILE` takes it from an `.npz` with `x_train`, images of
-shape (n, 28, 28) and levels 0 to 255. A fit that was stopped goes on where it was.
+MNIST is downloaded by scikit-learn; `--data FILE` reads it from an `.npz` file with `x_train`,
+images of shape (n, 28, 28) with levels 0 to 255. An interrupted fit resumes from its last
+checkpoint.
 
     python examples/mnist.py            about ten minutes on two cores
     python examples/mnist.py --tiny     seconds, on scikit-learn's small digits
@@ -25,7 +26,7 @@ import diffppl as dp
 
 
 def load(path: pathlib.Path | None, *, tiny: bool) -> np.ndarray:
-    """Images to fit, levels 0..255."""
+    """Return the training images, levels 0..255."""
     if tiny:
         return np.minimum(load_digits().images * 16, 255).astype(np.uint8)
     if path is None:
@@ -35,13 +36,13 @@ def load(path: pathlib.Path | None, *, tiny: bool) -> np.ndarray:
 
 
 def fit(data: np.ndarray, output: pathlib.Path, *, tiny: bool) -> dp.DiffusionModel:
-    """Four dense layers; a checkpoint every minute or so."""
+    """Fit a network of four dense layers, with periodic checkpoints."""
     num_steps, width, iterations = (10, 16, 10) if tiny else (1_000, 512, 4_000)
     model = dp.DiffusionModel(
         process=dp.GaussianDiffusion(dp.schedules.Cosine(num_steps)),
         network=dp.networks.MLP(data.shape[1:], width, depth=4, key=jax.random.key(0)),
         event_shape=data.shape[1:],
-        # One scale for all: the loss then weights components by their variance.
+        # A common scale for all components, so that the loss weights them by their variance.
         scaling=dp.Scaling.from_data(data, per_coordinate=False),
     )
     return dp.fit(

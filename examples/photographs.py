@@ -1,15 +1,14 @@
-"""Take noise as strong as the picture out of photographs (figure 3 of the 2015 paper).
+"""Denoising of photographs at a signal-to-noise ratio of one (figure 3 of the 2015 paper).
 
-A U-Net is fitted to windows from the sides of two photographs. Windows of their middles are then
-covered with noise as strong as the pictures are, a signal-to-noise ratio of one, and put into a
-NumPyro program as what was observed: posterior draws are pictures without the noise, and their mean
-is the best guess.
+A U-Net is fitted to windows from the sides of two photographs. Windows from their middles are
+observed, in a NumPyro program, with noise of the standard deviation of the images. The posterior
+draws are denoised images, and their mean is the estimate of minimal squared error.
 
-What to see: draws are as sharp as photographs, and agree with what can still be seen in the noise;
-their mean is nearer to the truth than any of them, and than the best linear filter of single
-pixels (which only takes contrast away).
+Expected result: the draws are as sharp as photographs and consistent with the observations; their
+mean has a smaller error than any draw, and than the optimal linear filter of single pixels, which
+only reduces contrast.
 
-The photographs are the two that come with scikit-learn; `--data FOLDER` takes CIFAR-10's.
+The photographs are the two included in scikit-learn; `--data FOLDER` uses CIFAR-10.
 
     python examples/photographs.py            about ten minutes on two cores
     python examples/photographs.py --tiny     seconds, to see that it runs
@@ -30,7 +29,7 @@ import diffppl as dp
 
 
 def load(folder: pathlib.Path | None, side: int) -> tuple[dp.data.AbstractSource, np.ndarray]:
-    """What to fit, and four held-out images."""
+    """Return the source of training images, and four held-out images."""
     if folder is not None:
         train, test = dp.data.cifar10(folder)
         return dp.data.Flipped(train.images), test.images[:4]
@@ -58,7 +57,7 @@ def main() -> None:
         iterations=iterations,
         highest=4.0 * np.sqrt(np.prod(shape)),
     ).clipped(0, 256)
-    noise = float(model.scaling.scale)  # the standard deviation of the images themselves
+    noise = float(model.scaling.scale)  # the standard deviation of the images
 
     def program(y=None):
         x = numpyro.sample("x", model())

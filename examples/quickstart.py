@@ -1,9 +1,9 @@
-"""Learn a prior from handwritten digits, then use it inside a NumPyro program.
+"""Fit a prior to handwritten digits, and use it in a NumPyro program.
 
-A diffusion model is fitted to scikit-learn's 8x8 digits and held against classical densities on
-digits that it never saw. It then stands in a program that sees only the top half of a held-out
-digit, through noise of a size that it is not told: the posterior fills in the rest, infers the
-noise, and says how sure it is of both.
+A diffusion model is fitted to the 8x8 digits of scikit-learn and compared with classical density
+models on held-out digits. It is then the prior in a program that observes the top half of a
+held-out digit with noise of unknown standard deviation; the posterior is that of the whole digit
+and of the noise level.
 
     python examples/quickstart.py            about two minutes on two cores
     python examples/quickstart.py --tiny     seconds, to see that it runs
@@ -25,12 +25,12 @@ from sklearn.mixture import GaussianMixture
 
 import diffppl as dp
 
-NOISE = 2.0  # of the observation, in grey levels (a pixel has 17); the program must infer it
-COPIES = 10  # of each training digit, with fresh noise within its grey levels
+NOISE = 2.0  # standard deviation of the observations, in grey levels (a pixel has 17); inferred
+COPIES = 10  # of each training digit, with independent dequantisation noise
 
 
 def load() -> tuple[np.ndarray, np.ndarray]:
-    """Digits as continuous data: whole grey levels, plus uniform noise within each."""
+    """Return dequantised training and test digits: grey levels plus uniform noise."""
     rng = np.random.default_rng(0)
     images = rng.permutation(load_digits().images)
     train, test = np.tile(images[:1500], (COPIES, 1, 1)), images[1500:]
@@ -38,7 +38,7 @@ def load() -> tuple[np.ndarray, np.ndarray]:
 
 
 def baselines(train: np.ndarray, test: np.ndarray) -> dict[str, float]:
-    """Mean held-out log-density of three classical models, in nats per image."""
+    """Return the mean held-out log-density of three classical models, in nats per image."""
     train, test = train.reshape(len(train), -1), test.reshape(len(test), -1)
     mixture = GaussianMixture(50, covariance_type="diag", reg_covar=1e-2, random_state=0)
     return {
@@ -49,7 +49,7 @@ def baselines(train: np.ndarray, test: np.ndarray) -> dict[str, float]:
 
 
 def define(num_steps: int, width: int) -> dp.DiffusionModel:
-    """A learned noise schedule, and a dense network."""
+    """Define a model with a learned noise schedule and a dense network."""
     return dp.DiffusionModel(
         process=dp.GaussianDiffusion(dp.schedules.Learned(num_steps, beta_1=3e-4)),
         network=dp.networks.MLP(event_shape=(8, 8), width=width, key=jax.random.key(0)),
@@ -65,7 +65,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     iterations, particles, chains = (20, 50, 2) if args.tiny else (3_000, 500, 4)
 
-    # Fit a prior, and hold it against others on digits that none of them saw.
+    # Fit a prior, and compare it with other models on held-out digits.
     train, test = load()
     result = dp.fit(
         jax.random.key(1),
@@ -87,7 +87,7 @@ def main() -> None:
     path = args.output / ("digits-tiny.dppl" if args.tiny else "digits.dppl")
     dp.save(path, model)
 
-    # Use it: a NumPyro program that sees the top half of a digit, through noise of unknown size.
+    # Condition it on noisy observations of the top half of a digit, with unknown noise level.
     def program(y=None):
         x = numpyro.sample("x", model())
         sigma = numpyro.sample("sigma", dist.HalfNormal(5.0))
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def draw(result, scores, bound, digits, truth, y, samples):
-    """One figure: how well the prior was learned, and what the posterior knows."""
+    """Plot the fit, the held-out log-densities, prior draws, and the posterior."""
     figure = plt.figure(figsize=(11, 8), layout="constrained")
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=[3, 2, 4])
 

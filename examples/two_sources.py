@@ -1,12 +1,12 @@
-"""Two sources from one mixture: what hummed, and what clicked?
+"""Source separation: two diffusion priors in one program.
 
-A sensor records the sum of two things: a hum, a slow wave of unknown pitch and phase, and a click,
-a pulse that dies away, at an unknown time. Each has its own diffusion prior, and both stand in one
-program: y = hum + click + noise. The priors are mixtures of Gaussians with their exact denoisers
-in place of networks, so the exact separation is known: a sum over all pairs of components.
+A recording is the sum of a hum, a slow wave of unknown pitch and phase, and a click, a decaying
+pulse at an unknown time: y = hum + click + noise. Each source has its own diffusion prior. The
+priors are mixtures of Gaussians with analytic denoisers, so the exact posterior is available: a sum
+over all pairs of components.
 
-What to see: the hum comes out whole, and the click keeps every time at which it may have come,
-each as often as it deserves.
+Expected result: the posterior of the hum is concentrated, and that of the click has a mode at every
+plausible time with about the exact probability.
 
     python examples/two_sources.py            about a minute on two cores
     python examples/two_sources.py --tiny     seconds, to see that it runs
@@ -30,7 +30,7 @@ TIME = np.arange(SIZE)
 
 
 def make_priors() -> dict[str, Mixture]:
-    """Hums of three pitches and 16 phases; clicks of either sign at every time."""
+    """Return the priors: hums of three pitches and 16 phases, clicks of both signs at all times."""
     phases = 2 * np.pi * np.arange(16) / 16
     hums = [np.sin(2 * np.pi * n * TIME / SIZE + p) for n in (1, 1.5, 2) for p in phases]
     since = TIME - np.arange(1, SIZE - 3)[:, None]
@@ -45,7 +45,7 @@ def as_mixture(means: np.ndarray) -> Mixture:
 
 
 def solve(priors: dict[str, Mixture], y: np.ndarray) -> tuple[Mixture, float]:
-    """The exact posterior of (hum, click), stacked: one component for every pair."""
+    """Return the exact posterior of (hum, click), stacked, and log p(y)."""
     hum, click = priors["hum"], priors["click"]
     i, j = (index.ravel() for index in np.indices((len(hum.weights), len(click.weights))))
     covariances = np.tile(TEXTURE**2 * np.eye(2 * SIZE), (len(i), 1, 1))
@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def draw(y, truth, samples, exact) -> plt.Figure:
-    """The recording, and each source: draws, the truth, and the exact band."""
+    """Plot the recording, and draws, truth and exact moments of each source."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), sharey=True, layout="constrained")
     axes[0].plot(TIME, truth["hum"] + truth["click"], "k", label="hum + click, the truth")
     axes[0].plot(TIME, y, "o", color="C3", label="recorded")

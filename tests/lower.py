@@ -12,10 +12,10 @@ import numpy as np
 import diffppl as dp
 
 
-class MeanOnly(dp.networks.AbstractDenoiser):
+class MeanOnly(dp.denoisers.AbstractDenoiser):
     """E[x_0 | x_t] of a known answer, and nothing of its variance."""
 
-    network: dp.networks.AbstractDenoiser
+    network: dp.denoisers.AbstractDenoiser
 
     def __call__(self, x_t: jax.Array, t: Any, context: jax.Array | None) -> jax.Array:
         return self.network(x_t, t, context)[0]

@@ -244,7 +244,7 @@ def test_a_finished_run_is_returned_at_once(folder: Path, monkeypatch: pytest.Mo
     result = fit(folder)
     stop_after(monkeypatch, 0, RuntimeError)
     assert_same_result(fit(folder), result)
-    with pytest.raises(ValueError, match=r"num_iterations=39 counts.*has 40: ask for as many"):
+    with pytest.raises(ValueError, match=r"num_iterations=39 counts.*has 40: pass as many"):
         fit(folder, 39)
 
 

@@ -386,9 +386,9 @@ def test_what_is_fit_with_context_dropout_knows_both():
 
 def test_what_cannot_be_guided_is_refused():
     plain = dp.networks.MLP((1,), width=8, depth=1, context_shape=(2,), key=KEY)
-    with pytest.raises(ValueError, match=r"can do without.*networks.OptionalContext"):
+    with pytest.raises(ValueError, match=r"an optional context.*networks.OptionalContext"):
         mlp_model(plain).guided(1.0)
-    with pytest.raises(ValueError, match="guided needs a network with a context"):
+    with pytest.raises(ValueError, match="guided requires a network with an optional context"):
         dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), Exact(SCHEDULE), (1,)).guided(1.0)
     inner = dp.networks.MLP((1,), output_shape=(2, 1), context_shape=(3,), key=KEY)
     moments = dp.DiffusionModel(
@@ -414,7 +414,7 @@ def test_a_context_that_is_needed_is_asked_for():
         dp.sample(KEY, plain, (2,))
     with pytest.raises(ValueError, match="context_shape=.* must be a tuple"):
         dp.networks.OptionalContext(plain.network, (0,))
-    with pytest.raises(ValueError, match="context_shape=.. is that of a label"):
+    with pytest.raises(ValueError, match="context_shape=.. is for labels"):
         dp.networks.OptionalContext(plain.network, ())
 
 
@@ -423,7 +423,7 @@ def test_context_dropout_refuses_what_it_cannot_drop():
     data, contexts = np.array([[1.0], [-1.0]]), np.eye(2)
     plain = mlp_model(dp.networks.MLP((1,), width=8, depth=1, context_shape=(2,), key=KEY))
     options = {"num_iterations": 1, "progress": False}
-    with pytest.raises(ValueError, match=r"can do without.*networks.OptionalContext"):
+    with pytest.raises(ValueError, match=r"optional context.*networks.OptionalContext"):
         dp.fit(KEY, plain, data, context=contexts, loss=dropout(), **options)
     for rate in (0.0, 1.0, -0.1):
         with pytest.raises(ValueError, match="must lie between 0 and 1"):

@@ -145,7 +145,7 @@ def rows(kind):
             for make in registry.PREDICTIONS.values()
             if hasattr(prediction := make(), "head")
         ],
-        dp.networks.AbstractDenoiser: lambda: [
+        dp.denoisers.AbstractDenoiser: lambda: [
             known.model(schedule).network for known in registry.KNOWN.values()
         ],
         dp.data.AbstractSource: lambda: [make() for make in registry.SOURCES.values()],
@@ -164,7 +164,7 @@ def rows(kind):
         AbstractPrediction,
         AbstractVariance,
         AbstractMeanHead,
-        dp.networks.AbstractDenoiser,
+        dp.denoisers.AbstractDenoiser,
         dp.data.AbstractSource,
         dp.samplers.AbstractSampler,
         dp.twists.AbstractTwist,
@@ -183,7 +183,7 @@ def test_every_network_has_a_row():
         for value in vars(dp.networks).values()
         if inspect.isclass(value)
         and is_final(value)
-        and not issubclass(value, dp.networks.AbstractDenoiser)
+        and not issubclass(value, dp.denoisers.AbstractDenoiser)
     }
     key = jax.random.key(0)
     made = {type(make(key, (3,), (3,), 4)) for make in registry.NETWORKS.values()}

@@ -21,7 +21,7 @@ from .statistics import assert_mean, assert_moments
 KEY = jax.random.key(7)
 
 
-class Shifted(dp.networks.AbstractDenoiser):
+class Shifted(dp.denoisers.AbstractDenoiser):
     """E[x_0 | x_t] and Var[x_0 | x_t] for x_0 ~ N(context, 0.25), coordinate by coordinate."""
 
     schedule: dp.schedules.AbstractSchedule

@@ -389,7 +389,7 @@ def test_bad_mixtures_are_named(schedule):
 def test_bad_enumerations_are_named(schedule):
     make = dp.denoisers.Enumerated
     process = listed("uniform")[0]
-    with pytest.raises(TypeError, match="process=<GaussianDiffusion>.*GaussianMixtureDenoiser"):
+    with pytest.raises(TypeError, match="process=<GaussianDiffusion>.*denoisers.GaussianMixture"):
         make(dp.GaussianDiffusion(schedule), BITS, PROBABILITIES)
     with pytest.raises(
         ValueError, match="states has values outside the support of CategoricalDiffusion.*.3 at"

@@ -155,8 +155,8 @@ BAD = {
         2,
         r"context has 1 of 1 values \(2.*whole numbers from 0 to 1, or -1 for no class",
     ),
-    "negative": (-2, "that are no labels"),
-    "fraction": (0.5, "that are no labels"),
+    "negative": (-2, "that are not labels"),
+    "fraction": (0.5, "that are not labels"),
     "from one": (np.array([1, 2, 2, 1]), r"context has 2 of 4 values \(2 at \[1\], 2 at \[2\]\)"),
     "NaN": (np.nan, "context has NaN or infinite values"),
     "one-hot": (np.eye(2)[0] * 1.5, "1 of 2 values"),
@@ -194,13 +194,13 @@ def test_labels_of_any_source_are_looked_at():
     model = make_model(mlp(), optional=False)
     options = {"num_iterations": 2, "batch_size": 4, "progress": False}
     assert fit(KEY, model, Labelled(1.0), **options).history.loss.size == 2
-    with pytest.raises(ValueError, match="the context that data draws has .* that are no labels"):
+    with pytest.raises(ValueError, match="the context that data draws has .* that are not labels"):
         fit(KEY, model, Labelled(2.0), **options)
 
 
 def test_a_label_needs_a_network_that_takes_one():
     numbers = dp.networks.MLP((1,), key=KEY, context_shape=(1,))
-    with pytest.raises(ValueError, match=r"context_shape=\(\) is that of a label.*num_classes"):
+    with pytest.raises(ValueError, match=r"context_shape=\(\) is for labels.*num_classes"):
         dp.networks.OptionalContext(numbers, context_shape=())
     with pytest.raises(ValueError, match="num_classes=2 means that the context is a label"):
         dp.networks.MLP((1,), key=KEY, context_shape=(3,), num_classes=2)

@@ -213,7 +213,7 @@ def test_bad_data_are_named(model, x_0, error, message):
         (7, "key=7 must be a typed key, such as jax.random.key"),
         (np.int64(7), "key=np.int64.7. must be a typed key"),
         (np.zeros(2), r"key=<array of shape \(2,\)> must be a typed key"),
-        (np.zeros(3, np.uint32), "key is no key"),
+        (np.zeros(3, np.uint32), "key is not a key"),
         (jax.random.split(jax.random.PRNGKey(0)), r"key has shape \(2,\); it must be one key"),
         (None, "key=None must be a typed key"),
         (jax.random.split(jax.random.key(0)), r"key has shape \(2,\); it must be one key"),
@@ -232,7 +232,7 @@ def test_old_keys_are_wrapped():
 
 
 def test_contexts_are_checked():
-    class Shifted(dp.networks.AbstractDenoiser):
+    class Shifted(dp.denoisers.AbstractDenoiser):
         def __call__(self, x_t, t, context):
             return jnp.stack([context, jnp.full_like(context, -50.0)])
 

@@ -69,7 +69,7 @@ def test_bound_terms():
     np.testing.assert_array_equal(x, [2, 3, 4])
     np.testing.assert_array_equal(y, [0.5, 0.25, 0.125])
     words = ax.texts[0].get_text()
-    for part in ("ELBO 0.100", "t = 1: 1.000", "t = 2..4: -0.875", "end of the chain: -0.025"):
+    for part in ("ELBO 0.100", "t = 1: 1.000", "t = 2..4: -0.875", "prior term: -0.025"):
         assert part in words
 
 

@@ -186,7 +186,7 @@ def test_predictions_of_real_data_refuse_bits(name):
 @pytest.mark.parametrize("name", ["data-upper", "data-learned"])
 def test_bits_have_no_variance(name):
     bits = dp.BernoulliDiffusion(dp.schedules.Reciprocal(T))
-    with pytest.raises(ValueError, match=r"asks for a variance, which BernoulliDiffusion"):
+    with pytest.raises(ValueError, match=r"sets a variance, which BernoulliDiffusion"):
         PREDICTIONS[name]().output_shape(bits, EVENT_SHAPE)
 
 

@@ -162,7 +162,7 @@ refuse(
     np.int64(1) -> key=np.int64(1) must be a typed key
     None -> key=None must be a typed key
     np.zeros(2) -> key=<array of shape (2,)> must be a typed key
-    np.zeros(3, np.uint32) -> key is no key | jax.random.key(0)
+    np.zeros(3, np.uint32) -> key is not a key | jax.random.key(0)
     jax.random.split(KEY, 3) -> key has shape (3,) | key[0], or split
     jax.random.split(jax.random.PRNGKey(0), 3) -> key has shape (3,) | key[0], or split
     M -> key=<DiffusionModel> must be a typed key
@@ -234,8 +234,8 @@ refuse(
     MASKED -> NAME is a masked array with masked entries | leave those rows out
     [PAIR, PAIR] -> NAME is a masked array with masked entries
     TABLE -> NAME has dtype object; it must hold real numbers | sex | Encode categories
-    MISSING -> NAME has dtype object | children | leave out what is missing
-    [[1.0, None], [2.0, 3.0]] -> 1 of its 4 entries are no numbers (a NoneType at [0, 1])
+    MISSING -> NAME has dtype object | children | leave out missing entries
+    [[1.0, None], [2.0, 3.0]] -> 1 of its 4 entries are not numbers (a NoneType at [0, 1])
     np.array([["2020-01-01", "2020-01-02"]], "datetime64[D]") -> NAME has dtype datetime64[D]
     """,
 )
@@ -425,7 +425,7 @@ refuse(
     M.respace(2.0) -> num_steps=2.0 must be a whole number
     M.respace("2") -> num_steps='2' must be a whole number
     M.respace(True) -> num_steps=True must be a whole number
-    M.respace(0) -> num_steps=0 is not between 1 and the chain's own 8 steps; ask for at most 8
+    M.respace(0) -> num_steps=0 is not between 1 and the chain's own 8 steps; use at most 8
     M.respace(9) -> num_steps=9 is not between 1 and the chain's own 8 steps
     """,
 )
@@ -533,7 +533,7 @@ refuse(
     ALONE,
     """
     dp.DiffusionModel(S, NET, (2,)) -> process=<Cosine> | GaussianDiffusion(Cosine(num_steps=8))
-    dp.DiffusionModel(NET, G, (2,)) -> process=<MLP> | process comes first, and then network
+    dp.DiffusionModel(NET, G, (2,)) -> process=<MLP> | process is the first argument
     dp.DiffusionModel(dp.GaussianDiffusion, NET, (2,)) -> process=<class GaussianDiffusion> | write
     dp.DiffusionModel(None, NET, (2,)) -> process=None must be an AbstractProcess, such as
     dp.DiffusionModel("gaussian", NET, (2,)) -> process='gaussian' must be an AbstractProcess
@@ -651,7 +651,7 @@ refuse(
     M.denoise(jnp.zeros(3), 1) -> x_t has shape (3,); it must end in (2,)
     M.denoise(1, jnp.zeros(2)) -> t=<array of shape (2,)> must be a whole number
     M.denoise(jnp.zeros(2), 1, jnp.zeros(1)) -> context was given, but the model has no
-    M.guided(1.0) -> guided needs a network with a context | OptionalContext
+    M.guided(1.0) -> guided requires a network with an optional context | OptionalContext
     BITS.clipped(0.0, 1.0) -> clipped is for real data
     M.clipped(1.0, 0.0) -> low=1.0 must be less than high=0.0
     M.clipped(NAN, 0.0) -> low=nan must be less than high=0.0
@@ -779,7 +779,7 @@ refuse(
     1.0 -> channel_axis=1.0 must be an axis
     3 -> channel_axis=3 must be an axis
     True -> channel_axis=True must be an axis
-    None -> channel_axis=None leaves 3 axes of space | channel_axis=0 for (3, 32, 32), -1 for
+    None -> channel_axis=None leaves 3 spatial axes | channel_axis=0 for (3, 32, 32), -1 for
     """,
 )
 refuse(
@@ -791,7 +791,7 @@ refuse(
     mlp(num_classes=3, context_shape=(2,)) -> num_classes=3 means | give one of the two
     unet(num_classes=3, context_shape=(2,)) -> num_classes=3 means | give one of the two
     unet(channels=()) -> channels=() must have one number for each level
-    networks.OptionalContext(NET, ()) -> context_shape=() is that of a label | num_classes | (1,)
+    networks.OptionalContext(NET, ()) -> context_shape=() is for labels | num_classes | (1,)
     """,
 )
 refuse(
@@ -1068,8 +1068,8 @@ refuse(
         "Dequantised(Crops(@, (4, 4)))",
     ],
     """
-    IMAGES + np.int64(300) -> images must hold levels of 8 bits, 0..255, and | (300 at [0, 0, 0, 0]
-    IMAGES.astype(int) - 1 -> images must hold levels of 8 bits, 0..255, and | (-1 at [0, 0, 0, 0]
+    IMAGES + np.int64(300) -> images must hold 8-bit levels 0..255; | (300 at [0, 0, 0, 0]
+    IMAGES.astype(int) - 1 -> images must hold 8-bit levels 0..255; | (-1 at [0, 0, 0, 0]
     """,
 )
 refuse(

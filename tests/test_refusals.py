@@ -163,13 +163,13 @@ PROGRAMS: dict[str, tuple[Any, Any, type, str]] = {
         of(lambda: numpyro.sample("x", BITS()), lambda x: dist.Delta(x[0])),
         0.7,
         ValueError,
-        "site 'x' has the value 0.7, which is no state",
+        "site 'x' has the value 0.7, which is not a state",
     ),
     "a bit of two": (
         of(lambda: numpyro.sample("x", BITS()), lambda x: dist.Delta(x[0])),
         2,
         ValueError,
-        "site 'x' has the value 2, which is no state",
+        "site 'x' has the value 2, which is not a state",
     ),
     "nothing observed": (of(x), None, ValueError, "no observed site"),
     "no diffusion": (

@@ -212,7 +212,7 @@ def test_an_interrupt_keeps_the_chains_that_are_finished(held, monkeypatch, chai
         with pytest.raises(KeyboardInterrupt):
             posterior.run(jax.random.key(0))
         return
-    with pytest.warns(UserWarning, match="after 1 of 3 chains, which are kept; .* is lost"):
+    with pytest.warns(UserWarning, match="after 1 of 3 chains, which are kept; .* is discarded"):
         posterior.run(jax.random.key(0))
     assert posterior.get_samples(group_by_chain=True)["x"].shape == (1, 100, 1)
     np.testing.assert_allclose(
@@ -379,8 +379,8 @@ def test_known_entries_are_shown_as_known(capsys, recwarn) -> None:
     posterior = run(program, np.array([0.25, -1.5]), method=dp.TwistedSMC(100))
     posterior.print_summary()
     printed = capsys.readouterr().out
-    assert "x[1]: known, 0.25" in printed
-    assert "x[2]: known, -1.5" in printed
+    assert "x[1]: observed, 0.25" in printed
+    assert "x[2]: observed, -1.5" in printed
     assert "nan" not in printed
     idata = posterior.to_arviz()
     assert list(idata["posterior"]["x_unknown"].values) == ["0"]
@@ -469,4 +469,4 @@ def test_a_method_is_chosen_for_each_run() -> None:
         warnings.simplefilter("ignore")  # chains of eight steps collapse on so many numbers
         posterior.run(jax.random.key(0), np.zeros(70))
     assert posterior.method.twist.covariance != few.twist.covariance
-    assert "70 observed numbers is a guess" in str(posterior.log_evidence)
+    assert "70 observed numbers is assumed" in str(posterior.log_evidence)

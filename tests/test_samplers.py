@@ -273,5 +273,5 @@ def test_a_chain_that_ends_too_soon_is_named():
     schedule = dp.schedules.LogSNRLinear(10, noise_to_signal=(0.05, 5.0))
     network = dp.denoisers.Gaussian(schedule, [20.0], [1.0])
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (1,))
-    with pytest.warns(UserWarning, match=r"ends too soon.*noise_to_signal"):
+    with pytest.warns(UserWarning, match=r"ends with too little noise.*noise_to_signal"):
         dp.sample(jax.random.key(0), model, (10,))

@@ -30,7 +30,7 @@ MEAN, VARIANCE = np.array([0.5, -0.3, 0.8]), np.array([1.5, 0.1, 0.42])
 class Exact(eqx.Module):
     """E[x_0 | x_t] of a known answer, and a weight to train."""
 
-    known: dp.networks.AbstractDenoiser
+    known: dp.denoisers.AbstractDenoiser
     weight: jax.Array
 
     def __call__(self, x_t: jax.Array, t: Any, context: jax.Array | None) -> jax.Array:

@@ -1,1 +1,1 @@
-"""The rows of the paper's two tables, made anew."""
+"""The rows of the two tables of the paper."""

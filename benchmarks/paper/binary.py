@@ -1,4 +1,4 @@
-"""Binarized MNIST, by two processes: minus the bound in nats per image, as others report it."""
+"""Binarized MNIST with two processes: the negative ELBO in nats per image, as is customary."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from .row import Row, Run, Size, num_parameters, timed_fit
 
 
 def binarized(run: Run, name: str, process: Any, categories: int | None) -> Row:
-    """Bits, by one process or the other; minus the bound in nats, as others report it."""
+    """Fit a model of bits with the given process, and return its negative ELBO in nats."""
     split = files.binarized_mnist(run)
     shape = split.train.shape[1:]
     states = {"num_categories": categories} if categories else {}
@@ -51,13 +51,13 @@ def binarized(run: Run, name: str, process: Any, categories: int | None) -> Row:
 
 
 def bernoulli(run: Run) -> Row:
-    """Bits that flip to fair coins of the images' own rate."""
+    """Return the row of Bernoulli diffusion with the mean rate of the images as base."""
     schedule = dp.schedules.Reciprocal(run.choose(20, 1_000, 1_000))
     return binarized(run, "bernoulli", dp.BernoulliDiffusion(schedule, rate=0.13), None)
 
 
 def absorbing(run: Run) -> Row:
-    """Bits that are wiped out one after the other."""
+    """Return the row of absorbing (masked) diffusion."""
     schedule = dp.schedules.Reciprocal(run.choose(20, 784, 784))
     process = dp.CategoricalDiffusion(schedule, 2, dp.Absorbing())
     return binarized(run, "absorbing", process, 3)

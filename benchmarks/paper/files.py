@@ -1,6 +1,6 @@
-"""The data of the image rows: from a folder, from their loaders, or stand-ins of the same kind.
+"""The data of the image rows: from a folder, from loaders, or stand-ins of the same kind.
 
-A folder given by `--data` may hold
+The folder of `--data` can contain
 
     mnist.npz             x_train, x_test: (n, 28, 28), levels 0..255
     binarized_mnist.npz   x_train_packed, x_valid_packed, x_test_packed: np.packbits of (n, 784)
@@ -8,7 +8,7 @@ A folder given by `--data` may hold
     bark_texture.npz      images: (n, height, width), levels 0..255; class_id: (n,)
 
 Without it MNIST is downloaded by `dp.data.mnist`, and bark and CIFAR-10 have stand-ins. A tiny run
-always takes stand-ins: scikit-learn's digits and photographs, which come with it.
+always uses stand-ins: the digits and photographs included in scikit-learn.
 """
 
 from typing import NamedTuple
@@ -20,11 +20,11 @@ import diffppl as dp
 
 from .row import Run, Size
 
-STRIDE = 37  # between windows of the photographs
+STRIDE = 37  # pixels between windows of the photographs
 
 
 class Split(NamedTuple):
-    """Images to fit and images held out, and what they are."""
+    """Training and held-out images, with the name of the data set."""
 
     train: np.ndarray
     test: np.ndarray
@@ -39,7 +39,7 @@ def _load(run: Run, name: str) -> dict[str, np.ndarray] | None:
 
 
 def _digits() -> np.ndarray:
-    """Scikit-learn's digits, 8 x 8, as levels."""
+    """Return the 8 x 8 digits of scikit-learn as levels 0..255."""
     return np.minimum(load_digits().images * 16, 255).astype(np.uint8)
 
 
@@ -48,7 +48,7 @@ def _photographs() -> np.ndarray:
 
 
 def mnist(run: Run) -> Split:
-    """Digits."""
+    """Load MNIST, or its stand-in."""
     if run.size is Size.TINY:
         images = _digits()
         return Split(images[:1_500], images[1_500:], "scikit-learn's digits, 8 x 8")
@@ -60,7 +60,7 @@ def mnist(run: Run) -> Split:
 
 
 def binarized_mnist(run: Run) -> Split:
-    """Digits of one bit a pixel: the fixed set, or MNIST binarised once by its own levels."""
+    """Load the fixed binarisation of MNIST, or binarise MNIST once at random by its levels."""
     found = _load(run, "binarized_mnist.npz")
     if found is not None:
         parts = [
@@ -77,7 +77,7 @@ def binarized_mnist(run: Run) -> Split:
 
 
 def cifar10(run: Run) -> Split:
-    """Photographs of 32 x 32."""
+    """Load CIFAR-10, or 32 x 32 windows of photographs."""
     found = _load(run, "cifar10_subset.npz")
     if found is not None:
         train, test = found["x_train"], found["x_test"]
@@ -91,7 +91,7 @@ def cifar10(run: Run) -> Split:
 
 
 def bark(run: Run) -> Split:
-    """Textures to cut windows from; of each class the last image is held out."""
+    """Load textures, with the last image of each class held out."""
     found = _load(run, "bark_texture.npz")
     if found is None:
         grey = _photographs().mean(axis=-1).astype(np.uint8)

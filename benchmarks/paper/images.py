@@ -1,9 +1,9 @@
 """Bark, dead leaves, CIFAR-10 and MNIST.
 
-Likelihoods are of eight-bit images with uniform noise of one level. As in the paper they are of
+Likelihoods are of eight-bit images with uniform noise of one level. As in the paper they are for
 images scaled to unit variance, in bits per pixel, larger is better; the null model is N(0, I). The
-Gaussian beside them has the full covariance of small windows of the same images, with the same
-noise: what a model without any idea of shapes can say.
+Gaussian baseline has the full covariance of small windows of the same images with the same noise:
+a model of second-order statistics only.
 """
 
 from typing import Any
@@ -20,12 +20,12 @@ import diffppl as dp
 from . import files
 from .row import Row, Run, Size, in_bits, num_parameters, timed_fit
 
-WINDOW = 8  # of the Gaussian
+WINDOW = 8  # side of the windows of the Gaussian baseline, in pixels
 GREYS = dist.DiscreteUniform(0, 255)
 
 
 def real_model(network: Any, event_shape: tuple[int, ...], num_steps: int) -> dp.DiffusionModel:
-    """Levels in equal ratios, from a fraction of a grey level to several times the image."""
+    """Define a model with log-spaced noise levels, up to four times the norm of an image."""
     highest = 4 * float(np.sqrt(np.prod(event_shape)))
     return dp.DiffusionModel(
         dp.GaussianDiffusion(
@@ -37,7 +37,7 @@ def real_model(network: Any, event_shape: tuple[int, ...], num_steps: int) -> dp
 
 
 def unet(run: Run, event_shape: tuple[int, ...], **settings: Any) -> Any:
-    """A U-Net of the size of the run; at full size it computes in short numbers."""
+    """Return a U-Net of the size of the run; in mixed precision at full size."""
     key = run.key("network")
     if run.size is Size.TINY:  # a U-Net takes half a minute to compile
         settings.pop("channel_axis", None)
@@ -50,14 +50,14 @@ def unet(run: Run, event_shape: tuple[int, ...], **settings: Any) -> Any:
 
 
 def gaussian_window(train: np.ndarray, test: np.ndarray) -> float:
-    """Mean log2-density per number of windows under the Gaussian of other windows."""
+    """Return the mean log2-density per coordinate of a Gaussian fitted to training windows."""
     train, test = train.reshape(len(train), -1), test.reshape(len(test), -1)
     fitted = scipy.stats.multivariate_normal(train.mean(axis=0), np.cov(train.T))
     return in_bits(fitted.logpdf(test), train.shape[1])[0]
 
 
 def draw(source: dp.data.AbstractSource, key: jax.Array, num: int) -> np.ndarray:
-    """Images from a source, a few at a time."""
+    """Draw images from a source in batches."""
     batch = eqx.filter_jit(lambda key: source.batch(key, 500)[0])
     keys = jax.random.split(key, -(-num // 500))
     return np.concatenate([np.asarray(batch(k)) for k in keys])[:num]
@@ -77,7 +77,7 @@ def density_row(
     data: str,
     channel_axis: int | None = None,
 ) -> Row:
-    """Fit a U-Net to a source of noisy levels; bits per pixel of held-out images."""
+    """Fit a U-Net to dequantised images, and return the bits per pixel of held-out ones."""
     shape = source.event_shape
     network = unet(run, shape, channel_axis=channel_axis)
     model, seconds = timed_fit(
@@ -95,7 +95,7 @@ def density_row(
     bound = dp.elbo(jax.random.key(2), model, test, steps=dp.SampledSteps(min(num_steps - 1, 50)))
     pixels = numbers // colours
     value, error = in_bits(bound.per_example, pixels)
-    unit = colours * np.log2(scale)  # bits per pixel of the change to unit variance
+    unit = colours * np.log2(scale)  # change of variables to unit variance, in bits per pixel
     scaled = (test - float(model.scaling.loc)) / scale
     null = -0.5 * colours * (np.log2(2 * np.pi) + np.mean(scaled**2) / np.log(2))
     bits = dp.likelihood.bits_per_dim(bound, shape)
@@ -119,7 +119,7 @@ def density_row(
 
 
 def dead_leaves(run: Run) -> Row:
-    """Discs with radii by a power law of exponent 3; the paper's own data are not to be had."""
+    """Return the row of dead leaves, radii with density r^-3; the paper's data are unavailable."""
     side, radii = run.choose(8, 16, 32), (1.0, 16.0)
     leaves = dp.data.DeadLeaves((side, side), radii, grey=GREYS)
     windows = dp.data.Dequantised(dp.data.DeadLeaves((WINDOW, WINDOW), radii, grey=GREYS))
@@ -139,7 +139,7 @@ def dead_leaves(run: Run) -> Row:
 
 
 def bark(run: Run) -> Row:
-    """Windows of textures; the held-out ones are of other pictures."""
+    """Return the row of bark textures; held-out windows are from held-out images."""
     side, split = run.choose(8, 32, 64), files.bark(run)
 
     def noisy(images: np.ndarray, side: int) -> dp.data.Dequantised:
@@ -164,7 +164,7 @@ def bark(run: Run) -> Row:
 
 
 def cifar10(run: Run) -> Row:
-    """Photographs in three colours, mirrored or not."""
+    """Return the row of CIFAR-10, with random horizontal flips."""
     split = files.cifar10(run)
     test = np.asarray(dp.data.dequantise(jax.random.key(3), split.test))[: run.choose(8, 500, None)]
 
@@ -191,7 +191,7 @@ def cifar10(run: Run) -> Row:
 
 
 def unet_digits(run: Run, train: np.ndarray) -> tuple[np.ndarray, dp.DiffusionModel, float, int]:
-    """Samples in 0..1 of a U-Net, the model, seconds and iterations."""
+    """Fit a U-Net to pixels; return samples in [0, 1], the model, seconds and iterations."""
     shape, iterations = train.shape[1:], 100_000
     model, seconds = timed_fit(
         run,
@@ -210,7 +210,7 @@ def unet_digits(run: Run, train: np.ndarray) -> tuple[np.ndarray, dp.DiffusionMo
 def dense_digits(
     run: Run, directions: PCA, train: np.ndarray
 ) -> tuple[np.ndarray, dp.DiffusionModel, float, int]:
-    """The same of a dense network that sees principal components; pixels are made of them."""
+    """Fit a dense network to principal components; return the same, with samples as pixels."""
     components = directions.n_components
     width, num_steps = run.choose((16, 20), (512, 1_000), None)
     iterations, num, kept = run.choose((10, 100, 20), (4_000, 10_000, 200), None)
@@ -222,7 +222,7 @@ def dense_digits(
             dp.GaussianDiffusion(dp.schedules.Cosine(num_steps)),
             dp.networks.MLP((components,), width, 4, key=run.key("network")),
             (components,),
-            # One scale for all: the loss then weights components by their variance.
+            # A common scale for all components, so that the loss weights them by their variance.
             scaling=dp.Scaling.from_data(data, per_coordinate=False),
         ),
         data,
@@ -238,9 +238,9 @@ def dense_digits(
 
 
 def mnist(run: Run) -> Row:
-    """Parzen windows around samples, by the protocol of the paper's table 2, in bits."""
+    """Return the row of Parzen-window log-densities, by the protocol of table 2, in bits."""
     split = files.mnist(run)
-    if len(split.train) > 20_000:  # the last of them choose the bandwidth
+    if len(split.train) > 20_000:  # the last ones select the bandwidth
         fitted, held_out = split.train[:-10_000], split.train[-10_000:][:1_000]
     else:
         fitted, held_out = split.train, split.test[:100]
@@ -253,7 +253,7 @@ def mnist(run: Run) -> Row:
     others = np.random.default_rng(0).permutation(len(split.train))[: len(samples)]
     perfect = split.train[others] / 255
     compared = {"training images as samples": perfect}
-    if directions is not None:  # smooth images score higher than images do
+    if directions is not None:  # a smooth reference has a higher log-density than the images
         flat = perfect.reshape(len(perfect), -1)
         smooth = np.clip(directions.inverse_transform(directions.transform(flat)), 0, 1)
         compared["their principal components"] = smooth.reshape(perfect.shape)

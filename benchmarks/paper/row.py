@@ -1,4 +1,4 @@
-"""What a row of the tables says, and how large the run is that fills it."""
+"""Rows of the tables, and the settings of a run."""
 
 import dataclasses
 import enum
@@ -17,10 +17,10 @@ NATS = math.log(2)  # in a bit
 
 
 class Size(enum.Enum):
-    """How long a row may take."""
+    """The size of a run."""
 
     TINY = "tiny"
-    """Seconds, to see that it runs."""
+    """Seconds; a test that the script runs."""
 
     SMALL = "small"
     """About a quarter of an hour on two cores."""
@@ -31,7 +31,7 @@ class Size(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What the command line asks for."""
+    """The settings of the command line."""
 
     size: Size
     output: pathlib.Path
@@ -39,15 +39,15 @@ class Run:
     seed: int = 0
 
     def choose(self, tiny: Any, small: Any, full: Any) -> Any:
-        """One of three, by the size of the run."""
+        """Return one of three settings, by the size of the run."""
         return {Size.TINY: tiny, Size.SMALL: small, Size.FULL: full}[self.size]
 
     def key(self, name: str) -> jax.Array:
-        """A key for each row."""
+        """Return the key of a row."""
         return jax.random.fold_in(jax.random.key(self.seed), sum(name.encode()))
 
     def checkpoints(self, name: str) -> dp.Checkpoints | None:
-        """A killed run goes on where it was; tiny ones start anew."""
+        """Return where a row is checkpointed, so that it can resume; None for a tiny run."""
         if self.size is Size.TINY:
             return None
         return dp.Checkpoints(self.output / "paper_runs" / f"{name}_{self.size.value}", keep=1)
@@ -55,7 +55,7 @@ class Run:
 
 @dataclasses.dataclass
 class Row:
-    """A line of a table; `value` and what it is compared with are in `unit`."""
+    """A line of a table; `value`, `error`, `null` and `compared` are in `unit`."""
 
     name: str
     unit: str
@@ -74,18 +74,18 @@ class Row:
 
 
 def num_parameters(model: dp.DiffusionModel) -> int:
-    """How many numbers were trained."""
+    """Count the trainable parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))
 
 
 def timed_fit(run: Run, name: str, model: dp.DiffusionModel, data: Any, **settings: Any) -> Any:
-    """`dp.fit`, and its seconds; those of a run that was taken up again count from there."""
+    """Run `dp.fit`; return the model and the seconds, since the last start if it was resumed."""
     start = time.perf_counter()
     result = dp.fit(run.key(name), model, data, checkpoints=run.checkpoints(name), **settings)
     return result.model, time.perf_counter() - start
 
 
 def in_bits(nats: Any, count: int = 1) -> tuple[float, float]:
-    """Mean and standard error of nats per event, in bits per `count`th of one."""
+    """Return the mean and standard error of nats per event, in bits per 1/`count` of an event."""
     values = np.asarray(nats, np.float64) / NATS / count
     return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))

@@ -1,16 +1,16 @@
-"""The tables as Markdown."""
+"""Conversion of rows to a Markdown table."""
 
 from typing import Any
 
-HEAD = ["row", "unit", "paper", "here", "null model", "beside it", "T", "parameters", "iterations"]
+HEAD = ["row", "unit", "paper", "here", "null model", "references", "T", "parameters", "iterations"]
 HEAD += ["minutes", "data", "size", "device"]
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """One table of all rows."""
+    """Return one table of all rows."""
     lines = [HEAD, ["---"] * len(HEAD)]
     for row in rows:
-        beside = "; ".join(f"{name} {value:.3f}" for name, value in row["compared"].items())
+        references = "; ".join(f"{name} {value:.3f}" for name, value in row["compared"].items())
         null = "" if row["null"] is None else f"{row['null']:.3f}"
         lines.append(
             [
@@ -19,7 +19,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
                 row["paper"],
                 f"{row['value']:.3f} ± {row['error']:.3f}",
                 null,
-                beside,
+                references,
                 f"{row['num_steps']:,}",
                 f"{row['parameters']:,}",
                 f"{row['iterations']:,}",

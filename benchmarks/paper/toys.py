@@ -1,4 +1,4 @@
-"""The swiss roll and the heartbeats: problems whose best answer is known."""
+"""The swiss roll and the heartbeats: problems whose optimal bound is known."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ BETA_1 = 1e-5
 
 
 def swiss_roll(run: Run) -> Row:
-    """40 steps, with the levels learned; beta_1 sets the ceiling, and the paper's is not stated."""
+    """Return the row of the swiss roll: 40 steps, learned levels; the paper omits its beta_1."""
     iterations = run.choose(20, 3_000, 10_000)
     network = dp.networks.MLP(
         (2,), 64, 2, output_shape=(2, 2), fourier_features=64, key=run.key("network")
@@ -22,7 +22,7 @@ def swiss_roll(run: Run) -> Row:
         network,
         (2,),
         prediction=dp.predictions.Velocity(dp.predictions.LearnedVariance()),
-        scaling=dp.Scaling(),  # the roll is of unit scale already
+        scaling=dp.Scaling(),  # the roll has unit scale
     )
     source = dp.data.SwissRoll()
     model, seconds = timed_fit(
@@ -37,7 +37,7 @@ def swiss_roll(run: Run) -> Row:
     )
     test, _ = source.batch(jax.random.key(1), run.choose(500, 50_000, 200_000))
     value, error = in_bits(dp.elbo(jax.random.key(2), model, test).per_example)
-    # -H(X_1): where along the curve, and the noise of beta_1 across it.
+    # The ceiling -H(X_1), from the position along the curve and the noise of beta_1 across it.
     angle = np.linspace(LOW, HIGH, 100_001)
     points = np.asarray(source.curve(angle), np.float64)
     speed = np.sqrt(1 - BETA_1) * np.linalg.norm(np.gradient(points, angle, axis=0), axis=1)
@@ -59,7 +59,7 @@ def swiss_roll(run: Run) -> Row:
 
 
 def heartbeat(run: Run) -> Row:
-    """2,000 steps for five sequences of bits; the best kernels list the sequences."""
+    """Return the row of the heartbeats: 2,000 steps, five sequences, optimal kernels by listing."""
     num_steps, iterations = run.choose((50, 20), (2_000, 8_000), (2_000, 20_000))
     process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(num_steps), rate=0.2)
     data = dp.data.heartbeats()

@@ -1,1 +1,1 @@
-"""The U-Net of the library written plainly, as its users would without it: what to compare with."""
+"""Reference implementations of the U-Net of the library, without the library."""

@@ -1,5 +1,5 @@
-# ruff: noqa: D101, D102 (it is what everyone writes)
-"""`networks.UNet` with one block per level, from the layers of Equinox: channels first."""
+# ruff: noqa: D101, D102 (standard layers)
+"""`networks.UNet` with one block per level, from the layers of Equinox, channels first."""
 
 import equinox as eqx
 import jax

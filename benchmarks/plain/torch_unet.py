@@ -1,9 +1,9 @@
-# ruff: noqa: D101, D102 (it is what everyone writes)
-"""`networks.UNet` with one block per level, in PyTorch: the same layers, batches of images."""
+# ruff: noqa: D101, D102 (standard layers)
+"""`networks.UNet` with one block per level, in PyTorch: the same layers on batches of images."""
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 (its customary name)
+from torch.nn import functional as F  # noqa: N812 (its conventional name)
 
 from .equinox_unet import FEATURES, groups
 

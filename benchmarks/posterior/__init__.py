@@ -1,1 +1,1 @@
-"""Problems whose posterior is known, the methods held against them, and what is measured."""
+"""Problems with known posteriors, the methods compared on them, and the measurements."""

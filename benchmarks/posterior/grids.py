@@ -1,8 +1,8 @@
-"""Non-linear and discrete observations of one or two numbers: the posterior is on a fine grid.
+"""Non-linear and discrete observations in one or two dimensions: exact posteriors on a fine grid.
 
-The priors are mixtures of narrow Gaussians, so that their denoisers are exact and their densities
-closed forms: three unequal bumps on the line, a ring and a swiss roll in the plane, both lopsided.
-The observations are a square, a product, a radius, a count and a label.
+The priors are mixtures of narrow Gaussians, which have analytic denoisers and densities: three
+unequal bumps on the line, and an asymmetric ring and swiss roll in the plane. The observations are
+a square, a product, a radius, a count and a label.
 """
 
 import dataclasses
@@ -18,15 +18,15 @@ import diffppl as dp
 
 from .problem import Draws, Problem, sliced_wasserstein
 
-CELLS_PER_WIDTH = 10  # grid cells in a standard deviation of the prior's narrowest component
-COMPARISONS = 4
+CELLS_PER_WIDTH = 10  # grid cells per standard deviation of the narrowest component of the prior
+COMPARISONS = 4  # sets of exact draws that a method's draws are compared with
 
 # Priors --------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Prior:
-    """A mixture of round Gaussians."""
+    """A mixture of isotropic Gaussians."""
 
     weights: np.ndarray
     means: np.ndarray
@@ -34,13 +34,13 @@ class Prior:
 
 
 def bumps() -> Prior:
-    """Three on the line."""
+    """Return three unequal bumps on the line."""
     means = np.array([[-1.4], [0.6], [1.6]])
     return Prior(np.array([0.5, 0.3, 0.2]), means, np.array([0.3, 0.15, 0.4]))
 
 
 def ring() -> Prior:
-    """A ring of radius 1.5, denser on one side."""
+    """Return a ring of radius 1.5, denser on one side."""
     angle = 2 * np.pi * np.arange(64) / 64
     weights = 1 + 0.6 * np.cos(angle - 0.7)
     means = 1.5 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -48,14 +48,14 @@ def ring() -> Prior:
 
 
 def roll() -> Prior:
-    """A swiss roll of one and a half turns, denser outwards."""
+    """Return a swiss roll of one and a half turns, denser outwards."""
     angle = np.sqrt(np.linspace((1.5 * np.pi) ** 2, (4.5 * np.pi) ** 2, 100))
     radius = 0.1 * angle
     means = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     return Prior(radius / radius.sum(), means, np.full(100, 0.06))
 
 
-# Observations: the program, and the same in NumPy for the truth ------------------------------
+# Observations: programs, and the same likelihoods in SciPy for the exact posterior -----------
 
 
 def square(model, y=None):
@@ -107,7 +107,7 @@ CELLS = [
 
 
 class Grid(Problem):
-    """One prior, one kind of observation, data drawn from them."""
+    """A prior, an observation, and data simulated from them."""
 
     group, num_steps = "grid", 400
 
@@ -131,7 +131,7 @@ class Grid(Problem):
         num = int(np.ceil(2 * reach * CELLS_PER_WIDTH / prior.widths.min()))
         axis = (np.arange(num) + 0.5) / num * 2 * reach - reach
         self.width = 2 * reach / num
-        # Components are round, so the density is a product of tables, one for each coordinate.
+        # Components are isotropic, so their densities factorise over coordinates.
         each = [stats.norm.pdf(axis[:, None], mean, prior.widths) for mean in prior.means.T]
         letters = "ij"[: len(each)]
         equation = ",".join(f"{letter}k" for letter in letters) + ",k->" + letters
@@ -146,7 +146,7 @@ class Grid(Problem):
         self.cumulative = np.cumsum(joint) / joint.sum()
 
     def model(self, num_steps: int) -> dp.DiffusionModel:
-        """Noise from a twentieth of the finest detail to ten times the length of the data."""
+        """Noise levels from 1/20 of the smallest width to ten times the norm of the data."""
         weights, means, widths = self.mixture.weights, self.mixture.means, self.mixture.widths
         length = np.sqrt((means**2).sum(1).max() + widths.max() ** 2)
         schedule = dp.schedules.LogSNRLinear(

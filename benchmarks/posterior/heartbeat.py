@@ -1,8 +1,8 @@
 """Heartbeats with missing and flipped bits: five states, by enumeration.
 
 Sequences of 20 bits with a 1 in every fifth place (Sohl-Dickstein et al. 2015, section 3.2), of
-which six places are seen, each flipped with probability 0.2. The chain's steps are factorised, so
-it also makes sequences that no heart does: the mass it gives them counts as error.
+which six places are observed, each flipped with probability 0.2. The reverse steps are factorised,
+so the chain also produces other sequences, whose total mass counts as error.
 """
 
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def seen_bits(model, places, y=None):
 
 
 class Heartbeat(Problem):
-    """Which of the five phases, given some bits."""
+    """The posterior of the five phases from some of the bits."""
 
     group, cell, num_steps = "heartbeat", "heartbeat", 2_000
     program = staticmethod(seen_bits)
@@ -44,7 +44,7 @@ class Heartbeat(Problem):
         self.weights = joint / joint.sum()
 
     def model(self, num_steps: int) -> dp.DiffusionModel:
-        """The paper's 2,000 steps, however many a method reads them at."""
+        """The 2,000 steps of the paper, for methods with fewer steps too."""
         process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(max(num_steps, 2_000)), rate=0.2)
         denoiser = dp.denoisers.Enumerated(process, STATES, np.full(5, 1 / 5))
         return dp.DiffusionModel(process, denoiser, (20,))
@@ -58,7 +58,7 @@ class Heartbeat(Problem):
         return {"x": STATES[rng.choice(5, p=self.weights, size=num)]}
 
     def distance(self, rng: np.random.Generator, draws: Draws) -> dict[str, float]:
-        """Total variation over the five states and "none of them"."""
+        """Total variation over the five states and all other sequences."""
         del rng
         shares = np.all(draws["x"][:, None] == STATES, axis=-1).mean(axis=0)
         outside = 1 - shares.sum()

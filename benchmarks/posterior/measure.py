@@ -1,4 +1,4 @@
-"""One method on one problem, and a problem's truth against plain importance sampling."""
+"""Evaluation of a method on a problem, and a check of exact answers by importance sampling."""
 
 import math
 import time
@@ -16,7 +16,7 @@ import diffppl as dp
 from .methods import METHODS, Markov, Setting
 from .problem import Draws, Problem, effective_size
 
-MAX_NUMBERS = 30_000_000  # held at once by importance sampling
+MAX_NUMBERS = 30_000_000  # coordinates in memory in importance sampling
 
 
 def as_numpy(values: dict[str, Any]) -> Draws:
@@ -26,13 +26,13 @@ def as_numpy(values: dict[str, Any]) -> Draws:
 def measure(
     problem: Problem, run: int, method: str, num_steps: int, num_draws: int
 ) -> dict[str, Any]:
-    """Run the method once; distances and their floor, evidence, cost."""
+    """Run the method once; return distances and their floor, the evidence, and the cost."""
     chosen = METHODS[method][0](Setting(problem, num_steps, num_draws))
     draw = draw_markov if isinstance(chosen, Markov) else draw_posterior
     key = jax.random.fold_in(jax.random.key(problem.seed), run)
     start = time.perf_counter()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a collapse, which the smallest ess tells as well
+        warnings.simplefilter("ignore")  # of a collapse, which the smallest ESS records
         draws, found = draw(key, problem, chosen, num_steps, num_draws)
     seconds = time.perf_counter() - start
     rng = np.random.default_rng([problem.seed, run])
@@ -47,7 +47,7 @@ def measure(
 def draw_posterior(
     key: jax.Array, problem: Problem, method: Any, num_steps: int, num_draws: int
 ) -> tuple[Draws, dict[str, Any]]:
-    """By one of the library's methods."""
+    """Draw by a method of `Posterior`."""
     posterior = dp.Posterior(
         problem.program, method, num_chains=1, num_samples=num_draws, progress_bar=False
     )
@@ -64,7 +64,7 @@ def draw_posterior(
 def draw_markov(
     key: jax.Array, problem: Problem, markov: Markov, num_steps: int, num_draws: int
 ) -> tuple[Draws, dict[str, Any]]:
-    """By a kernel of NumPyro's MCMC, in one chain: no evidence."""
+    """Draw by a kernel of NumPyro's MCMC, in one chain; there is no evidence."""
     num_warmup = min(markov.num_warmup, num_draws)
     mcmc = MCMC(
         markov.kernel(problem.program),
@@ -80,11 +80,11 @@ def draw_markov(
 
 
 def verify(problem: Problem, num_draws: int, most: int = 1_000_000) -> dict[str, float]:
-    """The truth by other means: draws from the prior, weighted by the program itself.
+    """Compare the exact answers with importance sampling from the prior.
 
-    Nothing of the exact posterior is used, so this checks the program against the truth as well.
-    Draws are compared only as far as the effective size allows, and where the noise is unknown the
-    weights have a heavy tail, at the smallest sigma: there trust the evidence alone.
+    The weights are computed from the program, so this also checks that the program and the exact
+    posterior agree. The distance is meaningful only if the effective sample size is large; with
+    unknown noise the weights have a heavy tail at small sigma, and only the evidence is reliable.
     """
     rng = np.random.default_rng([*problem.cell.encode(), problem.seed, 1])
     size = sum(value[0].size for value in problem.prior(rng, 1).values())

@@ -1,4 +1,4 @@
-"""The methods that are held against the known posteriors: to add one, add a row."""
+"""The methods compared on problems with known posteriors. To add one, add a row to `METHODS`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from .problem import Problem
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a row may use: the problem, and what the command line asks for."""
+    """The arguments of a row: the problem and the settings of the command line."""
 
     problem: Problem
     num_steps: int
@@ -22,19 +22,22 @@ class Setting:
 
     @property
     def isotropic(self) -> dp.twists.MomentMatching:
-        """PiGDM's twist, with the prior's own variance."""
+        """The twist of PiGDM, with the variance of the prior."""
         return dp.twists.MomentMatching(dp.twists.Isotropic(self.problem.variance))
 
     def smc(self, particles: int = 1, **options: Any) -> dp.TwistedSMC:
-        """As many particles as draws, or several times as many."""
+        """Return twisted SMC with `particles` particles per draw."""
         return dp.TwistedSMC(particles * self.num_draws, self.num_steps, **options)
 
 
 @dataclasses.dataclass(frozen=True)
 class Markov:
-    """A kernel for NumPyro's own MCMC, and what one of its iterations calls the denoiser.
+    """A kernel for NumPyro's MCMC.
 
-    `num_warmup` iterations go before the draws; `calls` takes the last state's extra fields.
+    Attributes:
+        kernel: function of the program.
+        num_warmup: iterations before the draws.
+        calls: denoiser calls per iteration; None if unknown.
     """
 
     kernel: Callable[[Callable[..., None]], Any]
@@ -51,13 +54,13 @@ def particle_gibbs(setting: Setting, num_particles: int = 64) -> Markov:
 
 
 def nuts_on_the_flow(setting: Setting) -> Markov:
-    """One chain from where it happens to start: it does not leave its mode."""
+    """Return NUTS on the flow; a single chain does not leave its initial mode."""
     del setting
     config = {"x": dp.FlowReparam()}
     return Markov(
         lambda program: NUTS(numpyro.handlers.reparam(program, config=config)),
         num_warmup=500,
-        calls=None,  # the integrator's steps are its own
+        calls=None,  # the adaptive integrator does not report its calls
     )
 
 
@@ -75,17 +78,17 @@ def masked(problem: Problem) -> bool:
 
 
 def noisy(problem: Problem) -> bool:
-    """Real data, seen through noise."""
+    """Whether the data are real, with noisy observations."""
     return problem.group not in ("heartbeat", "mask")
 
 
 def alone(problem: Problem) -> bool:
-    """No latent but x, and not too many numbers in it for a long chain."""
+    """Whether x is the only latent, and small enough for a long chain."""
     return problem.group in ("grid", "heartbeat", "mask") or problem.cell.startswith("mixture 8/")
 
 
 def known_noise(problem: Problem) -> bool:
-    """Real data and no other latents."""
+    """Whether the data are real and there are no other latents."""
     return problem.group in ("mixtures", "grid")
 
 

@@ -1,16 +1,16 @@
-"""Mixtures of 25 Gaussians seen through a linear map, with noise of known or unknown size.
+"""Mixtures of 25 Gaussians with linear observations, and noise of known or unknown size.
 
 The problems of Cardoso, Janati, Le Corff and Moulines 2024 (MCGdiff): unit Gaussians on a lattice,
-weights squared standard normals, normalised; A with random singular vectors and singular values
-sorted uniform; sigma uniform times the largest of them. Here sigma may instead be a latent with a
-half-normal prior.
+with normalised squared standard normals as weights; A with random singular vectors and sorted
+uniform singular values; sigma uniform times the largest of them. Alternatively sigma is a latent
+with a half-normal prior.
 
-The truth: with A = U S V', component k has, given sigma,
+Exact posterior: with A = U S V', component k has, conditional on sigma,
 
     y     ~ N(A m_k, U (S^2 + sigma^2) U')
     x | y ~ N(m_k + V S/(S^2 + sigma^2) U'(y - A m_k),  I - V S^2/(S^2 + sigma^2) V'),
 
-so everything is a mixture again, and log sigma is one number: a grid.
+so the posterior is again a mixture; log sigma is scalar, and integrated on a grid.
 """
 
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from .problem import Draws, Problem, sliced_wasserstein, wasserstein
 
 CELLS = [(d_x, d_y) for d_x in (8, 80, 800) for d_y in (1, 2, 4)]
 LATTICE = np.array([[i, j] for i in range(-2, 3) for j in range(-2, 3)], dtype=float)
-NOISE_SCALE = 0.5  # of the half-normal prior of sigma
+NOISE_SCALE = 0.5  # scale of the half-normal prior of sigma
 COMPARISONS = 4  # sets of exact draws that a method's draws are compared with
 
 
@@ -45,7 +45,7 @@ def first_known(model, y=None):
 
 
 class LinearMixture:
-    """25 Gaussians, a linear map, and what follows from seeing y at any sigma."""
+    """25 Gaussians with a linear map, and their exact posterior for any y and sigma."""
 
     def __init__(self, rng: np.random.Generator, d_x: int, d_y: int) -> None:
         weights = rng.normal(size=25) ** 2
@@ -57,12 +57,12 @@ class LinearMixture:
 
     @property
     def variance(self) -> float:
-        """Of a coordinate, on average."""
+        """Variance of a coordinate, averaged over coordinates."""
         spread = self.weights @ self.means**2 - (self.weights @ self.means) ** 2
         return 1 + float(spread.mean())
 
     def model(self, num_steps: int) -> dp.DiffusionModel:
-        """Noise levels in equal ratios, up to ten times the length of the data."""
+        """Return the model, with log-spaced noise levels up to ten times the norm of the data."""
         d_x = self.means.shape[1]
         length = np.sqrt((self.means**2).sum(1).max() + d_x)
         schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.05, 10 * length))
@@ -70,12 +70,12 @@ class LinearMixture:
         return dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, (d_x,))
 
     def prior(self, rng: np.random.Generator, num: int) -> np.ndarray:
-        """Draws of x."""
+        """Draw x from the prior."""
         means = self.means[rng.choice(25, p=self.weights, size=num)]
         return means + rng.normal(size=means.shape)
 
     def log_joint(self, y: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-        """log p(component, y given sigma), shape `(*sigma, 25)`."""
+        """Return log p(component, y | sigma), shape `(*sigma, 25)`."""
         total = self.singular**2 + sigma[..., None, None] ** 2
         residual = (y - self.means @ self.matrix.T) @ self.u
         log_density = -0.5 * (residual**2 / total + np.log(2 * np.pi * total)).sum(-1)
@@ -84,14 +84,15 @@ class LinearMixture:
     def posterior(
         self, rng: np.random.Generator, y: np.ndarray, sigma: np.ndarray, component: np.ndarray
     ) -> np.ndarray:
-        """One draw of x for each sigma and component."""
+        """Draw x once for each sigma and component."""
         means = self.means[component]
         total = self.singular**2 + sigma[:, None] ** 2
-        moved = ((y - means @ self.matrix.T) @ self.u) * self.singular / total
+        shift = ((y - means @ self.matrix.T) @ self.u) * self.singular / total
         noise = rng.normal(size=means.shape)
-        # I - V S^2/(S^2 + sigma^2) V' has the root I - V (1 - sigma/sqrt(S^2 + sigma^2)) V'.
+        # The covariance I - V S^2/(S^2 + sigma^2) V' has the symmetric square root
+        # I - V (1 - sigma/sqrt(S^2 + sigma^2)) V'.
         shrunk = (noise @ self.v.T) * (1 - sigma[:, None] / np.sqrt(total))
-        return means + noise + (moved - shrunk) @ self.v
+        return means + noise + (shift - shrunk) @ self.v
 
 
 class OfMixture(Problem):
@@ -104,7 +105,7 @@ class OfMixture(Problem):
         return self.mixture.model(num_steps)
 
     def distance(self, rng: np.random.Generator, draws: Draws) -> dict[str, float]:
-        """Sliced Wasserstein distance of x, and W1 of the logarithm of any scale."""
+        """Sliced Wasserstein distance of x, and W1 of log sigma if it is a latent."""
         found = []
         for _ in range(COMPARISONS):
             exact = self.draw(rng, len(draws["x"]))
@@ -116,7 +117,7 @@ class OfMixture(Problem):
 
 
 class KnownNoise(OfMixture):
-    """A cell of the published table."""
+    """A problem of the published table, with known sigma."""
 
     group, num_steps = "mixtures", 100
     program = staticmethod(known_noise)
@@ -167,7 +168,7 @@ class UnknownNoise(OfMixture):
         truth = self.prior(rng, 1)
         self.y = mixture.matrix @ truth["x"][0] + truth["sigma"][0] * rng.normal(size=d_y)
         self.arguments = (jnp.asarray(mixture.matrix),)
-        # The density of log sigma is smooth, so the sum over a fine grid has no error to speak of.
+        # The density of log sigma is smooth: the error of the sum over a fine grid is negligible.
         log_sigma = np.linspace(-16.0, np.log(8), 20_001) + np.log(NOISE_SCALE)
         self.cell_width = log_sigma[1] - log_sigma[0]
         ratio = np.exp(log_sigma) / NOISE_SCALE
@@ -193,7 +194,7 @@ class UnknownNoise(OfMixture):
 
 
 class Mask(OfMixture):
-    """The first coordinate seen without noise: five of the 25 components are left."""
+    """A noiseless observation of the first coordinate, consistent with five components."""
 
     group, num_steps = "mask", 100
     program, arguments = staticmethod(first_known), ()

@@ -1,7 +1,8 @@
-"""What a problem with a known posterior must give, and distances between draws.
+"""The interface of problems with known posteriors, and distances between sets of draws.
 
-A problem is a NumPyro program, a model whose denoiser is exact, data, and the truth in float64:
-independent posterior draws and log p(y). What a method misses is then its own, or the chain's.
+A problem consists of a NumPyro program, a model with an analytic denoiser, data, and exact answers
+in float64: independent posterior draws and log p(y). The remaining error is that of the method and
+of the discretised chain.
 """
 
 import abc
@@ -19,14 +20,14 @@ class Problem(abc.ABC):
     """One data set of one kind of problem.
 
     Attributes:
-        group: which of the groups of the command line.
-        cell: name of the kind, shared by problems that differ in their seed alone.
-        seed: which of them.
-        num_steps: length of the chain unless another is asked for.
+        group: group of problems, as on the command line.
+        cell: name of the kind, shared by problems that differ only in their seed.
+        seed: seed of the data.
+        num_steps: default length of the chain.
         program: the NumPyro program, called as `program(model, *arguments, y=y)`.
-        arguments: what it needs beside the model.
+        arguments: its further arguments.
         y: the observations.
-        variance: of a coordinate of x_0 under the prior, on average.
+        variance: prior variance of a coordinate of x_0, averaged over coordinates.
         log_evidence: log p(y) in nats.
     """
 
@@ -42,35 +43,35 @@ class Problem(abc.ABC):
 
     @abc.abstractmethod
     def model(self, num_steps: int) -> dp.DiffusionModel:
-        """The prior with its exact denoiser."""
+        """Return the prior with its analytic denoiser."""
 
     @abc.abstractmethod
     def prior(self, rng: np.random.Generator, num: int) -> Draws:
-        """Independent draws of all latent sites from their prior."""
+        """Draw all latent sites independently from their prior."""
 
     @abc.abstractmethod
     def draw(self, rng: np.random.Generator, num: int) -> Draws:
-        """Independent draws of all latent sites from the posterior."""
+        """Draw all latent sites independently from the posterior."""
 
     @abc.abstractmethod
     def distance(self, rng: np.random.Generator, draws: Draws) -> dict[str, float]:
-        """How far `draws` lie from the posterior, by name of what is compared."""
+        """Return the distances of `draws` from the posterior, by name of the marginal."""
 
     def floor(self, rng: np.random.Generator, num: int, pairs: int = 10) -> dict[str, float]:
-        """The distance of `num` exact draws: the least that any method can show."""
+        """Return the mean distance of `num` exact draws, the minimum for any method."""
         found = [self.distance(rng, self.draw(rng, num)) for _ in range(pairs)]
         return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
 
 
 def wasserstein(a: np.ndarray, b: np.ndarray) -> float:
-    """W1 between as many draws of one number."""
+    """Return W1 between equally many draws, averaged over the trailing axis."""
     return float(np.abs(np.sort(a, axis=0) - np.sort(b, axis=0)).mean())
 
 
 def sliced_wasserstein(
     rng: np.random.Generator, a: np.ndarray, b: np.ndarray, num_directions: int = 200
 ) -> float:
-    """W1 of projections, averaged over random directions; of the numbers themselves in 1-D."""
+    """Return W1 of projections, averaged over random directions; plain W1 in one dimension."""
     if a.shape[1] == 1:
         return wasserstein(a, b)
     directions = rng.normal(size=(a.shape[1], num_directions))
@@ -79,5 +80,5 @@ def sliced_wasserstein(
 
 
 def effective_size(weights: np.ndarray) -> float:
-    """Effective number of weighted draws."""
+    """Return the effective sample size of weighted draws."""
     return float(weights.sum() ** 2 / (weights**2).sum())

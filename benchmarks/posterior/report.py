@@ -1,4 +1,4 @@
-"""The table and the figure."""
+"""The table and the figure of the results."""
 
 import math
 from typing import Any
@@ -9,8 +9,8 @@ import numpy as np
 Rows = list[dict[str, Any]]
 
 # MCGdiff (Cardoso et al. 2024; 1,000 particles twice, 20 and 100 steps) and DPS (Chung et al. 2023;
-# 100 steps) written anew and measured on 20 other problems of each cell: sliced W1 and its 95 %
-# half-interval, then, at 100 steps, the mean ratio to the floor.
+# 100 steps), reimplemented and measured on 20 other problems of each cell: sliced W1 with the 95 %
+# half-interval, and, at 100 steps, the mean ratio to the floor.
 PUBLISHED = {
     "mixture 8/1": ("1.87 ± 0.76", "0.82 ± 0.30 (6.4)", "4.56 ± 1.55 (30.8)"),
     "mixture 8/2": ("0.87 ± 0.29", "0.58 ± 0.24 (7.1)", "2.55 ± 0.80 (33.3)"),
@@ -24,12 +24,12 @@ PUBLISHED = {
 }
 HEAD = ["problem", "method", "of", "n", "distance", "floor", "ratio", "evidence: mean", "size"]
 HEAD += ["calls", "seconds"]
-WORST = 300.0  # ratio to the floor that the figure shows
+WORST = 300.0  # largest ratio to the floor in the figure
 HEAD_PUBLISHED = ["MCGdiff, 20 steps", "MCGdiff, 100 steps", "DPS, 100 steps"]
 
 
 def groups(rows: Rows) -> dict[tuple[str, str], Rows]:
-    """Rows of each cell and method, in the order of first appearance by cell."""
+    """Group rows by cell and method, in the order of first appearance of the cells."""
     found: dict[tuple[str, str], Rows] = {}
     for row in rows:
         found.setdefault((row["cell"], row["method"]), []).append(row)
@@ -38,7 +38,7 @@ def groups(rows: Rows) -> dict[tuple[str, str], Rows]:
 
 
 def of(rows: Rows, *path: str) -> np.ndarray:
-    """One number of every row."""
+    """Return one number of every row, by its path of keys."""
     values: list[Any] = rows
     for name in path:
         values = [value[name] for value in values]
@@ -46,19 +46,19 @@ def of(rows: Rows, *path: str) -> np.ndarray:
 
 
 def ratios(rows: Rows, name: str) -> np.ndarray:
-    """Distance over floor, problem by problem."""
+    """Return the ratio of distance to floor for each problem."""
     return of(rows, "distance", name) / of(rows, "floor", name)
 
 
 def mean_and_interval(values: np.ndarray) -> str:
-    """Mean and 95 % half-interval, as the published tables have it."""
+    """Format the mean and the 95 % half-interval, as in the published tables."""
     if len(values) == 1:
         return f"{values[0]:.3f}"
     return f"{values.mean():.3f} ± {1.96 * values.std(ddof=1) / math.sqrt(len(values)):.3f}"
 
 
 def table(rows: Rows) -> list[list[str]]:
-    """The cells of the table, its head first."""
+    """Return the rows of the table, header first."""
     published = any(cell in PUBLISHED for cell, _ in groups(rows))
     lines = [HEAD + HEAD_PUBLISHED if published else HEAD]
     shown = set()
@@ -80,7 +80,7 @@ def table(rows: Rows) -> list[list[str]]:
 
 
 def overall(rows: Rows) -> list[str]:
-    """Geometric means over cells of the ratio to the floor, by group and method."""
+    """Return geometric means over cells of the ratio to the floor, by group and method."""
     found: dict[tuple[str, str, str], list[float]] = {}
     for (_, method), some in groups(rows).items():
         for name in some[0]["distance"]:
@@ -107,10 +107,10 @@ def as_markdown(lines: list[list[str]]) -> str:
 
 
 def figure(rows: Rows) -> plt.Figure:
-    """Accuracy against denoiser calls, a panel for each group of problems.
+    """Plot accuracy against denoiser calls, one panel per group of problems.
 
-    A small point for each cell, a large one for their geometric mean. Methods whose calls are not
-    counted are in the table alone; draws that are not finite count as the worst that is shown.
+    Small points are cells, large ones their geometric mean. Methods without a count of denoiser
+    calls are in the table only; draws that are not finite are plotted at the largest ratio.
     """
     methods = list(dict.fromkeys(row["method"] for row in rows))
     styles = {
@@ -147,7 +147,7 @@ def figure(rows: Rows) -> plt.Figure:
 
 
 def by_group(rows: Rows) -> dict[tuple[str, str], list[Rows]]:
-    """The cells of each group and method."""
+    """Group the cells by group of problems and method."""
     found: dict[tuple[str, str], list[Rows]] = {}
     for (_, method), some in groups(rows).items():
         found.setdefault((some[0]["group"], method), []).append(some)

@@ -1,15 +1,16 @@
-"""Simulation-based calibration of a program and a method.
+"""Simulation-based calibration of a method on a program.
 
-*What lives here*: drawing a program from its prior (`simulation`), ranking the truth among the
-draws of a method (`calibrate`), judging the ranks (`uniformity`), and what a user sees (`result`).
+*What lives here*: simulation of a program from its prior (`simulation`), ranks of the simulated
+values among the posterior draws of a method (`calibrate`, `ranks`), tests of their uniformity
+(`uniformity`), and the result (`result`).
 
-*The contract*: a method is judged against the prior that it conditions
-(`AbstractMethod.prior_sampler`), in one compiled call.
+*The contract*: a method is tested against the prior that it conditions
+(`AbstractMethod.prior_sampler`); a batch of simulations is one compiled call.
 
-*To add one*: a quantity is a function that the user hands to `calibrate`; a test of uniformity is a
+*To add one*: a test quantity is a function passed to `calibrate`; a test of uniformity is a
 function of ranks in `uniformity`.
 
-*What does not belong here*: methods, and pictures.
+*What does not belong here*: methods (`conditioning`) and figures (`plots`).
 """
 
 from .calibrate import calibrate

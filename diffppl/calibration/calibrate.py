@@ -1,23 +1,22 @@
-"""Simulation-based calibration: whether credible sets have the coverage that they state.
+"""Simulation-based calibration (SBC): a test of the coverage of posterior credible sets.
 
-Draw everything from the program's own prior, theta* ~ p(theta) and y ~ p(y given theta*); draw L
-times from the method's posterior given y. If the posterior is right, theta* is one more draw like
-the others, and the rank of f(theta*) among f(theta_1), .., f(theta_L) is uniform on {0, .., L}, for
-any scalar f, of theta and y. Many simulations make a histogram of ranks: a hump is a posterior
-too wide, a valley one too narrow, a slope a bias.
+Simulate from the program's prior, theta* ~ p(theta) and y ~ p(y | theta*), and take L draws from
+the method's approximation of p(theta | y). If the approximation is exact, theta* and the draws are
+exchangeable, so the rank of f(theta*) among f(theta_1), .., f(theta_L) is uniform on {0, .., L} for
+any scalar f(theta, y). The histogram of the ranks over many simulations shows the error: convex if
+the posterior is too narrow, concave if it is too wide, sloped if it is biased.
 
-*Which f*. Every coordinate of every latent and deterministic site, in the user's units; what the
-user asks for; and log p(y given theta), without which a method that ignores y would pass: its draws
-from the prior have uniform ranks in every coordinate.
+*Test quantities f*. Every coordinate of every latent and deterministic site, in the user's units;
+the user's own quantities; and log p(y | theta), which detects a method that ignores y: draws from
+the prior have uniform ranks in every coordinate.
 
-*Which prior*. The chain's own: diffusion sites are drawn by the reverse chain whose posterior the
-method draws, at its number of steps. What is judged is the method, not
-the model.
+*Prior*. Diffusion sites are simulated by the reverse chain that the method conditions, at its
+number of steps. The test is therefore of the method, not of the model.
 
-*Large sites*. A site of more than `ranks.LARGE` coordinates is looked at along as many random
-directions, the same in every simulation: each coordinate, and each correlation, has its part in all
-of them, where a choice of coordinates would be blind to the rest, and hundreds of p-values are no
-verdict.
+*Large sites*. A site of more than `simulation.LARGE` coordinates is projected on that number of
+random directions, the same in every simulation. Every coordinate and every correlation contributes
+to each of them, while a subset of coordinates would not test the others, and a Bonferroni
+correction over hundreds of coordinates would have little power.
 
 References:
     Talts, Betancourt, Simpson, Vehtari and Gelman 2018, "Validating Bayesian Inference Algorithms
@@ -52,7 +51,7 @@ from .ranks import mean_copies, rank_of_first
 from .result import Calibration
 from .simulation import Simulator, quantities_at, simulator, traced_quantities
 
-MAX_COLLAPSED = 0.01  # of the simulations
+MAX_COLLAPSED = 0.01  # share of the simulations above which `calibrate` warns
 
 
 def calibrate(
@@ -69,36 +68,40 @@ def calibrate(
     progress_bar: bool = True,
     **kwargs: Any,
 ) -> Calibration:
-    """Simulation-based calibration of a method on a program.
+    """Test the calibration of a method on a program by simulation.
 
-    The draws of one simulation should be independent, or nearly: draws of a short Markov chain
-    have ranks that are too extreme, even if the chain is right.
+    The draws of one simulation should be approximately independent: autocorrelated draws of a
+    short Markov chain have overdispersed ranks, even if its stationary distribution is exact.
 
     Args:
         key: a typed JAX key.
-        program: a NumPyro model that draws its data if it is not given them.
-        method: how the posterior is drawn, for instance `TwistedSMC(num_particles=1_000)`; None
-            takes what `Posterior(program)` would.
-        *args: for the program, without its data.
-        observed: names of the sites that are data.
-        num_simulations: data sets to simulate; the error of a coverage falls with the square root.
-        num_samples: posterior draws for each; ranks go from 0 to this.
+        program: a NumPyro model that samples its data if they are not passed.
+        method: the inference method, such as `TwistedSMC(num_particles=1_000)`; None selects the
+            default of `Posterior(program)`.
+        *args: positional arguments of the program, without its data.
+        observed: names of the observed sites.
+        num_simulations: number of simulated data sets; the standard error of a coverage is
+            proportional to its inverse square root.
+        num_samples: posterior draws per simulation; ranks range from 0 to this number.
         quantities: a function of a dictionary of sites (latent and deterministic, one draw) that
-            returns a dictionary of numbers to be ranked as well.
-        sampler: how diffusion sites are drawn from the prior; by the method's own chain
+            returns a dictionary of further quantities to rank.
+        sampler: sampler of diffusion sites from the prior; the chain of the method
             (`AbstractMethod.prior_sampler`) if None.
-        batch_size: simulations made at once; a few suit a CPU, and more pay on a GPU.
-        progress_bar: whether to show one.
-        **kwargs: for the program, without its data.
+        batch_size: simulations run at once; a few on a CPU, more on a GPU.
+        progress_bar: whether to show a progress bar.
+        **kwargs: keyword arguments of the program, without its data.
+
+    Returns:
+        A `Calibration`: ranks, p-values and coverages of every quantity.
 
     Raises:
-        TypeError: a wrong kind of argument.
-        ValueError: no such site, or one that is not free to be drawn; a program that cannot be
-            simulated, or not conditioned; the message names the site.
+        TypeError: an argument of the wrong type.
+        ValueError: an observed site that does not exist or is a diffusion site, or a program that
+            cannot be simulated or conditioned; the message names the site.
 
     Warns:
-        UserWarning: in more than 1 % of the simulations the particles collapsed: their draws are
-            few, and what is judged is that. Or a quantity was NaN.
+        UserWarning: the particles collapsed in more than 1 % of the simulations, so that the draws
+            have few distinct values and the ranks reflect this; or a quantity was NaN.
 
     Example:
         >>> method = dp.TwistedSMC(num_particles=1_000)
@@ -120,19 +123,19 @@ def calibrate(
     experiment = _prepare(
         key, program, method, args, kwargs, names, sampler, quantities, num_samples
     )
-    found = _run(key, experiment, num_simulations, num_samples, batch_size, show=progress_bar)
-    ranks, failed, collapsed = found
+    results = _run(key, experiment, num_simulations, num_samples, batch_size, show=progress_bar)
+    ranks, failed, collapsed = results
     num_done = len(failed)
     if (num_failed := int(np.sum(failed))) > 0:
         warnings.warn(
-            f"in {num_failed} of {num_done} simulations some quantity was NaN, and has "
-            "been given the lowest rank: look at the method's settings, or at quantities.",
+            f"in {num_failed} of {num_done} simulations some quantity was NaN and was assigned "
+            "the lowest rank: check the method's settings and quantities.",
             stacklevel=2,
         )
     if (num_collapsed := int(np.sum(collapsed))) > MAX_COLLAPSED * num_done:
         warnings.warn(
             f"in {num_collapsed} of {num_done} simulations the particles collapsed to an "
-            f"effective sample size below {MIN_EFFECTIVE}, so that their draws are few: use "
+            f"effective sample size below {MIN_EFFECTIVE}, so that few draws are distinct: use "
             "more particles, another twist, or more steps of the chain.",
             stacklevel=2,
         )
@@ -141,7 +144,7 @@ def calibrate(
 
 
 class _Experiment(NamedTuple):
-    """All that one simulation needs but its key."""
+    """The inputs of one simulation, except its key."""
 
     bound: BoundProgram
     simulator: Simulator
@@ -161,9 +164,10 @@ def _prepare(
     quantities: Any,
     num_samples: int,
 ) -> _Experiment:
-    """Refuse what cannot be simulated or conditioned, and fill in every setting."""
+    """Check the program and its observed sites, and resolve the default settings."""
     if not observed:
         raise ValueError("observed is empty; name the sites that are data, such as observed='y'.")
+    # Without a sampler diffusion sites are zero: this simulation only provides names and shapes.
     plain = simulator(program, args, kwargs)
     example = plain(key)
     for name in observed:
@@ -182,12 +186,13 @@ def _prepare(
         method = choose(Target(bound), num_samples).method
     target = Target(bound, method.num_steps)
     method = method.resolve(target, num_samples)
+    # The prior must be that of the chain whose posterior is drawn, or the ranks are not uniform.
     chain = method.prior_sampler() if sampler is None else sampler
     simulate = simulator(program, args, kwargs, chain, target.num_steps)
     wanted = None
     if quantities is not None:
-        opened = {name: example[name] for name in bound.traces.shapes}
-        wanted = traced_quantities(quantities, bound, opened)
+        example = {name: example[name] for name in bound.traces.shapes}
+        wanted = traced_quantities(quantities, bound, example)
     return _Experiment(bound, simulate, method, observed, wanted)
 
 
@@ -200,37 +205,38 @@ def _run(
     *,
     show: bool,
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """The simulations, some at a time; an interrupt keeps those that were finished."""
+    """Run the simulations in batches; a keyboard interrupt returns the finished ones."""
     key_directions, key_runs = jax.random.split(key)
     keys = jax.random.split(key_runs, num_simulations)
     size = min(batch_size, num_simulations)
-    found = []
+    batches = []
     bar = tqdm(total=num_simulations, desc="calibrate", disable=not show, dynamic_ncols=True)
     try:
         for first in range(0, num_simulations, size):
-            # The last batch is filled up with simulations that do not count.
-            which = np.arange(first, first + size) % num_simulations
-            batch = _simulate(keys[which], experiment, num_samples, key_directions=key_directions)
-            found.append(jax.device_get(batch))
+            # The last batch is padded with repeated simulations, which are discarded below, so
+            # that all batches share one compilation.
+            indices = np.arange(first, first + size) % num_simulations
+            batch = _simulate(keys[indices], experiment, num_samples, key_directions=key_directions)
+            batches.append(jax.device_get(batch))
             bar.update(min(size, num_simulations - first))
     except KeyboardInterrupt:
-        if not found:
+        if not batches:
             raise
         warnings.warn(
-            f"calibrate was interrupted after {len(found) * size} of {num_simulations} "
+            f"calibrate was interrupted after {len(batches) * size} of {num_simulations} "
             "simulations, which are kept.",
             stacklevel=3,
         )
     finally:
         bar.close()
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_simulations], *found)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_simulations], *batches)
 
 
 @eqx.filter_jit
 def _simulate(
     keys: Array, experiment: _Experiment, num_samples: int, *, key_directions: Array
 ) -> tuple[Values, Array, Array]:
-    """For each key the ranks, whether any value was NaN, and whether particles collapsed."""
+    """Return per key the ranks, whether a quantity was NaN, and whether particles collapsed."""
     method, observed = experiment.method, experiment.observed
 
     def simulation(key: Array) -> tuple[Values, Array, Array]:
@@ -242,22 +248,23 @@ def _simulate(
         drawn = jax.vmap(lambda key, x_0, u: target.draw(key, x_0, u).values)(
             jax.random.split(key_free, num_samples), draws.x_0, draws.latents
         )
-        # The truth goes through the same arithmetic as the draws, so that ties are ties.
+        # The simulated value and the draws are evaluated by the same compiled arithmetic, so that
+        # equal inputs yield equal quantities and ties are detected exactly.
         rows = {
             name: jnp.concatenate([truth[name][None].astype(drawn[name].dtype), drawn[name]])
             for name in bound.traces.shapes
         }
-        found = jax.vmap(
+        quantities = jax.vmap(
             lambda row: quantities_at(key_directions, bound, row, experiment.quantities)
         )(rows)
-        each = jax.random.split(key_rank, len(found))
+        keys_rank = jax.random.split(key_rank, len(quantities))
         copies = mean_copies((draws.x_0, draws.latents), draws.sample_stats.get("particle"))
         ranks = {
             name: rank_of_first(key, value, copies)
-            for key, (name, value) in zip(each, sorted(found.items()), strict=True)
+            for key, (name, value) in zip(keys_rank, sorted(quantities.items()), strict=True)
         }
-        failed = jnp.any(jnp.stack([jnp.any(jnp.isnan(x)) for x in found.values()]))
-        fewest = jnp.min(draws.step_stats.get("ess", jnp.asarray(jnp.inf)))
-        return ranks, failed, fewest < MIN_EFFECTIVE
+        failed = jnp.any(jnp.stack([jnp.any(jnp.isnan(x)) for x in quantities.values()]))
+        smallest_ess = jnp.min(draws.step_stats.get("ess", jnp.asarray(jnp.inf)))
+        return ranks, failed, smallest_ess < MIN_EFFECTIVE
 
     return jax.vmap(simulation)(keys)

@@ -1,14 +1,14 @@
-"""The rank of the truth among draws.
+"""The rank of the simulated value (the truth) among posterior draws with duplicates.
 
-Draws of a particle method are often copies of one another, and the truth, which is no copy, does
-not stand among L of them as among L different ones: a right posterior would be rejected. With m the
-mean number of copies of a draw, itself counted, the draws are worth L / m different ones, and the
-truth is given the width of one of these,
+Resampling duplicates particles, so the draws of a particle method contain copies of one another,
+while the truth has no copy. It is then not exchangeable with L draws, and the usual rank would
+reject an exact posterior. With m the mean number of copies of a draw, itself included, the draws
+are equivalent to L / m distinct ones, and the truth has the weight of one of these:
 
     rank = floor((L + 1) U),    U = (#{draws < truth} + V (#{draws = truth} + m)) / (L + m),
 
-with V uniform on (0, 1). For draws that all have m copies U is (r + V) / (L / m + 1) with r
-the rank among the different ones; without copies the rank is the usual one, ties broken at random.
+with V uniform on (0, 1). If every draw has m copies, U = (r + V) / (L / m + 1) with r the rank
+among the distinct draws. Without copies (m = 1) this is the usual rank with ties broken at random.
 """
 
 import jax
@@ -17,22 +17,22 @@ from jaxtyping import Array, Float, PyTree
 
 
 def rank_of_first(key: Array, values: Array, copies: Float[Array, ""]) -> Array:
-    """Rank of the first row among the others, of which each counts for `copies` draws in one."""
+    """Return the rank of the first row among the others, which have `copies` copies on average."""
     truth, draws = values[0], values[1:]
     below, ties = (draws < truth).sum(axis=0), (draws == truth).sum(axis=0)
     num = len(draws)
-    place = below + jax.random.uniform(key, truth.shape) * (ties + copies)
-    rank = jnp.floor(place / (num + copies) * (num + 1)).astype(int)
-    return jnp.minimum(rank, num)
+    position = below + jax.random.uniform(key, truth.shape) * (ties + copies)
+    rank = jnp.floor(position / (num + copies) * (num + 1)).astype(int)
+    return jnp.minimum(rank, num)  # rounding can yield U = 1
 
 
 def mean_copies(draws: PyTree[Array], particle: Array | None) -> Float[Array, ""]:
-    """The mean number of draws that are copies of a draw, itself counted.
+    """Return the mean number of copies of a draw, itself included.
 
     Args:
-        draws: arrays with a leading axis of draws. Those that are equal in all numbers are copies,
-            if any of the numbers is real: bits may well be equal by chance.
-        particle: the index of the particle of each draw, by which copies are identified if given.
+        draws: arrays with a leading axis of draws. Draws that are equal in every entry are copies,
+            provided that some entry is real: discrete draws can be equal by chance.
+        particle: the particle index of each draw; identifies copies if not None.
     """
     leaves = [leaf for leaf in jax.tree.leaves(draws) if leaf.size]
     if particle is not None:

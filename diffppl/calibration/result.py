@@ -1,4 +1,4 @@
-"""What a simulation-based calibration found: ranks, and what to make of them."""
+"""The result of simulation-based calibration: ranks, p-values and coverages."""
 
 from typing import Any, NamedTuple, final
 
@@ -9,11 +9,11 @@ from . import uniformity
 
 
 class Coverage(NamedTuple):
-    """How often central intervals hold the truth.
+    """Empirical coverage of central posterior intervals.
 
     Attributes:
-        value: shape `(len(probs), ...)`, then the quantity's own.
-        standard_error: what `value` scatters by if all is well, shape `(len(probs),)`.
+        value: shape `(len(probs), *quantity_shape)`.
+        standard_error: binomial standard error of `value` under calibration, shape `(len(probs),)`.
     """
 
     value: np.ndarray
@@ -22,14 +22,14 @@ class Coverage(NamedTuple):
 
 @final
 class Calibration(eqx.Module):
-    """What `calibrate` returns.
+    """The result of `calibrate`.
 
     Attributes:
-        ranks: of the truth among the draws, 0..`num_samples`, shape `(num_simulations, ...)` for
-            every quantity by name.
-        num_samples: draws of each simulation.
-        method: its name.
-        num_collapsed: in how many simulations the particles collapsed.
+        ranks: ranks of the simulated value among the draws, 0..`num_samples`, by name of the
+            quantity, shape `(num_simulations, *quantity_shape)`.
+        num_samples: posterior draws per simulation.
+        method: name of the method's class.
+        num_collapsed: number of simulations in which the particles collapsed.
     """
 
     ranks: dict[str, np.ndarray]
@@ -39,64 +39,69 @@ class Calibration(eqx.Module):
 
     @property
     def num_simulations(self) -> int:
-        """How many data sets were simulated."""
+        """Number of simulated data sets."""
         return len(next(iter(self.ranks.values())))
 
     def pvalues(self) -> dict[str, np.ndarray]:
-        """How surprising the ranks are if they are uniform, for each coordinate by itself.
+        """Return the p-value of the uniformity test for each coordinate separately.
 
-        The test is that of `diffppl.calibration.uniformity`, whose p-values are exact to 1e-12.
+        See `diffppl.calibration.uniformity`; the p-values are exact to 1e-12.
         """
         return {name: uniformity.pvalues(r, self.num_samples) for name, r in self.ranks.items()}
 
     @property
     def pvalue(self) -> float:
-        """The smallest p-value times the number of all (Bonferroni): one verdict on everything."""
+        """Joint p-value of all quantities, with the Bonferroni correction."""
         found = np.concatenate([np.ravel(p) for p in self.pvalues().values()])
         return min(1.0, float(found.min()) * found.size)
 
     def coverage(self, probs: Any = (0.5, 0.8, 0.9, 0.95)) -> dict[str, Coverage]:
-        """How often the central interval of each probability holds the truth.
+        """Return the empirical coverage of the central interval of each probability.
 
-        A rank at the edge of an interval counts in part, so that the expected coverage of a right
-        posterior is the probability itself, whatever the number of draws.
+        A rank on the boundary of an interval counts fractionally, so that the expected coverage of
+        an exact posterior equals the nominal probability for any number of draws.
 
         Args:
-            probs: numbers between 0 and 1.
+            probs: nominal probabilities, between 0 and 1.
+
+        Raises:
+            ValueError: `probs` is not a sequence of numbers between 0 and 1.
         """
         inside = np.asarray(probs, np.float64)
         if inside.ndim != 1 or not np.all((inside > 0) & (inside < 1)):
             raise ValueError(f"probs={probs!r} must be probabilities between 0 and 1.")
         error = np.sqrt(inside * (1 - inside) / self.num_simulations)
+        # Rank r is the cell [r, r + 1] / (L + 1) of (0, 1); its share is its overlap with the
+        # interval, in units of the cell.
         cells = np.arange(self.num_samples + 2) / (self.num_samples + 1)
         low, high = (1 - inside[:, None]) / 2, (1 + inside[:, None]) / 2
         shares = np.diff(np.clip(cells, low, high), axis=1) * (self.num_samples + 1)
         return {name: Coverage(shares[:, r].mean(axis=1), error) for name, r in self.ranks.items()}
 
     def ecdf_difference(self) -> dict[str, np.ndarray]:
-        """The ECDF of the ranks less the uniform CDF, at `band().position` on the last axis."""
+        """Return the ECDF of the ranks minus the uniform CDF, at `band().position` (last axis)."""
         return {
             name: uniformity.ecdf_difference(r, self.num_samples) for name, r in self.ranks.items()
         }
 
     def band(self, prob: float = 0.95) -> uniformity.Band:
-        """Where `ecdf_difference` of one quantity stays, everywhere at once, with `prob`."""
+        """Return the simultaneous confidence band of `ecdf_difference` for one quantity."""
         if not 0 < prob < 1:
             raise ValueError(f"prob={prob} must lie between 0 and 1.")
         return uniformity.band(self.num_simulations, self.num_samples, prob)
 
     def to_arviz(self) -> Any:
-        """ArviZ data with a group `prior_sbc`, as `plot_ecdf_pit` of ArviZ 1.x takes it.
+        """Convert to ArviZ data with a group `prior_sbc`, the input of `plot_ecdf_pit` (ArviZ 1.x).
 
-        Each rank becomes a number in its cell of (0, 1), which is uniform if the rank is: the
-        *probability integral transform*. In ArviZ 0.x, `plot_ecdf(values, pit=True, cdf=...)`.
+        Each rank is mapped to a uniform draw from its cell of (0, 1), the randomised *probability
+        integral transform*. In ArviZ 0.x, use `plot_ecdf(values, pit=True, cdf=...)`.
         """
         from ..arviz import from_calibration  # ArviZ takes seconds to import
 
         return from_calibration(self)
 
     def print_summary(self) -> None:
-        """Print one line for each quantity; of several coordinates the mean coverage."""
+        """Print the p-value and the coverage (its mean over coordinates) of each quantity."""
         probs = (0.5, 0.8, 0.9, 0.95)
         coverage, pvalues = self.coverage(probs), self.pvalues()
         width = max(map(len, self.ranks)) + 6

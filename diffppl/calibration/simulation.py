@@ -1,4 +1,4 @@
-"""Data sets drawn from a program's own prior, and everything that is ranked in one of them."""
+"""Simulation of a program from its prior, and evaluation of the test quantities."""
 
 import itertools
 import math
@@ -23,15 +23,15 @@ from ..conditioning.traced import Traced
 from ..samplers import AbstractSampler
 
 LARGE = 32
-"""Coordinates above which a site enters along random directions."""
+"""Number of coordinates above which a site is projected on random directions, and their number."""
 
 
 class Simulator(NamedTuple):
-    """A program drawn from its prior, data and all; called with a key, every sample site.
+    """A traced simulation of a program from its prior, data included; called with a key.
 
     Attributes:
-        draw: of a key and the inputs.
-        inputs: of the program.
+        draw: function of a key and the inputs.
+        inputs: array inputs of the program.
         diffusion: names of the diffusion sites.
     """
 
@@ -40,7 +40,7 @@ class Simulator(NamedTuple):
     diffusion: tuple[str, ...]
 
     def __call__(self, key: Array) -> Values:
-        """Every sample site, in the user's units."""
+        """Draw every sample site, in the user's units."""
         return self.draw(key, self.inputs)
 
 
@@ -51,15 +51,15 @@ def simulator(
     sampler: AbstractSampler | None = None,
     num_steps: int | None = None,
 ) -> Simulator:
-    """A program that draws its data.
+    """Return a simulator of a program and its data.
 
     Args:
-        program, args, kwargs: the program, without its data.
-        sampler: how diffusion sites are drawn; zeros stand for them if it is None.
-        num_steps: of their chains.
+        program, args, kwargs: the program and its arguments, without its data.
+        sampler: sampler of the diffusion sites; they are set to zero if None.
+        num_steps: length of their chains; that of the model if None.
 
     Raises:
-        ValueError: a site that is observed already.
+        ValueError: a site is already observed.
     """
 
     def make(arguments: Arguments) -> Simulator:
@@ -71,22 +71,23 @@ def simulator(
 def _simulator(
     program: Program, arguments: Arguments, sampler: AbstractSampler | None, num_steps: int | None
 ) -> Simulator:
-    found: list[str] = []
+    diffusion_names: list[str] = []  # collected when `draw` is traced
 
     def draw(key: Array, inputs: Any) -> Values:
         key_program, key_sites = jax.random.split(key)
-        numbers = itertools.count()
+        site_numbers = itertools.count()
 
         def fill(site: Site) -> Array | None:
             diffusion = diffusion_distribution(site["fn"])
             if diffusion is None:
                 return None
-            found.append(site["name"])
+            diffusion_names.append(site["name"])
             model, shape = diffusion.model, site_shape(site)
             if sampler is None:
                 return model.to_user(jnp.zeros(shape, model.process.dtype))
             model = sampler.prepare(model.respace(num_steps or model.num_steps))
-            site_key = jax.random.fold_in(key_sites, next(numbers))
+            # Keys by the order of sites, which is the same in every execution of the program.
+            site_key = jax.random.fold_in(key_sites, next(site_numbers))
             key_base, key_chain = jax.random.split(site_key)
             x_T = jnp.asarray(model.process.base(shape).sample(key_base))
             x_0, _ = sampler.draw(key_chain, model, x_T, diffusion.context, keep_path=False)
@@ -107,31 +108,33 @@ def _simulator(
         }
 
     function = Traced(draw, jax.random.key(0), arguments.inputs)
-    return Simulator(function, arguments.inputs, tuple(found))
+    return Simulator(function, arguments.inputs, tuple(diffusion_names))
 
 
 def quantities_at(
     key_directions: Array, bound: BoundProgram, values: Values, quantities: Traced | None
 ) -> Values:
-    """Everything that is ranked, at one value of the open sites in the user's units.
+    """Evaluate all test quantities at one value of the unobserved sites, in the user's units.
 
     Args:
-        key_directions: for the directions of large sites.
+        key_directions: key of the directions of large sites.
         bound: the program and its data.
-        values: of every open site.
-        quantities: of the user, as a function of the values and the deterministic sites.
+        values: values of every unobserved site.
+        quantities: the user's quantities, a function of the values and the deterministic sites.
     """
-    found = bound.traces.dependences(bound.inputs, values)
+    dependences = bound.traces.dependences(bound.inputs, values)
     structure = bound.structure
     terms = (
         jnp.sum(density)
-        for name, density in found["log_densities"].items()
-        if name not in structure.noiseless  # without noise there is no density
+        for name, density in dependences["log_densities"].items()
+        if name not in structure.noiseless  # a noiseless observation has no density
     )
-    sites = ranked_sites(bound, values, found["deterministic"])
+    sites = ranked_sites(bound, values, dependences["deterministic"])
     ranked = {"log_likelihood": sum(terms, jnp.zeros(()))}
     for number, (name, x) in enumerate(sorted(sites.items())):
         if x.size > LARGE:
+            # The same key in every simulation; with the scale 1/sqrt(d) the projection of
+            # independent coordinates has their variance.
             key = jax.random.fold_in(key_directions, number)
             directions = jax.random.normal(key, (LARGE, x.size)) / math.sqrt(x.size)
             ranked[f"{name}_directions"] = directions @ jnp.ravel(x).astype(float)
@@ -141,29 +144,29 @@ def quantities_at(
 
 
 def ranked_sites(bound: BoundProgram, values: Values, deterministic: Values) -> Values:
-    """The sites of a program that are ranked: all but its data."""
+    """Return the sites of a program that are ranked: all except the observed ones."""
     structure = bound.structure
     names = (*structure.shapes, *structure.latents, *structure.free)
     return {name: values[name] for name in names} | deterministic
 
 
 def traced_quantities(function: Any, bound: BoundProgram, example: Values) -> Traced:
-    """The user's quantities as a function of the ranked sites.
+    """Trace the user's quantities as a function of the ranked sites.
 
     Raises:
-        TypeError: they are no dictionary.
-        ValueError: a name that is ranked already.
+        TypeError: the function does not return a dictionary.
+        ValueError: a name coincides with one that is already ranked.
     """
-    found = bound.traces.dependences(bound.inputs, example)
-    sites = ranked_sites(bound, example, found["deterministic"])
+    dependences = bound.traces.dependences(bound.inputs, example)
+    sites = ranked_sites(bound, example, dependences["deterministic"])
 
     def checked(sites: Values) -> Values:
-        wanted = function(sites)
-        if not isinstance(wanted, dict):
-            raise TypeError(f"quantities returned {type(wanted).__name__}; it must return a dict.")
+        result = function(sites)
+        if not isinstance(result, dict):
+            raise TypeError(f"quantities returned {type(result).__name__}; it must return a dict.")
         taken = {"log_likelihood", *sites, *(f"{name}_directions" for name in sites)}
-        if both := sorted(taken & wanted.keys()):
+        if both := sorted(taken & result.keys()):
             raise ValueError(f"quantities returned {both}, which are ranked already; rename them.")
-        return {name: jnp.asarray(x) for name, x in wanted.items()}
+        return {name: jnp.asarray(x) for name, x in result.items()}
 
     return Traced(checked, sites)

@@ -1,5 +1,5 @@
-"""Checks of arguments: single ones (`arguments`) and arrays of numbers (`arrays`).
+"""Checks of single arguments (`arguments`) and of arrays of numbers (`arrays`).
 
 `check_*` functions raise an error that names the argument and the remedy, and return the value in
-its normal form; `as_*` functions convert as well. The checks need neither a model nor a process.
+normal form; `as_*` functions also convert. They depend neither on models nor on processes.
 """

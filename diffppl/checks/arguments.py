@@ -1,12 +1,12 @@
-"""Single arguments: `check_*` raise, in the words of the caller.
+"""Checks of single arguments.
 
-A check takes the name of an argument and its value, and returns the value in the one form that the
-package uses: whole numbers as `int`, shapes as tuples of them, keys as typed keys. It comes before
-any long work. In a trace, where values are not known, it checks shapes and types alone.
+A check takes the name and the value of an argument, and returns the value in the form that the
+package uses: whole numbers as `int`, shapes as tuples of `int`, keys as typed keys. Checks run
+before any long computation. Tracers, whose values are unknown, are checked by shape and type alone.
 
-Wrong types are a `TypeError`, wrong values a `ValueError`; sizes and shapes are always the latter.
-Messages name the argument as the user typed it, say the remedy, and never print whole arrays.
-Arrays of numbers, alone or as the data and contexts of a model, are checked in `values`.
+Wrong types raise a `TypeError` and wrong values a `ValueError`; sizes and shapes always raise a
+`ValueError`. Messages name the argument as the user typed it and the remedy, and never print whole
+arrays. Arrays of numbers are checked in `arrays`, data and contexts of a model in `model.inputs`.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 _PACKAGE = __name__.partition(".")[0]
-_MAX_LENGTH = 60  # characters of a value that an error shows
+_MAX_LENGTH = 60  # characters of a value in an error message
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 def described(value: Any) -> str:
-    """A value for an error message: its repr if that is short, else its type or shape."""
+    """Format a value for an error message: its repr if short, else its type or shape."""
     if isinstance(value, type):
         return f"<class {value.__name__}>"
     is_array = isinstance(value, np.ndarray | jax.Array)
@@ -47,12 +47,12 @@ def described(value: Any) -> str:
 
 
 def short_repr(module: Any) -> str:
-    """The class of a module and what is not as by default; single numbers as numbers."""
+    """Return a repr of a module without fields at their defaults; scalar arrays as numbers."""
     shown = []
     for field in dataclasses.fields(module):
         value = getattr(module, field.name)
         if isinstance(value, jax.Array) and value.ndim == 0 and not isinstance(value, Tracer):
-            value = float(f"{float(value):.6g}")
+            value = float(f"{float(value):.6g}")  # float32 would show as 0.10000000149
         is_default = value is field.default or (
             isinstance(value, float | int | eqx.Module) and value == field.default
         )
@@ -65,23 +65,23 @@ def short_repr(module: Any) -> str:
 
 
 def is_key(value: Any) -> bool:
-    """Whether a value is a typed key, or an array of them."""
+    """Return whether a value is a typed key, or an array of typed keys."""
     return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def check_key(key: Any, name: str = "key") -> Array:
-    """One key, typed; an old-style key (`jax.random.PRNGKey`) is wrapped.
+    """Return one typed key; an old-style key (`jax.random.PRNGKey`) is wrapped.
 
     Raises:
-        TypeError: an integer or another thing that is no key, or an array of keys.
+        TypeError: not a key (such as an integer), or an array of keys.
     """
-    is_old = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32
+    is_old = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32  # PRNGKey
     if not is_old and not is_key(key):
         raise TypeError(f"{name}={described(key)} must be a typed key, such as jax.random.key(0).")
     try:
         typed: Any = jax.random.wrap_key_data(jnp.asarray(key)) if is_old else key
-    except TypeError as error:  # of another length than keys have
-        raise TypeError(f"{name} is no key: {error} Use jax.random.key(0).") from error
+    except TypeError as error:  # not the length of a key
+        raise TypeError(f"{name} is not a key: {error} Use jax.random.key(0).") from error
     if typed.shape != ():
         raise TypeError(
             f"{name} has shape {typed.shape}; it must be one key. Use {name}[0], or split."
@@ -93,7 +93,7 @@ def check_key(key: Any, name: str = "key") -> Array:
 
 
 def check_size(name: str, size: Any, least: int | None = 1) -> int:
-    """A whole number of at least `least`, of any integer type; else a ValueError."""
+    """Return an integer of at least `least` as an `int`; any other value is a ValueError."""
     number = whole_number(size)
     if number is None or (least is not None and number < least):
         bound = "" if least is None else f", {least} or more"
@@ -102,23 +102,23 @@ def check_size(name: str, size: Any, least: int | None = 1) -> int:
 
 
 def whole_number(value: Any) -> int | None:
-    """The `int` of a number of any integer type; None of anything else."""
+    """Return a number of any integer type as an `int`, and None for any other value."""
     try:
-        return None if isinstance(value, bool) else operator.index(value)
+        return None if isinstance(value, bool) else operator.index(value)  # True is not a size
     except TypeError:
         return None
 
 
 def size_field(name: str, least: int = 1, *, optional: bool = False) -> Callable[[Any], Any]:
-    """`check_size` as the converter of a field, which may be None if `optional`."""
+    """Return `check_size` as a field converter; None is allowed if `optional`."""
     return lambda size: None if optional and size is None else check_size(name, size, least)
 
 
 def check_time(t: Any, num_steps: int) -> Any:
-    """One integer time in 1..T: an `int` where it is known, a traced array where not.
+    """Return one integer time in 1..T as an `int`; tracers are returned unchecked.
 
     Raises:
-        ValueError: anything else.
+        ValueError: not an integer, or outside 1..T.
     """
     if isinstance(t, Tracer):
         return t
@@ -129,7 +129,7 @@ def check_time(t: Any, num_steps: int) -> Any:
 
 
 def check_shape(name: str, shape: Any, least: int = 1) -> tuple[int, ...]:
-    """A tuple of whole numbers of at least `least` each; else a ValueError."""
+    """Return a tuple of integers of at least `least` each; any other value is a ValueError."""
     sizes = [whole_number(n) for n in shape] if isinstance(shape, tuple) else [None]
     whole = tuple(n for n in sizes if n is not None and n >= least)
     if len(whole) < len(sizes):
@@ -140,7 +140,7 @@ def check_shape(name: str, shape: Any, least: int = 1) -> tuple[int, ...]:
 
 
 def check_broadcast(name: str, shape: tuple[int, ...], event_shape: tuple[int, ...]) -> None:
-    """ValueError unless an array of a shape broadcasts against the event."""
+    """Raise a ValueError unless an array of this shape broadcasts against the event."""
     try:
         good = np.broadcast_shapes(shape, event_shape) == event_shape
     except ValueError:
@@ -152,7 +152,7 @@ def check_broadcast(name: str, shape: tuple[int, ...], event_shape: tuple[int, .
 
 
 def as_float(value: ArrayLike) -> Float[Array, "..."]:
-    """A setting as an array of the default precision: a new value of it compiles nothing anew."""
+    """Return a setting as an array of default precision, so that new values do not recompile."""
     return jnp.asarray(value, dtype=float)
 
 
@@ -164,10 +164,10 @@ def check_float(
     *,
     closed: bool | tuple[bool, bool] = False,
 ) -> Any:
-    """One finite number between two others, or one of them where `closed`; tracers pass.
+    """Return one finite number between two bounds, included where `closed`; tracers pass.
 
     Raises:
-        TypeError: no number, or several.
+        TypeError: not one number.
         ValueError: NaN, infinite, or out of range.
     """
     number = _number(name, value)
@@ -183,6 +183,7 @@ def check_float(
 
 
 def _number(name: str, value: Any) -> Any:
+    """Return one real number as a `float`, or a scalar tracer as it is."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if isinstance(value, np.ndarray | jax.Array) and value.shape == ():
         is_number = any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer))
@@ -195,17 +196,18 @@ def _interval(low: float, high: float, low_ok: bool, high_ok: bool) -> str:  # n
     if not math.isfinite(high):
         bound = f"{low:g} or more" if low_ok else f"more than {low:g}"
         return f"be {bound}" if math.isfinite(low) else "be one finite number"
+    # Such as "lie between 0 and 1 (or be 0)" for [0, 1).
     included = [f"{end:g}" for end, ok in ((low, low_ok), (high, high_ok)) if ok]
     also = f" (or be {' or '.join(included)})" if included else ""
     return f"lie between {low:g} and {high:g}{also}"
 
 
 def check_pair(name: str, value: Any, *, closed: bool = False) -> tuple[Any, Any]:
-    """Two positive numbers, the smaller one first; with `closed` 0 and infinity are allowed.
+    """Return two positive numbers, the smaller first; `closed` also allows 0 and infinity.
 
     Raises:
         TypeError: not two numbers.
-        ValueError: numbers that are not so.
+        ValueError: out of range, or not in increasing order.
     """
     if not isinstance(value, tuple | list | np.ndarray) or len(value) != 2:
         raise TypeError(f"{name}={described(value)} must be two numbers, such as (0.01, 100.0).")
@@ -219,10 +221,10 @@ def check_pair(name: str, value: Any, *, closed: bool = False) -> tuple[Any, Any
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """True or False.
+    """Return a boolean as a `bool`.
 
     Raises:
-        TypeError: anything else, such as a word.
+        TypeError: any other type.
     """
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}={described(value)} must be True or False.")
@@ -233,17 +235,17 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def check_instance(name: str, value: T, *kinds: type, remedy: str = "") -> T:
-    """An instance of one of some classes.
+    """Return the value if it is an instance of one of several classes.
 
     Args:
-        name: of the argument.
-        value: of the argument.
+        name: name of the argument.
+        value: value of the argument.
         *kinds: the classes.
-        remedy: how the error goes on; by default with the package's own classes of these kinds.
+        remedy: end of the error message; by default it lists the package's classes of these kinds.
 
     Raises:
-        TypeError: anything else, above all the class itself, or a thing that has the right one as
-            an attribute of that name.
+        TypeError: any other value. There are separate remedies for the class itself, and for an
+            object that has the instance as an attribute called `name`.
     """
     if isinstance(value, kinds):
         return value
@@ -254,11 +256,11 @@ def check_instance(name: str, value: T, *kinds: type, remedy: str = "") -> T:
         remedy = f", and not its class: write {value.__name__}(..)" if is_right else remedy
     elif isinstance(getattr(value, name, None), kinds):
         remedy = f": pass its .{name}"
-    raise TypeError(f"{what}{remedy or _names(*kinds)}.")
+    raise TypeError(f"{what}{remedy or _implementations(*kinds)}.")
 
 
-def _names(*kinds: type) -> str:
-    """The package's own final classes of some kinds, for an error message."""
+def _implementations(*kinds: type) -> str:
+    """List the package's final classes of some kinds, for an error message."""
     found, todo = set(), [*kinds]
     while todo:
         cls = todo.pop()
@@ -270,20 +272,20 @@ def _names(*kinds: type) -> str:
 
 
 def check_fields(module: eqx.Module) -> None:
-    """`check_instance` of every field that is annotated as a module: for `__check_init__`."""
+    """Apply `check_instance` to the fields annotated as modules; for use in `__check_init__`."""
     for field in dataclasses.fields(module):
         kinds = typing.get_args(field.type) or (field.type,)
         kinds = tuple(k for k in kinds if isinstance(k, type) and issubclass(k, eqx.Module))
         value = getattr(module, field.name)
-        if kinds and not (value is None and field.default is None):
+        if kinds and not (value is None and field.default is None):  # an optional field
             check_instance(field.name, value, *kinds)
 
 
 def check_callable(name: str, function: Any, arguments: str = "(x_t, t, context)") -> Any:
-    """Something that can be called, by default a network.
+    """Return a callable, by default a network.
 
     Raises:
-        TypeError: anything else, or a module's class.
+        TypeError: not callable, or the class of a module.
     """
     is_class = isinstance(function, type) and issubclass(function, eqx.Module)
     if is_class or not callable(function):
@@ -292,7 +294,7 @@ def check_callable(name: str, function: Any, arguments: str = "(x_t, t, context)
 
 
 def check_path(name: str, path: Any) -> Any:
-    """The path of a file or a folder; else a TypeError."""
+    """Return the path of a file or a folder; any other value is a TypeError."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"{name}={described(path)} must be a path: a string or a pathlib.Path.")
     return path

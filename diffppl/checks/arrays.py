@@ -1,8 +1,8 @@
-"""Arrays of numbers that enter the package, whatever they are for.
+"""Checks of arrays of numbers.
 
-They come in as NumPy arrays, lists, tables or JAX arrays, are checked in the precision that they
-came in, and only then brought to JAX's, in which none may wrap round or overflow.
-In a trace, where values are not known, shapes and types alone are checked.
+Inputs are NumPy arrays, lists, tables or JAX arrays. They are checked in their own precision, and
+then converted to that of JAX; integers that would wrap round and floats that would overflow raise.
+Tracers, whose values are unknown, are checked by shape and type alone.
 """
 
 import numbers
@@ -20,7 +20,7 @@ Values = np.ndarray | Array
 
 
 def at_fault(bad: Any, values: Any) -> str:
-    """How many values are bad, and the first of them: "2 of 90 values (-1 at [3], 7 at [8])"."""
+    """Describe invalid values for an error message: "2 of 90 values (-1 at [3], 7 at [8])"."""
     bad, values = np.asarray(bad), np.asarray(values)
     places = np.flatnonzero(bad)
     shown = [f"{values.flat[i]} at {_place(i, bad.shape)}" for i in places[:3]]
@@ -34,12 +34,12 @@ def _place(index: Any, shape: tuple[int, ...]) -> list[int]:
 
 
 def as_numbers(name: str, x: Any) -> Values:
-    """Real numbers as a NumPy array in their own precision; a tracer as it is.
+    """Return real numbers as a NumPy array in their own precision; tracers are returned unchanged.
 
-    Lists, tables and whatever else NumPy reads as numbers are welcome.
+    Accepts lists, tables and anything else that NumPy converts to an array of numbers.
 
     Raises:
-        TypeError: not real numbers; or masked ones, whose mask would be lost.
+        TypeError: not real numbers; or a masked array, whose mask would be lost.
         ValueError: rows of different lengths.
     """
     if isinstance(x, Tracer):
@@ -78,7 +78,7 @@ def _is_traced(x: Any) -> bool:
 
 
 def _from_objects(name: str, x: Any, values: np.ndarray) -> np.ndarray:
-    """Objects that are all numbers, as the columns of a table of several types are."""
+    """Convert an object array of numbers, such as a table with columns of several types."""
     is_number = np.array(
         [isinstance(v, numbers.Real | np.bool_) for v in values.flat], dtype=bool
     ).reshape(values.shape)
@@ -93,20 +93,20 @@ def _from_objects(name: str, x: Any, values: np.ndarray) -> np.ndarray:
     else:
         first = int(np.flatnonzero(~is_number)[0])
         what = (
-            f"{np.sum(~is_number):,} of its {values.size:,} entries are no numbers (a "
+            f"{np.sum(~is_number):,} of its {values.size:,} entries are not numbers (a "
             f"{type(values.flat[first]).__name__} at {_place(first, values.shape)})"
         )
     raise TypeError(
         f"{name} has dtype object; it must hold real numbers, but {what}. Encode categories as "
-        "whole numbers, and leave out what is missing."
+        "whole numbers, and leave out missing entries."
     )
 
 
 def as_array(name: str, values: Values, dtype: Any = None) -> Array:
-    """Numbers as a JAX array, of JAX's own precision of their dtype or of another.
+    """Return numbers as a JAX array, in JAX's precision of their own or of another dtype.
 
     Raises:
-        ValueError: whole numbers that would wrap round, or numbers that would become infinite.
+        ValueError: integers that would wrap round, or numbers that would become infinite.
     """
     wanted = jax.dtypes.canonicalize_dtype(values.dtype if dtype is None else dtype)
     check_range(name, values, wanted)
@@ -114,14 +114,15 @@ def as_array(name: str, values: Values, dtype: Any = None) -> Array:
 
 
 def check_range(name: str, values: Values, dtype: Any) -> None:
-    """ValueError for numbers that a dtype of JAX does not hold."""
+    """Raise a ValueError for numbers outside the range of a dtype of JAX."""
+    # JAX arrays have been converted already, and every number has a truth value.
     if not isinstance(values, np.ndarray) or dtype in (values.dtype, jnp.bool_):
         return
     to_whole = jnp.issubdtype(dtype, jnp.integer)
     limits = jnp.iinfo(dtype) if to_whole else jnp.finfo(dtype)
     wide = values if to_whole else values.astype(np.float64)
     bad = (wide < limits.min) | (wide > limits.max)
-    bad = bad if to_whole else bad & np.isfinite(wide)
+    bad = bad if to_whole else bad & np.isfinite(wide)  # infinities stay infinite
     if np.any(bad):
         raise ValueError(
             f"{name} has {at_fault(bad, values)} beyond {dtype}, JAX's precision: rescale "
@@ -129,18 +130,18 @@ def check_range(name: str, values: Values, dtype: Any) -> None:
         )
 
 
-MAX_ROUNDED = 0.1  # of a column's standard deviation
+MAX_ROUNDED = 0.1  # largest rounding error, in standard deviations of the column
 
 
 def check_precision(name: str, values: np.ndarray) -> None:
-    """Refuse numbers whose differences are lost where JAX's default precision rounds them.
+    """Check that JAX's default precision resolves the variation of each column.
 
     Args:
-        name: of the argument.
-        values: shape `(n, ...)`; each of the numbers of a row is a column.
+        name: name of the argument.
+        values: shape `(n, ...)`; each number of a row belongs to a column of its own.
 
     Raises:
-        ValueError: rounding moves some column by more than a tenth of its standard deviation.
+        ValueError: the rounding error of a column is above a tenth of its standard deviation.
     """
     default = np.dtype(jnp.result_type(float))
     if values.size == 0 or values.dtype.kind not in "iuf" or values.dtype == default:
@@ -149,9 +150,10 @@ def check_precision(name: str, values: np.ndarray) -> None:
     rows = rows[np.isfinite(rows).all(axis=1)]
     if not rows.size:
         return
-    moved = np.abs(rows - rows.astype(default)).max(axis=0)
+    error = np.abs(rows - rows.astype(default)).max(axis=0)
     spread = rows.std(axis=0)
-    lost = np.flatnonzero((moved > MAX_ROUNDED * spread) & (spread > 1e-12 * np.abs(rows[0])))
+    # A spread below 1e-12 of the values is rounding in float64: the column is constant.
+    lost = np.flatnonzero((error > MAX_ROUNDED * spread) & (spread > 1e-12 * np.abs(rows[0])))
     if lost.size:
         j = lost[0]
         raise ValueError(
@@ -163,7 +165,7 @@ def check_precision(name: str, values: np.ndarray) -> None:
 
 
 def as_finite(name: str, x: Any) -> Values:
-    """`as_numbers` without NaN and infinities.
+    """Return `as_numbers` of finite numbers.
 
     Raises:
         TypeError: not real numbers.

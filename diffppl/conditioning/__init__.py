@@ -1,18 +1,19 @@
-"""Room 5: posterior inference in any NumPyro program that contains a diffusion prior.
+"""Posterior inference in NumPyro programs that contain a diffusion prior.
 
 *What lives here*: a program bound to its data (`bound`), the density that it defines (`target`),
-approximations to p(y | x_t) (`twists`), the reverse chains that are conditioned (`chains`) and
-their guided kernels (`kernels`), methods that draw from the posterior (`TwistedSMC`, `Guidance`,
-`Replacement`, `SplitGibbs`), the runner that a user meets (`Posterior`), and what NumPyro's own
-inference takes: a kernel (`ParticleGibbs`) and reparameterisations (`FlowReparam`, `ChainReparam`).
+approximations to p(y | x_t) (`twists`), the reverse chains (`chains`) and their guided kernels
+(`kernels`), methods that draw from the posterior (`TwistedSMC`, `Guidance`, `Replacement`,
+`SplitGibbs`), the runner (`Posterior`), and components for NumPyro's own inference: an MCMC kernel
+(`ParticleGibbs`) and reparameterisations (`FlowReparam`, `ChainReparam`).
 
-*The contract*: a method is an `AbstractMethod`: it states its exactness and draws one chain by pure
-functions. A twist is an `AbstractTwist`: it evaluates.
+*The contract*: a method is an `AbstractMethod`: it declares its exactness and draws one chain by
+pure functions. A twist is an `AbstractTwist`: it evaluates log psi_t at one particle, without
+random draws.
 
-*To add one*: a new file with a final subclass, and a row in `tests/registry.py`, which holds it
-against posteriors that are known.
+*To add one*: a new file with a final subclass, and a row in `tests/registry.py`, which compares it
+with exact posteriors.
 
-*What does not belong here*: anything that asks which family a process has.
+*What does not belong here*: code that depends on the family of a process.
 """
 
 from .chains import AbstractChain, CovarianceMatched, ModelChain

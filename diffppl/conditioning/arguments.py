@@ -1,7 +1,7 @@
-"""Arguments of a program: which of them are inputs of its jaxpr, and which are constants of it.
+"""Arguments of a program, split into inputs and constants of its jaxpr.
 
-Arrays and floats are inputs, so that new values of them compile nothing. Everything else (strings,
-integers, lists, data frames, objects) is passed to the program as it is.
+Arrays and floats are inputs, so that new values do not recompile. Everything else (strings,
+integers, lists, data frames, objects) is passed to the program unchanged.
 """
 
 import contextlib
@@ -23,20 +23,20 @@ NEEDS_VALUES = (
     jax.errors.TracerIntegerConversionError,
     jax.errors.NonConcreteBooleanIndexError,
 )
-"""Raised where a program reads in Python the value of something that is traced."""
+"""Errors that JAX raises where Python code requires the value of a tracer."""
 
 
 @final
 class Arguments:
-    """Positional arguments, keyword arguments, and data to condition a program on.
+    """Positional and keyword arguments of a program, and data to condition it on.
 
     Args:
-        args, kwargs: of the program.
-        data: values of sites, by name; arrays.
+        args, kwargs: arguments of the program.
+        data: observed values by site name; arrays.
 
     Raises:
-        TypeError: a masked array, whose mask JAX would drop.
-        ValueError: integers that JAX would wrap around.
+        TypeError: an argument is a masked array, whose mask JAX would drop.
+        ValueError: an argument has integers that overflow the integer dtype of JAX.
     """
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], data: dict[str, Any]) -> None:
@@ -48,34 +48,34 @@ class Arguments:
         self.inputs: PyTree = (jax.tree.map(_as_array, inputs), data)
 
     def concrete(self) -> "Arguments":
-        """The same, where only the data are inputs, for programs that read values in Python."""
+        """Return a copy whose only inputs are the data, for programs that use values in Python."""
         arguments = copy.copy(self)
         (args, kwargs), data = self.restored(self.inputs)
         arguments._constants, arguments._is_concrete = (args, kwargs), True
-        nothing = jax.tree.map(lambda _: None, (args, kwargs), is_leaf=_is_list)
-        arguments.inputs = (nothing, data)
+        empty = jax.tree.map(lambda _: None, (args, kwargs), is_leaf=_is_list)
+        arguments.inputs = (empty, data)
         return arguments
 
     def restored(self, inputs: PyTree) -> tuple[tuple[Any, dict[str, Any]], dict[str, Any]]:
-        """The arguments and the data, with these inputs in place."""
+        """Return the arguments and the data, combined from the constants and these inputs."""
         arguments, data = inputs
         return eqx.combine(arguments, self._constants, is_leaf=_is_list), data
 
     def evaluation(self) -> contextlib.AbstractContextManager[None]:
-        """A context in which operations on constants yield values, if the program needs them."""
+        """Return a context that evaluates operations on constants at trace time, if required."""
         return jax.ensure_compile_time_eval() if self._is_concrete else contextlib.nullcontext()
 
 
 def traced(make: Callable[[Arguments], T], arguments: Arguments) -> T:
-    """`make(arguments)`, where arguments are traced if the program allows it.
+    """Return `make(arguments)`, with traced arguments if the program supports them.
 
     Raises:
-        TypeError: the program reads the value of a latent site in Python.
+        TypeError: the program uses the value of a latent site in Python.
     """
     try:
         return make(arguments)
     except NEEDS_VALUES:
-        pass  # perhaps of an argument: let the program have the values
+        pass  # the value may be that of an argument: retry with concrete arguments
     try:
         return make(arguments.concrete())
     except NEEDS_VALUES as error:
@@ -86,12 +86,13 @@ def traced(make: Callable[[Arguments], T], arguments: Arguments) -> T:
 
 
 def _is_list(node: Any) -> bool:
+    # A list is a single constant, even a list of arrays or floats.
     return isinstance(node, list)
 
 
 def _as_array(value: Any) -> jax.Array:
     array = jnp.asarray(value)
-    return jnp.asarray(array, array.dtype)  # 0.3 compiles nothing anew after np.float32(0.3)
+    return jnp.asarray(array, array.dtype)  # strong type: 0.3 and np.float32(0.3) compile once
 
 
 def _is_input(leaf: Any) -> bool:

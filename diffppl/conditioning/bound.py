@@ -1,17 +1,17 @@
-"""A program bound to its arguments: what its sites are, and its densities as functions of them.
+"""A program bound to its arguments: the structure of its sites, and its densities as functions.
 
-Binding executes the program four times on abstract values and keeps jaxprs; nothing else in the
-room executes it again.
+Binding executes the program four times on abstract values and stores the jaxprs, which inference
+evaluates in place of the program.
 
 | function      | inputs                                 | outputs                                |
 | ------------- | -------------------------------------- | -------------------------------------- |
-| `prior`       | key                                    | latent sites, unconstrained, and log p |
-| `dependences` | every open site, in the user's units   | what depends on what; faults of data   |
+| `prior`       | key                                    | latent sites (unconstr.), and log p    |
+| `dependences` | every open site, in the user's units   | dependences of sites; faults of data   |
 | `density`     | x_0 (model units), u (unconstr.), key  | densities, moments, models, values     |
 | `predict`     | the same                               | a new draw of every observed site      |
 
-Latent sites are held in unconstrained coordinates u. The transformation takes place at the site, as
-part of the execution, so the support of a site may depend on any other.
+Latent sites are represented by unconstrained coordinates u. The transformation is applied at the
+site, during the execution, so the support of a site may depend on any other.
 """
 
 from typing import Any, final
@@ -37,8 +37,8 @@ class BoundProgram(eqx.Module):
 
     Args:
         program: a NumPyro model.
-        args, kwargs: its arguments. Arrays and floats in them may change without a new compilation.
-        data: values to condition the program on, by site, beside its own `obs=`.
+        args, kwargs: its arguments. New values of their arrays and floats do not recompile.
+        data: observed values by site, in addition to the program's own `obs=`.
 
     Raises:
         TypeError, ValueError: the program cannot be conditioned; the message names the site and the
@@ -65,11 +65,11 @@ class BoundProgram(eqx.Module):
 
     @property
     def structure(self) -> Structure:
-        """What the sites are."""
+        """Roles, shapes and stages of the sites."""
         return self.traces.structure
 
     def with_data(self, data: Values) -> "BoundProgram":
-        """The same program conditioned on other data; may be called in compiled code."""
+        """Return the program conditioned on other data; may be called in compiled code."""
         inputs = (self.inputs[0], data)
         noiseless = _find_noiseless(self.traces, inputs)
         return eqx.tree_at(
@@ -82,21 +82,21 @@ class BoundProgram(eqx.Module):
     # Evaluation, for one value of the latent sites ----------------------------------------------
 
     def evaluate(self, x_0: Values, latents: Values) -> Evaluation:
-        """Densities, moments and values at one x_0 (model units) and one u (unconstrained).
+        """Return densities, moments and values at one x_0 (model units) and one u (unconstrained).
 
-        Every call draws the same values of the free sites, on which no density depends.
+        Free sites, on which no density depends, are drawn with a fixed key.
         """
         return self.draw(jax.random.key(0), x_0, latents)
 
     def draw(self, key: Array, x_0: Values, latents: Values) -> Evaluation:
-        """`evaluate` with new draws of the free sites."""
+        """Return the result of `evaluate`, with free sites drawn from `key`."""
         return self.traces.density(key, self.inputs, x_0, latents, self.known())
 
     def draw_latents(self, key: Array) -> tuple[Values, Float[Array, ""]]:
-        """Latent sites from their prior given x_0 = 0 in model units, and their log-density, nats.
+        """Draw latent sites from their prior at x_0 = 0; also return their log-density in nats.
 
-        Both in unconstrained coordinates. The log-density is that of the draw: masks and scales of
-        the program do not enter.
+        x_0 is in model units, the latents and the density are in unconstrained coordinates. The
+        log-density is that of the draw, without the masks and scales of the program.
         """
         drawn = self.traces.prior(key, self.inputs)
         names = self.structure.latents
@@ -104,27 +104,27 @@ class BoundProgram(eqx.Module):
         return {name: drawn[name][0] for name in names}, total
 
     def draw_observed(self, key: Array, x_0: Values, latents: Values) -> Values:
-        """A new draw of every observed site that is not a factor or a Delta."""
+        """Draw every observed site that is not a factor or a Delta."""
         return self.traces.predict(key, self.inputs, x_0, latents, self.known())
 
     def model(self, evaluation: Evaluation, name: str) -> tuple[DiffusionModel, Array | None]:
-        """The diffusion model of a site, and its context."""
+        """Return the diffusion model of a site, and its context."""
         leaves, context = evaluation.models[name]
         skeleton, scaling = self.traces.skeletons[name]
         model = restored(leaves, skeleton)
         scaling = restored(evaluation.scalings[name], scaling)
-        is_none = {"is_leaf": lambda node: node is None}
+        is_none = {"is_leaf": lambda node: node is None}  # the skeleton has no scaling
         return eqx.tree_at(lambda model: model.scaling, model, scaling, **is_none), context
 
     def origin(self) -> Values:
-        """x_0 = 0 in model units; the state 0 for discrete data."""
+        """Return x_0 = 0 in model units; the state 0 for discrete data."""
         dtypes = self.traces.dtypes
         return {
             name: jnp.zeros(shape, dtypes[name]) for name, shape in self.structure.shapes.items()
         }
 
     def known(self) -> Known:
-        """Mask and values, in the user's units, of the entries that Deltas show; {} without any."""
+        """Return mask and values (user's units) of the noiseless entries; {} without any."""
         if self.noiseless is None:
             return {}
         shapes, dtypes = self.structure.shapes, self.traces.dtypes
@@ -133,10 +133,10 @@ class BoundProgram(eqx.Module):
 
 
 def check_program(program: Any) -> None:
-    """Refuse what is not a NumPyro program.
+    """Check that `program` is a NumPyro program.
 
     Raises:
-        TypeError: not callable, or a model itself.
+        TypeError: `program` is not callable, or is a model.
     """
     if isinstance(program, DiffusionModel):
         raise TypeError(
@@ -149,7 +149,7 @@ def check_program(program: Any) -> None:
 
 
 def locations(traces: Traces, inputs: Any, numbers: np.ndarray) -> dict[str, dict[str, Array]]:
-    """What each observed Delta shows of diffusion sites whose entries are `numbers`."""
+    """Return location, value and mask of each observed Delta, at diffusion entries `numbers`."""
     values = {name: jnp.zeros(x.shape, x.dtype) for name, x in traces.shapes.items()}
     for name, x in split_entries(traces.structure.shapes, jnp.asarray(numbers)).items():
         values[name] = x.astype(values[name].dtype)
@@ -160,8 +160,9 @@ def _find_noiseless(traces: Traces, inputs: Any) -> Noiseless | None:
     structure = traces.structure
     if not structure.noiseless:
         return None
-    shown = locations(traces, inputs, np.arange(num_entries(structure.shapes)))
-    each = [shown[name] for name in structure.noiseless]
+    # With numbered entries, the location of a Delta is the number of the entry that it observes.
+    deltas = locations(traces, inputs, np.arange(num_entries(structure.shapes)))
+    each = [deltas[name] for name in structure.noiseless]
     location, value, visible = (
         jnp.concatenate([site[part] for site in each]) for part in ("location", "value", "visible")
     )

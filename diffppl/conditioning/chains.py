@@ -1,8 +1,8 @@
-"""The reverse chain whose posterior a weighted method draws, and how a step of it is guided.
+"""Reverse chains whose posterior a weighted method draws, and the guided kernels of their steps.
 
-A method that is exact or consistent is so for a *chain*: the model's own, or a better one that the
-same denoiser gives. Weights are exact for either; what differs is how near the chain's x_0 comes to
-the distribution that the network was fit to.
+An exact or consistent method targets the posterior of a *chain*: the model's own, or a more
+accurate one from the same denoiser. The weights are exact for either. The chains differ in how
+closely the distribution of their x_0 matches the one that the network was fitted to.
 """
 
 import abc
@@ -26,13 +26,13 @@ from .twists import AbstractTwist, Twisted
 from .twists.base import flat_like, tweedie_factor
 from .twists.normal import MAX_DENSE, log_density, rounding_variance
 
-_MAX_SHARE = 0.98
-"""Of the observations' covariance that one step may explain. What is left must be positive definite
-in float32: its condition is then at most 50."""
+_MAX_EXPLAINED = 0.98
+"""Largest share of the observations' covariance that one step may explain. The remainder must be
+positive definite in float32: its condition number is then at most 50."""
 
 
 class Particle(NamedTuple):
-    """Every diffusion site at its time, the twist there, and the latents."""
+    """One particle: every diffusion site at its time, the twist there, and the latents."""
 
     x: Values
     twisted: Twisted
@@ -40,49 +40,48 @@ class Particle(NamedTuple):
 
 
 class AbstractChain(eqx.Module):
-    """A reverse chain p, and a guided kernel q for each of its steps; for one particle.
+    """A reverse chain p and the guided kernel q of each of its steps, for one particle.
 
     To add one, subclass this, mark it `typing.final`, and add a row to the tests' registry.
     """
 
     @abc.abstractmethod
     def check(self, target: Target, twist: AbstractTwist) -> None:
-        """Refuse what the chain cannot do; abstract values only."""
+        """Raise ValueError for an unsupported program or twist; uses abstract values only."""
 
     @abc.abstractmethod
     def sampler(self) -> samplers.AbstractSampler:
-        """The chain without observations."""
+        """Return the sampler of the chain without observations."""
 
     @abc.abstractmethod
     def num_denoiser_calls(self) -> int:
-        """Of a step, beside those of the twist."""
+        """Return the denoiser calls of one step, besides those of the twist."""
 
     @abc.abstractmethod
     def step(
         self, key: Array, target: Target, particle: Particle, level: Level
     ) -> tuple[Values, Float[Array, ""]]:
-        """Draw x_{t-1} of the running stage from q; also log p(x_{t-1} | x_t) - log q."""
+        """Draw x_{t-1} of the running stage from q; also return log p(x_{t-1} | x_t) - log q."""
 
     @abc.abstractmethod
     def last_step(
         self, key: Array, target: Target, particle: Particle, stage: int
     ) -> tuple[Values, Float[Array, ""]]:
-        """Draw x_0 of the running stage from x_1; also log p(x_0 | x_1) - log q."""
+        """Draw x_0 of the running stage from q; also return log p(x_0 | x_1) - log q."""
 
 
 @final
 class ModelChain(AbstractChain):
-    """The model's own kernels, those whose ELBO `fit` maximised; for every kind of data."""
+    """The model's own reverse kernels, whose ELBO `fit` maximises; for all kinds of data."""
 
     def check(self, target: Target, twist: AbstractTwist) -> None:
-        """No program is refused."""
+        """Accept every program."""
 
     def sampler(self) -> samplers.Ancestral:
         return samplers.Ancestral()
 
     def num_denoiser_calls(self) -> int:
-        """None: the twist has made them."""
-        return 0
+        return 0  # the estimates are those of the twist
 
     def step(
         self, key: Array, target: Target, particle: Particle, level: Level
@@ -103,23 +102,24 @@ class ModelChain(AbstractChain):
 class CovarianceMatched(AbstractChain):
     """The second-order chain of `diffppl.samplers.matched_step`, for real data.
 
-    With x_{t-1} = mean + L z and z ~ N(0, I), Cov[x_0, z given x_t] is known to first order, so z
-    is drawn jointly conditioned on the observations, in as many dimensions as there are of them:
+    With x_{t-1} = mean + L z and z ~ N(0, I), Cov[x_0, z | x_t] is known to first order, so z is
+    drawn jointly, conditioned on the observations, by linear solves in their dimension:
 
         z = u + e + G' S^{-1} (r - G (u + e) - e'),  e ~ N(0, I),  e' ~ N(0, S - G G')
         log p - log q = log N(z; 0, I) - log N(z; u, I) - log N(r - G z; 0, S - G G')
                         + log N(r - G u; 0, S)
 
-    where r ~ N(0, S) is the residual under the twist, G = A Cov[x_0, z], and u moves along
-    the twist's gradient where it does not take the observations apart. No determinant has more
-    rows than there are observations, and any G leaves the weights right.
+    where r ~ N(0, S) is the residual under the twist, A the Jacobian of the observed means,
+    G = A Cov[x_0, z | x_t] the cross-covariance of r and z, and u the shift along the gradient of
+    the factors of the twist that have no residual. Determinants are of the size of r, and the
+    weights are exact for any G.
 
-    Costs one Jacobian-vector product more than `ModelChain`, and one vector-Jacobian product for
-    each number observed.
+    A step costs one Jacobian-vector product more than that of `ModelChain`, and one vector-Jacobian
+    product for each observed number.
     """
 
     def check(self, target: Target, twist: AbstractTwist) -> None:
-        """Real data, and a twist that has a gradient."""
+        """Require real data, and at most `MAX_DENSE` observed numbers."""
         for name in target.sites(discrete=True):
             raise ValueError(
                 f"chain=CovarianceMatched() is for real data, but site {name!r} has "
@@ -135,8 +135,7 @@ class CovarianceMatched(AbstractChain):
         return samplers.CovarianceMatched()
 
     def num_denoiser_calls(self) -> int:
-        """One, with its Jacobian-vector product."""
-        return 1
+        return 1  # linearised together with its value
 
     def step(
         self, key: Array, target: Target, particle: Particle, level: Level
@@ -146,25 +145,28 @@ class CovarianceMatched(AbstractChain):
         names = target.sites(level.stage)
         running = {name: particle.x[name] for name in names}
         x_t, unravel = ravel_pytree(running)
-        step = _steps(target, running, lambda process: matched_step(process, level.t))
-        denoised = _denoiser(target, particle, unravel, level)
-        mean, push, pull_back = _linearised(denoised, x_t)
+        step = _coefficients(target, running, lambda process: matched_step(process, level.t))
+        denoiser = _denoiser(target, particle, unravel, level)
+        mean, jvp, vjp = _linearised(denoiser, x_t)
 
-        factor = flat_like(tweedie_factor(target, level, names), running)
-        along = step.x_0 * factor * linear.score / step.scale
-        u = along - step.shrink * pull_back(along)
-        rows = step.reach * linear.rows
-        rows = rows - step.shrink * jax.vmap(pull_back)(rows)
-        total = linalg.cholesky(linear.covariance)
-        residual, white_rows = _whitened(total, linear.residual, rows)
-        share = jnp.sqrt(_share(white_rows))
-        rows, white_rows = share * rows, share * white_rows
-        rest = linalg.cholesky(linear.covariance - rows @ rows.T)
-        z, log_ratio = _conditioned(key, u, residual, white_rows, total, rest)
+        # L u = b C_t dlog psi/dx_0, where C_t = Cov[x_0 | x_t] is Tweedie's factor times dm/dx_t.
+        tweedie = flat_like(tweedie_factor(target, level, names), running)
+        shift = step.x_0 * tweedie * linear.score / step.scale
+        u = shift - step.shrink * vjp(shift)
+        # G = A Cov[x_0, z | x_t], see `MatchedStep`; `linear.rows` is A dm/dx_t.
+        cross = step.reach * linear.rows
+        cross = cross - step.shrink * jax.vmap(vjp)(cross)
+        factor = linalg.cholesky(linear.covariance)
+        residual, white_cross = _whitened(factor, linear.residual, cross)
+        # G is a linearisation, so S - G G' may be indefinite unless G is bounded.
+        shrinkage = jnp.sqrt(_shrinkage(white_cross))
+        cross, white_cross = shrinkage * cross, shrinkage * white_cross
+        noise_factor = linalg.cholesky(linear.covariance - cross @ cross.T)
+        z, log_ratio = _draw_conditioned(key, u, residual, white_cross, factor, noise_factor)
         if linear.residual.size:
-            left = linalg.solve_triangular(rest, linear.residual - rows @ z)
-            log_ratio -= log_density(left, rest)
-        x = step.x_0 * mean + step.x_t * x_t + step.scale * (z + step.grow * push(z))
+            white = linalg.solve_triangular(noise_factor, linear.residual - cross @ z)
+            log_ratio -= log_density(white, noise_factor)
+        x = step.x_0 * mean + step.x_t * x_t + step.scale * (z + step.grow * jvp(z))
         return unravel(x), log_ratio
 
     def last_step(
@@ -173,50 +175,52 @@ class CovarianceMatched(AbstractChain):
         names, is_last = target.sites(stage), stage == target.structure.num_stages - 1
         running = {name: particle.x[name] for name in names}
         x_1, unravel = ravel_pytree(running)
-        step = _steps(target, running, matched_final_step)
-        denoised = _denoiser(target, particle, unravel, Level(stage, 1))
-        mean, push, pull_back = _linearised(denoised, x_1)
+        step = _coefficients(target, running, matched_final_step)
+        denoiser = _denoiser(target, particle, unravel, Level(stage, 1))
+        mean, jvp, vjp = _linearised(denoiser, x_1)
 
         def observe(flat: Array, *, noiseless: tuple[str, ...]) -> Observations:
-            # Before the last stage only the known entries of this one are conditioned on.
-            seen = target.observations(
+            # Before the last stage, only the noiseless entries of this stage are observed.
+            found = target.observations(
                 particle.x | unravel(flat), particle.latents, noiseless=noiseless
             )
-            return (
-                seen if is_last else seen.last(target.without_effect(names).size * bool(noiseless))
-            )
+            if is_last:
+                return found
+            return found.last(target.without_effect(names).size * bool(noiseless))
 
         def transposed(vector: Array) -> Array:
-            """L' times a vector."""
+            """Return L' times a vector."""
             scaled = step.scale * vector
-            return scaled + step.grow * pull_back(scaled)
+            return scaled + step.grow * vjp(scaled)
 
         u = transposed(jax.grad(lambda flat: observe(flat, noiseless=()).log_rest)(mean))
-        seen = observe(mean, noiseless=names)
+        observed = observe(mean, noiseless=names)
         jacobian = jax.jacrev(lambda flat: observe(flat, noiseless=names).mean)(mean)
-        rows = jax.vmap(transposed)(jacobian)
-        # Known entries have no noise of their own: the chain's last step must reach them.
+        cross = jax.vmap(transposed)(jacobian)
+        # Noiseless entries, which come last, have variance 0 and must be matched exactly; those
+        # without effect have residual 0 and variance 1, and their constant is removed below.
         noisy = observe(mean, noiseless=())
         first = slice(noisy.value.size)
-        noise = noisy.covariance.as_matrix() + rounding_variance(rows @ rows.T)[first, first]
+        noise = noisy.covariance.as_matrix() + rounding_variance(cross @ cross.T)[first, first]
         without = target.without_effect(names)
-        error = jax.scipy.linalg.block_diag(noise, jnp.diag(jnp.where(without, 1.0, 0.0)))
-        residual, rest = seen.value - seen.mean, _root(error)
-        total = linalg.cholesky(rows @ rows.T + error)
-        z, log_ratio = _conditioned(key, u, *_whitened(total, residual, rows), total, rest)
+        noise = jax.scipy.linalg.block_diag(noise, jnp.diag(jnp.where(without, 1.0, 0.0)))
+        residual, noise_factor = observed.value - observed.mean, _semidefinite_root(noise)
+        factor = linalg.cholesky(cross @ cross.T + noise)
+        whitened = _whitened(factor, residual, cross)
+        z, log_ratio = _draw_conditioned(key, u, *whitened, factor, noise_factor)
         log_ratio += 0.5 * jnp.log(2 * jnp.pi) * jnp.sum(without)
         if noisy.value.size:
-            rest = rest[first, first]
-            left = linalg.solve_triangular(rest, (residual - rows @ z)[first])
-            log_ratio -= log_density(left, rest)
-        x_0 = unravel(mean + step.scale * (z + step.grow * push(z)))
+            noise_factor = noise_factor[first, first]
+            white = linalg.solve_triangular(noise_factor, (residual - cross @ z)[first])
+            log_ratio -= log_density(white, noise_factor)
+        x_0 = unravel(mean + step.scale * (z + step.grow * jvp(z)))
         return target.clamp(x_0), log_ratio
 
 
-def _steps(
+def _coefficients(
     target: Target, like: Values, make: Callable[[GaussianDiffusion], MatchedStep]
 ) -> MatchedStep:
-    """The numbers of a step for every coordinate of the running sites."""
+    """Return the coefficients of a step for every coordinate of the running sites."""
     each = {name: make(target.models[name].process) for name in like}  # pyright: ignore
     names = MatchedStep._fields
     return MatchedStep(
@@ -227,66 +231,67 @@ def _steps(
 def _denoiser(
     target: Target, particle: Particle, unravel: Callable[[Array], Values], level: Level
 ) -> Callable[[Array], Array]:
-    """E[x_0 | x_t] of the running sites, flattened, as a function of their x_t."""
+    """Return E[x_0 | x_t] of the running sites, flattened, as a function of their x_t."""
 
-    def denoised(flat: Array) -> Array:
+    def denoiser(flat: Array) -> Array:
         estimates = target.estimate(particle.x | unravel(flat), level, particle.latents)
         return ravel_pytree({name: estimate.mean for name, estimate in estimates.items()})[0]
 
-    return denoised
+    return denoiser
 
 
 def _linearised(
     function: Callable[[Array], Array], at: Float[Array, " d"]
 ) -> tuple[Float[Array, " d"], Callable[[Array], Array], Callable[[Array], Array]]:
-    """The value, and the products of the Jacobian and of its transpose with a vector."""
-    value, push = jax.linearize(function, at)
-    pull = jax.linear_transpose(push, at)
-    return value, push, lambda vector: pull(vector)[0]
+    """Return the value, the Jacobian-vector product and the vector-Jacobian product."""
+    value, jvp = jax.linearize(function, at)
+    vjp = jax.linear_transpose(jvp, at)
+    return value, jvp, lambda vector: vjp(vector)[0]
 
 
 def _whitened(
-    factor: Float[Array, "m m"], residual: Float[Array, " m"], rows: Float[Array, "m d"]
+    factor: Float[Array, "m m"], residual: Float[Array, " m"], cross: Float[Array, "m d"]
 ) -> tuple[Float[Array, " m"], Float[Array, "m d"]]:
-    """L^{-1} residual and L^{-1} rows."""
+    """Return L^{-1} residual and L^{-1} cross, from a lower Cholesky factor L."""
     if not residual.size:
-        return residual, rows
-    white = linalg.solve_triangular(factor, jnp.column_stack([residual, rows]))
+        return residual, cross
+    white = linalg.solve_triangular(factor, jnp.column_stack([residual, cross]))
     return white[:, 0], white[:, 1:]
 
 
-def _share(rows: Float[Array, "m d"]) -> Float[Array, ""]:
-    """The factor, at most 1, by which whitened rows rows' stays below the identity."""
-    if not rows.shape[0]:
+def _shrinkage(cross: Float[Array, "m d"]) -> Float[Array, ""]:
+    """Return c <= 1 such that no eigenvalue of c G G' exceeds `_MAX_EXPLAINED`, for whitened G."""
+    if not cross.shape[0]:
         return jnp.ones(())
-    largest = linalg.largest_eigenvalue(rows @ rows.T)
-    return jnp.minimum(1.0, _MAX_SHARE / jnp.maximum(largest, 1e-30))
+    largest = linalg.largest_eigenvalue(cross @ cross.T)
+    return jnp.minimum(1.0, _MAX_EXPLAINED / jnp.maximum(largest, 1e-30))
 
 
-def _conditioned(
+def _draw_conditioned(
     key: Array,
     u: Float[Array, " d"],
     residual: Float[Array, " m"],
-    rows: Float[Array, "m d"],
-    total: Float[Array, "m m"],
-    rest: Float[Array, "m m"],
+    cross: Float[Array, "m d"],
+    factor: Float[Array, "m m"],
+    noise_factor: Float[Array, "m m"],
 ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
-    """Draw z ~ N(u, I) given G z + N(0, rest rest') = r, by Matheron's rule.
+    """Draw z ~ N(u, I) conditioned on r = G z + N(0, M M'), by Matheron's rule.
 
-    Also log N(z; 0, I) - log N(z; u, I) + log N(r - G u; 0, total total'), where total is the
-    Cholesky factor of G G' + rest rest'. The residual r and the rows G come whitened by it.
+    Also returns log N(z; 0, I) - log N(z; u, I) + log N(r - G u; 0, L L'). L = `factor` is the
+    Cholesky factor of G G' + M M', M = `noise_factor`; L^{-1} r and L^{-1} G are the arguments.
     """
     e, error = jnp.split(jax.random.normal(key, (u.size + residual.size,), u.dtype), [u.size])
     log_normaliser = jnp.zeros(())
     if residual.size:
-        ahead = residual - rows @ u
-        log_normaliser = log_density(ahead, total)
-        e = e + rows.T @ (ahead - rows @ e - linalg.solve_triangular(total, rest @ error))
+        centred = residual - cross @ u
+        log_normaliser = log_density(centred, factor)
+        noise = linalg.solve_triangular(factor, noise_factor @ error)
+        e = e + cross.T @ (centred - cross @ e - noise)
     return u + e, log_normaliser - jnp.sum(u * (0.5 * u + e))
 
 
-def _root(covariance: Float[Array, "m m"]) -> Float[Array, "m m"]:
-    """A square root of a covariance that may have rows of zeros."""
+def _semidefinite_root(covariance: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """Return a square root of a covariance that may have rows of zeros."""
     variance = jnp.diagonal(covariance)
     empty = jnp.diag(jnp.where(variance > 0, 0.0, 1.0))
     return linalg.cholesky(covariance + empty) * (variance > 0)[:, None]

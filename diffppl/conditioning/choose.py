@@ -1,4 +1,4 @@
-"""The method that `Posterior` takes if the user names none, and why."""
+"""Default method of `Posterior` for a program and its data, with the reason for it."""
 
 import math
 from typing import NamedTuple
@@ -22,20 +22,20 @@ from .twists.normal import MAX_DENSE
 
 _MIN_PARTICLES = 1_000
 _FEW_COORDINATES = 2
-_MAX_EVENT = 20_000  # numbers, above which a thousand particles and their derivatives are many
-_MAX_COUPLING = 0.1  # nats, by which single changes may miss the likelihood of several
-_NUM_PAIRS = 16
+_MAX_EVENT = 20_000  # numbers of x_0, above which derivatives of 1,000 particles are too costly
+_MAX_COUPLING = 0.1  # nats, largest additivity error at which coordinates count as uncoupled
+_NUM_PAIRS = 16  # of random states, at which the coupling is evaluated
 
 
 class Choice(NamedTuple):
-    """A method, and the reason for it in one sentence."""
+    """A method, and the reason for choosing it in one sentence."""
 
     method: AbstractMethod
     reason: str
 
 
 def choose(target: Target, num_samples: int) -> Choice:
-    """A method for a program and its data, not yet resolved."""
+    """Return a method for a program and its data, not yet resolved."""
     num_particles = max(_MIN_PARTICLES, num_samples)
     smc = TwistedSMC(num_particles)
     if target.sites(discrete=True):
@@ -44,54 +44,57 @@ def choose(target: Target, num_samples: int) -> Choice:
     one_stage = target.structure.num_stages == 1
     if size > _MAX_EVENT and one_stage and not target.structure.latents:
         return Choice(
-            SplitGibbs(), f"x has {size:,} numbers: too many for the derivatives of particles"
+            SplitGibbs(), f"x has {size:,} numbers: too many to differentiate every particle"
         )
     if size <= _FEW_COORDINATES and one_stage and not target.has_noiseless:
         return Choice(
             TwistedSMC(num_particles, twist=Quadrature()),
-            f"x has {size} number{'s' * (size > 1)}: few enough to average any likelihood over",
+            f"x has {size} number{'s' * (size > 1)}: few enough for quadrature of any likelihood",
         )
     observed = target.num_observed()
-    others = " and the latents are moved along" if can_move(target) else ""
+    others = " and the latents are rejuvenated by MCMC" if can_move(target) else ""
     if observed == 0:
-        reason = "the observations have no moments and enter by their gradient"
+        reason = "the observations have no moments, so the twist uses their gradient"
     elif observed <= MAX_DENSE:
         reason = f"few numbers are observed ({observed}), so their full covariance is affordable"
     else:
-        reason = f"many numbers are observed ({observed}), so their covariance is taken isotropic"
+        reason = f"many numbers are observed ({observed}), so an isotropic covariance is used"
     return Choice(smc, reason + others)
 
 
 def _for_states(target: Target, num_particles: int) -> Choice:
     smc = TwistedSMC(num_particles)
     if target.sites(discrete=False):
-        return Choice(smc, "the data are real and discrete: Mixed() has a twist for each kind")
+        return Choice(smc, "the data are real and discrete: Mixed() combines a twist for each kind")
     for twist, reason in _FOR_COUPLED_STATES:
         try:
             twist.resolve(target)
         except ValueError:
-            continue  # too many states; or noisy states are not data, or an entry is known
+            continue  # unsupported: too many states, or x_t is not valid data, or noiseless entries
         if float(_coupling(jax.random.key(0), target)) <= _MAX_COUPLING:
             break
         return Choice(TwistedSMC(num_particles, twist=twist), reason)
-    return Choice(smc, "the data are discrete: ExpectedLikelihood() averages over every state")
+    return Choice(smc, "the data are discrete: ExpectedLikelihood() averages over all states")
 
 
 _FOR_COUPLED_STATES = (
-    (Enumeration(), "the likelihood couples few coordinates: Enumeration() sums over their states"),
+    (Enumeration(), "the likelihood couples few coordinates: Enumeration() sums over joint states"),
     (
         Perturbation(LinearPower()),
-        "the likelihood couples many coordinates of discrete data: Perturbation() changes each in "
-        "the light of the others at every level",
+        "the likelihood couples many coordinates of discrete data: Perturbation() conditions each "
+        "on the others at every level",
     ),
 )
 
 
 @eqx.filter_jit
 def _coupling(key: Array, target: Target) -> Float[Array, ""]:
-    """By how many nats the effects of single changes miss that of all of them, at most."""
+    """Return the largest additivity error of log r over pairs of random states, in nats.
 
-    def miss(key: Array) -> Array:
+    For states x and x' it is |log r(x') - log r(x) - sum_i (log r(x with x'_i) - log r(x))|.
+    """
+
+    def additivity_error(key: Array) -> Array:
         key_x, key_u = jax.random.split(key)
         x, other = (_random_states(key, target) for key in jax.random.split(key_x))
         latents, _ = target.draw_latents(key_u)
@@ -106,7 +109,7 @@ def _coupling(key: Array, target: Target) -> Float[Array, ""]:
         predicted = sum((jnp.sum(change) for change in each.values()), base)
         return jnp.abs(target.log_likelihood(other, latents) - predicted)
 
-    return jnp.max(jax.vmap(miss)(jax.random.split(key, _NUM_PAIRS)))
+    return jnp.max(jax.vmap(additivity_error)(jax.random.split(key, _NUM_PAIRS)))
 
 
 def _num_states(target: Target, name: str) -> Int[np.ndarray, "..."]:

@@ -1,7 +1,7 @@
 """Normal distributions over x_0 conditioned on the observations, which are linearised at the mean.
 
-A draw is made by Matheron's rule: a joint draw of x_0 and of the observations is corrected by the
-residual of its own observations, so that no square root of a conditional covariance is needed.
+Draws use Matheron's rule: x_0 and the observations are drawn jointly, and x_0 is corrected by the
+residual of the drawn observations. This requires no square root of a conditional covariance.
 """
 
 import math
@@ -26,17 +26,17 @@ from .twists.normal import MAX_DENSE, conjugate_gradients, log_density, rounding
 class ConditionedNormal(eqx.Module):
     """p = N(m, V) of the real sites of a stage, conditioned on the observations.
 
-    It is first moved along the gradient of the sites that have no moments, to N(m + c, V), then
-    conditioned on the linearised observed sites. With linear Gaussian observations it is the exact
-    conditional and the weights of a last step are constant. Where there are many observations it is
-    only moved, not narrowed. Known entries are set before.
+    The mean is shifted along the gradient of the sites without moments, to N(m + c, V), which is
+    then conditioned on the linearised observed sites. With linear Gaussian observations the result
+    is the exact conditional, and the weights of a final step are constant. With more than
+    `MAX_DENSE` observations only the mean is conditioned, not V. Noiseless entries are set first.
 
     Args:
         target: the target.
         kernels: normal distributions by site.
         others: x_0 of all other sites.
         latents: u.
-        observe: whether to condition on more than the known entries.
+        observe: whether to condition on observations other than the noiseless entries.
     """
 
     mean: Float[Array, " d"]
@@ -68,33 +68,35 @@ class ConditionedNormal(eqx.Module):
         self.log_known = jnp.sum(jnp.where(mask, log_known, 0.0))
         self.mean, self.variance, self.known = jnp.where(mask, value, mean), variance, mask
         self.shapes = {name: x.shape for name, x in means.items()}
-        free = jnp.where(mask, 0.0, variance)
+        free = jnp.where(mask, 0.0, variance)  # noiseless entries do not vary
         self.shift, self.linear = jnp.zeros_like(mean), None
         if observe:
 
             def observations(flat: Array) -> Observations:
                 return target.observations(others | unravel(flat), latents)
 
+            # c = V dlog r/dx_0, for the factors of r without moments.
             self.shift = free * jax.grad(lambda flat: observations(flat).log_rest)(self.mean)
             self._condition(observations, free)
 
     def _condition(self, observations: Callable[[Array], Observations], free: Array) -> None:
-        seen = observations(self.mean)
-        if 0 < seen.value.size <= MAX_DENSE:
+        observed = observations(self.mean)
+        if 0 < observed.value.size <= MAX_DENSE:
             jacobian = jax.jacrev(lambda flat: observations(flat).mean)(self.mean)
-            residual = seen.value - seen.mean - jacobian @ self.shift
-            self.linear = _Linear(jacobian, residual, seen.covariance.as_matrix(), free)
-        elif seen.value.size:
-            _, push = jax.linearize(lambda flat: observations(flat).mean, self.mean)
-            pull = jax.linear_transpose(push, self.mean)
+            residual = observed.value - observed.mean - jacobian @ self.shift
+            self.linear = _Linear(jacobian, residual, observed.covariance.as_matrix(), free)
+        elif observed.value.size:
+            # c + V H' (H V H' + R)^{-1} (y - h(m) - H c), by products with H = dh/dx_0.
+            _, jvp = jax.linearize(lambda flat: observations(flat).mean, self.mean)
+            vjp = jax.linear_transpose(jvp, self.mean)
             solved = conjugate_gradients(
-                lambda v: push(free * pull(v)[0]) + seen.covariance.mv(v),
-                seen.value - seen.mean - push(self.shift),
+                lambda v: jvp(free * vjp(v)[0]) + observed.covariance.mv(v),
+                observed.value - observed.mean - jvp(self.shift),
             )
-            self.shift = self.shift + free * pull(solved)[0]
+            self.shift = self.shift + free * vjp(solved)[0]
 
     def sample(self, key: Array) -> Values:
-        """A draw by site, known entries included."""
+        """Draw every site, noiseless entries included."""
         key_x, key_y = jax.random.split(key)
         free = jnp.where(self.known, 0.0, self.variance)
         step = jnp.sqrt(free) * jax.random.normal(key_x, self.mean.shape, self.mean.dtype)
@@ -103,12 +105,13 @@ class ConditionedNormal(eqx.Module):
         return self._unravel(self.mean + self.shift + step)
 
     def log_ratio(self, x_0: Values) -> Float[Array, ""]:
-        """log N(x_0; m, V) - log q(x_0), with the density of the known entries under N(m, V)."""
+        """Return log N(x_0; m, V) - log q(x_0), where N(m, V) includes the noiseless entries."""
         flat, _ = ravel_pytree({name: x_0[name] for name in self.shapes})
         step = flat - self.mean - self.shift
-        moved = jnp.sum((self.shift**2 + 2 * self.shift * step) / (2 * self.variance))
-        narrowed = jnp.zeros(()) if self.linear is None else self.linear.log_ratio(step)
-        return self.log_known + narrowed - moved
+        # log N(step + c; 0, V) = log N(step; 0, V) - (c^2 + 2 c step) / (2 V).
+        shifted = jnp.sum((self.shift**2 + 2 * self.shift * step) / (2 * self.variance))
+        conditioned = jnp.zeros(()) if self.linear is None else self.linear.log_ratio(step)
+        return self.log_known + conditioned - shifted
 
     def _unravel(self, flat: Float[Array, " d"]) -> Values:
         values, start = {}, 0
@@ -121,7 +124,7 @@ class ConditionedNormal(eqx.Module):
 
 @final
 class _Linear(eqx.Module):
-    """Observations residual ~ N(jacobian step, noise) of a step ~ N(0, free)."""
+    """Linear observations: residual ~ N(jacobian step, noise), with step ~ N(0, diag(free))."""
 
     jacobian: Float[Array, "m d"]
     residual: Float[Array, " m"]
@@ -129,34 +132,34 @@ class _Linear(eqx.Module):
     factor: Float[Array, "m m"]
 
     def __init__(self, jacobian: Array, residual: Array, noise: Array, free: Array) -> None:
-        spread = (jacobian * free) @ jacobian.T
-        noise = noise + rounding_variance(spread)
+        signal = (jacobian * free) @ jacobian.T
+        noise = noise + rounding_variance(signal)  # redundant observations may be nearly singular
         self.jacobian, self.residual = jacobian, residual
-        self.noise_factor, self.factor = linalg.cholesky(noise), linalg.cholesky(spread + noise)
+        self.noise_factor, self.factor = linalg.cholesky(noise), linalg.cholesky(signal + noise)
 
     def correction(self, key: Array, step: Array, free: Array) -> Float[Array, " d"]:
-        """What makes a free step a conditioned one, by Matheron's rule."""
+        """Return the correction that conditions a draw of the step, by Matheron's rule."""
         noise = self.noise_factor @ jax.random.normal(key, self.residual.shape, step.dtype)
-        drawn = self.jacobian @ step + noise
-        solved = linalg.cholesky_solve(self.factor, self.residual - drawn)
+        simulated = self.jacobian @ step + noise
+        solved = linalg.cholesky_solve(self.factor, self.residual - simulated)
         return free * (self.jacobian.T @ solved)
 
     def log_ratio(self, step: Float[Array, " d"]) -> Float[Array, ""]:
-        """log of the normaliser less that of the likelihood of a step."""
-        left = self.residual - self.jacobian @ step
+        """Return the log marginal density of the residual less its log-density at a step."""
+        error = self.residual - self.jacobian @ step
         white = linalg.solve_triangular(self.factor, self.residual)
-        white_left = linalg.solve_triangular(self.noise_factor, left)
-        return log_density(white, self.factor) - log_density(white_left, self.noise_factor)
+        white_error = linalg.solve_triangular(self.noise_factor, error)
+        return log_density(white, self.factor) - log_density(white_error, self.noise_factor)
 
 
 def draw_given_observations(
     key: Array, target: Target, mean: Values, variance: Array, latents: Array
 ) -> Values:
-    """Draw x_0 ~ N(mean, variance I) given the observations, linearised at the mean.
+    """Draw x_0 ~ N(mean, diag(variance)), conditioned on observations linearised at the mean.
 
-    By conjugate gradients, for any number of observations, and without the density of the draw.
-    Sites that have no moments move it along their gradient, no coordinate further than its
-    standard deviation: a step of the whole gradient would overshoot sharp ones.
+    Uses conjugate gradients, for any number of observations; the density of the draw is not
+    computed. Sites without moments shift it along their gradient, each coordinate by at most its
+    standard deviation: a full gradient step would overshoot where they are sharp.
     """
     flat, unravel = ravel_pytree(mean)
     known = target.known()
@@ -168,22 +171,23 @@ def draw_given_observations(
     def observe(flat: Array) -> Observations:
         return target.observations(unravel(flat), latents)
 
-    seen = observe(flat)
+    observed = observe(flat)
     key_x, key_y = jax.random.split(key)
     scale = jnp.sqrt(free)
-    pull_of_rest = jnp.tanh(scale * jax.grad(lambda flat: observe(flat).log_rest)(flat))
-    step = scale * (jax.random.normal(key_x, flat.shape, flat.dtype) + pull_of_rest)
-    if seen.value.size:
-        _, push = jax.linearize(lambda flat: observe(flat).mean, flat)
-        pull = jax.linear_transpose(push, flat)
-        error = jax.random.normal(key_y, seen.value.shape, flat.dtype)
-        if isinstance(seen.covariance, lx.DiagonalLinearOperator):
-            error = jnp.sqrt(lx.diagonal(seen.covariance)) * error
+    shift = jnp.tanh(scale * jax.grad(lambda flat: observe(flat).log_rest)(flat))  # in (-1, 1)
+    step = scale * (jax.random.normal(key_x, flat.shape, flat.dtype) + shift)
+    if observed.value.size:
+        # Matheron's rule: correct the step by the residual of observations drawn with it.
+        _, jvp = jax.linearize(lambda flat: observe(flat).mean, flat)
+        vjp = jax.linear_transpose(jvp, flat)
+        error = jax.random.normal(key_y, observed.value.shape, flat.dtype)
+        if isinstance(observed.covariance, lx.DiagonalLinearOperator):
+            error = jnp.sqrt(lx.diagonal(observed.covariance)) * error
         else:
-            error = linalg.cholesky(seen.covariance.as_matrix()) @ error
+            error = linalg.cholesky(observed.covariance.as_matrix()) @ error
         solved = conjugate_gradients(
-            lambda v: push(free * pull(v)[0]) + seen.covariance.mv(v),
-            seen.value - seen.mean - push(step) - error,
+            lambda v: jvp(free * vjp(v)[0]) + observed.covariance.mv(v),
+            observed.value - observed.mean - jvp(step) - error,
         )
-        step = step + free * pull(solved)[0]
+        step = step + free * vjp(solved)[0]
     return unravel(flat + step)

@@ -1,4 +1,4 @@
-"""Diagnostics of a run, and warnings with the figures and the remedy."""
+"""Diagnostics of a run, with warnings that state the figures and the remedy."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -15,30 +15,30 @@ from .twists import Isotropic, Mixed, MomentMatching
 from .twists.normal import MAX_DENSE
 
 MIN_EFFECTIVE = 10
-"""Effective sample sizes below this are called a collapse: the draws then have few distinct
-ancestors, and the estimated error of the evidence is not an estimate any more."""
+"""Effective sample size below which the particles count as collapsed: the draws then have few
+distinct ancestors, and the estimated error of the evidence is unreliable."""
 
 MAX_SPREAD = 1.0
-"""Standard deviation of log Z between chains, in nats, above which the mean of Z has no useful
-error bar: of four chains whose log Z is normal with that deviation, the mean is off by five of its
-errors in 4 % of runs."""
+"""Standard deviation of log Z between chains, in nats, above which the standard error of the mean
+of Z is unreliable: for four chains with normal log Z of that deviation, the mean is off by five
+standard errors in 4 % of runs."""
 
 MAX_EXCLUDED = 0.01
-"""Share of the particles that a twist may drop, before the end, as impossible."""
+"""Largest share of the particles that a twist may exclude as impossible before t = 0."""
 
 MAX_TAIL, MIN_TAIL, EVEN = 1.0, 100, 0.9
-"""Pareto k-hat above which a tail has no mean (Vehtari et al. 2024); weights fewer than which have
-no tail to speak of; and the share of them in the effective sample size above which it does not
-matter."""
+"""Pareto k-hat above which the mean of the tail does not exist (Vehtari et al. 2024); number of
+weights below which no tail is fitted; and ratio of effective sample size to number of weights from
+which the tail is negligible."""
 
-_MAX_SIZE = 5.0  # root mean square of draws, relative to the prior's or to 1 in model units
+_MAX_SIZE = 5.0  # root mean square of draws, relative to that of the prior, or to 1 in model units
 _NUM_PRIOR_DRAWS = 32
 
 
 class Fault(NamedTuple):
-    """Something that speaks against a run: in a few words, and as a warning with its remedy.
+    """A problem detected in a run: a short summary, and a warning with its remedy.
 
-    The warning is empty where the evidence alone is in doubt.
+    The warning is empty where only the evidence is unreliable.
     """
 
     summary: str
@@ -46,7 +46,7 @@ class Fault(NamedTuple):
 
 
 def tail_indices(draws: Draws, target: Target) -> np.ndarray:
-    """Pareto k-hat of each chain's last weights; NaN without weights, or with discrete sites."""
+    """Return Pareto k-hat of each chain's final weights; NaN without any or with discrete sites."""
     from ..arviz import pareto_k  # ArviZ takes seconds to import
 
     log_weights = np.asarray(draws.log_weights)
@@ -58,14 +58,14 @@ def tail_indices(draws: Draws, target: Target) -> np.ndarray:
 def find_faults(
     draws: Draws, target: Target, method: AbstractMethod, nan_sites: list[str]
 ) -> list[Fault]:
-    """Collapsed particles, NaN weights, and evidence that is not finite.
+    """Return the problems of a run, such as collapsed particles, NaN weights or infinite evidence.
 
     Args:
-        draws: of all chains.
-        target, method: of the run.
+        draws: draws of all chains.
+        target, method: those of the run.
         nan_sites: sites whose log-density is NaN at some draw.
     """
-    faults = [*_guessed_covariance(target, method), *_heavy_tail(draws, target)]
+    faults = [*_isotropic_covariance(target, method), *_heavy_tail(draws, target)]
     if "ess" in draws.step_stats:
         ess = np.asarray(draws.step_stats["ess"])
         chain, step = np.unravel_index(np.argmin(ess), ess.shape)
@@ -73,8 +73,8 @@ def find_faults(
             when = _when(target, int(step))
             if step == 0:
                 remedy = (
-                    "The prior of the latents, or the first twist, leaves few particles alive: use "
-                    "more particles, or a prior nearer to the posterior."
+                    "Few particles have weight under the prior of the latents and the first twist: "
+                    "use more particles, or a prior closer to the posterior."
                 )
             else:
                 remedy = "Use more particles, another twist, or more steps of the chain."
@@ -94,21 +94,21 @@ def find_faults(
                 Fault(
                     f"{100 * largest:.2g} % of the weights NaN at {when}",
                     f"up to {100 * largest:.2g} % of the weights were NaN, at {when}{where}, and "
-                    "count as zero. Look for parameters outside of their range, such as a negative "
-                    "scale, at some values of the latent sites.",
+                    "were set to zero. Check for parameters outside their range, such as a "
+                    "negative scale, at some values of the latent sites.",
                 )
             )
     if "excluded_share" in draws.step_stats and target.sites(discrete=False):
-        share = np.asarray(draws.step_stats["excluded_share"])[:, :-1]  # at t = 0 rightly so
+        share = np.asarray(draws.step_stats["excluded_share"])[:, :-1]  # exact at t = 0
         if share.size and (largest := np.nanmax(share)) > MAX_EXCLUDED:
             when = _when(target, int(np.unravel_index(np.nanargmax(share), share.shape)[1]))
             faults.append(
                 Fault(
                     f"{100 * largest:.2g} % of the particles excluded at {when}",
-                    f"up to {100 * largest:.2g} % of the particles were dropped at {when}, because "
-                    "the observations are impossible at their E[x_0 | x_t]; x_0 near it may well "
-                    "allow them, so that the evidence may be too low. Use twist=Quadrature() for "
-                    "one or two numbers, or a likelihood without a sharp end.",
+                    f"up to {100 * largest:.2g} % of the particles were excluded at {when}, "
+                    "because the observations are impossible at their E[x_0 | x_t]. They may be "
+                    "possible at other x_0, so the evidence may be too low. Use twist=Quadrature() "
+                    "for one or two numbers, or a likelihood without a hard cutoff.",
                 )
             )
     log_z = np.asarray(draws.log_evidence, np.float64)
@@ -117,27 +117,28 @@ def find_faults(
     if spread > MAX_SPREAD:
         faults.append(
             Fault(
-                f"the chains disagree by {spread:.2g} nats",
+                f"log evidence differs by {spread:.2g} nats between chains",
                 f"the log evidence differs by {spread:.2g} nats between chains, so the largest "
-                "decides their mean, and its error is no estimate. Use more particles, another "
-                "twist, or more steps of the chain.",
+                "dominates their mean, whose standard error is unreliable. Use more particles, "
+                "another twist, or more steps of the chain.",
             )
         )
     if np.any(np.isinf(log_z)):
         faults.append(
             Fault(
-                "no particle agrees with the observations",
-                "the evidence is not finite: no particle agrees with the observations. Check that "
-                "they are possible under the program.",
+                "no particle is compatible with the observations",
+                "the evidence is not finite: no particle is compatible with the observations. "
+                "Check that they are possible under the program.",
             )
         )
     return faults
 
 
-def _guessed_covariance(target: Target, method: AbstractMethod) -> Iterator[Fault]:
-    """No diagnostic of the particles shows it: all of them are led to the same wrong region.
+def _isotropic_covariance(target: Target, method: AbstractMethod) -> Iterator[Fault]:
+    """Report an isotropic covariance of many observations.
 
-    For 64 numbers of mixtures in 64 dimensions the evidence was 3.9 nats too low, at effective
+    Diagnostics of the particles do not detect it, since all are guided to the same wrong region:
+    for 64 numbers of mixtures in 64 dimensions the evidence was 3.9 nats too low, at effective
     sample sizes of 30 and more, and Pareto k-hat near 0.
     """
     twist = getattr(method, "twist", None)
@@ -145,7 +146,7 @@ def _guessed_covariance(target: Target, method: AbstractMethod) -> Iterator[Faul
     if isinstance(twist, MomentMatching) and isinstance(twist.covariance, Isotropic):
         num = target.num_observed()
         if num > MAX_DENSE:
-            yield Fault(f"the covariance of {num} observed numbers is a guess, Isotropic()", "")
+            yield Fault(f"the covariance of {num} observed numbers is assumed Isotropic()", "")
 
 
 def _heavy_tail(draws: Draws, target: Target) -> Iterator[Fault]:
@@ -156,16 +157,16 @@ def _heavy_tail(draws: Draws, target: Target) -> Iterator[Fault]:
     tail = float(np.median(tail_indices(draws, target)))
     if tail > MAX_TAIL:
         yield Fault(
-            f"the last weights have a Pareto k-hat of {tail:.2f}",
-            f"the tail of the last weights is heavy (Pareto k-hat {tail:.2f}; above 0.7 a mean is "
-            "unreliable, above 1 there is none), so that the evidence is probably too low, and its "
+            f"the final weights have a Pareto k-hat of {tail:.2f}",
+            f"the final weights are heavy-tailed (Pareto k-hat {tail:.2f}; above 0.7 a mean is "
+            "unreliable, above 1 it does not exist), so the evidence is probably too low and its "
             "error too small. Use another twist, more steps of the chain, or more particles.",
         )
 
 
 def _when(target: Target, step: int) -> str:
-    """The time of an entry of the statistics of steps, which go from T to 0 for each stage."""
-    num_steps = target.num_steps
+    """Return the time of an entry of `Draws.step_stats`: from T to 0 for each stage."""
+    num_steps = target.num_steps  # entries per stage; x_T of the first stage is entry 0
     stage = max(step - 1, 0) // num_steps
     t = num_steps if step == 0 else num_steps - 1 - (step - 1) % num_steps
     if target.structure.num_stages == 1:
@@ -181,14 +182,14 @@ def divergence(
     lost: float,
     size: float,
 ) -> str | None:
-    """A warning of draws that are not finite, or far larger than those of the prior; else None.
+    """Return a warning if draws are not finite, or far larger than those of the prior; else None.
 
     Args:
-        make_key: returns the key for draws of the prior, which few runs need.
-        target, method: of the run.
-        name: of a diffusion site.
-        lost: the share of its numbers that are not finite.
-        size: their root mean square in model units.
+        make_key: returns the key for draws of the prior; called only if these are required.
+        target, method: those of the run.
+        name: name of a diffusion site.
+        lost: share of its numbers that are not finite.
+        size: root mean square of its draws in model units.
     """
     if lost > 0:
         what = f"{100 * lost:.3g} % of the numbers at site {name!r} are not finite"
@@ -200,13 +201,13 @@ def divergence(
             return None
         what = f"draws at site {name!r} are {size / prior:.3g} times as large as those of its prior"
     return (
-        f"{what}: {method!r} diverges where its steps are too strong for the chain. Use "
-        "MomentMatching(), more steps, or TwistedSMC(), which drops such particles."
+        f"{what}: {method!r} diverges where its guidance is too strong for a step of the chain. "
+        "Use MomentMatching(), more steps, or TwistedSMC(), which discards such particles."
     )
 
 
 def root_mean_square(x: Array) -> Float[Array, ""]:
-    """By way of the largest: the square of a draw that has diverged overflows."""
+    """Return the root mean square, scaled by the largest entry so that no square overflows."""
     largest = jnp.maximum(jnp.max(jnp.abs(x)).astype(float), 1e-30)
     return largest * jnp.sqrt(jnp.mean((x / largest) ** 2))
 
@@ -214,6 +215,6 @@ def root_mean_square(x: Array) -> Float[Array, ""]:
 @eqx.filter_jit
 def _prior_size(key: Array, target: Target, name: str) -> Float[Array, ""]:
     shape, model = target.structure.shapes[name], target.models[name]
-    batch = shape[: len(shape) - len(model.event_shape)]
+    batch = shape[: len(shape) - len(model.event_shape)]  # of plates
     draws = ancestral(key, model, (_NUM_PRIOR_DRAWS, *batch), target.contexts[name])
     return root_mean_square(draws)

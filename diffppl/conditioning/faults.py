@@ -1,4 +1,4 @@
-"""Faults of observations that can be counted: NaN, infinite and impossible values.
+"""Counts of faulty observations: NaN, infinite values, and values outside the support.
 
 The counts are part of the jaxpr of a program; `validation` evaluates them and raises.
 """
@@ -12,18 +12,18 @@ from .program import Site
 
 
 def faults(site: Site) -> dict[str, Array]:
-    """How many visible entries of an observation are NaN, infinite, or outside the support."""
+    """Count visible entries of an observation that are NaN, infinite, or outside the support."""
     fn, value = site["fn"], jnp.asarray(site["value"])
     if isinstance(fn, dist.Unit):
         return {}
-    seen = visible(site)
-    value = jnp.broadcast_to(value, seen.shape)
-    missing, infinite = seen & jnp.isnan(value), seen & jnp.isinf(value)
-    found = {"NaN": jnp.sum(missing), "infinite": jnp.sum(infinite)}
+    mask = visible(site)
+    value = jnp.broadcast_to(value, mask.shape)
+    nan, infinite = mask & jnp.isnan(value), mask & jnp.isinf(value)
+    counts = {"NaN": jnp.sum(nan), "infinite": jnp.sum(infinite)}
     if fn.support is not None:
-        # Entries with a fault of their own, or under a mask, are not counted again.
-        judged = seen & ~missing & ~infinite
-        inside = jnp.asarray(fn.support(jnp.where(judged, value, 0)))
-        axes = tuple(range(inside.ndim, value.ndim))
-        found["outside"] = jnp.sum(jnp.all(judged, axis=axes) & ~inside)
-    return found
+        # An entry is counted once: NaN, infinite and masked ones are excluded here.
+        finite = mask & ~nan & ~infinite
+        inside = jnp.asarray(fn.support(jnp.where(finite, value, 0)))
+        axes = tuple(range(inside.ndim, value.ndim))  # event axes, which the support reduces
+        counts["outside"] = jnp.sum(jnp.all(finite, axis=axes) & ~inside)
+    return counts

@@ -1,4 +1,4 @@
-"""Guidance: the reverse chain with every step turned towards the observations."""
+"""Guidance: reverse chains with guided kernels and without weights."""
 
 from typing import Any, ClassVar, final
 
@@ -19,26 +19,27 @@ from .twists.default import resolved_twist
 
 @final
 class Guidance(AbstractMethod):
-    """One guided trajectory for each draw, without weights: cheap, for large events. Approximate.
+    """One unweighted guided trajectory per draw, at low cost, for large events. Approximate.
 
-    The twist decides what it is: `PointEstimate()` is the guidance of DPS with the coefficient of
-    Bayes' rule, `MomentMatching(Isotropic())` that of PiGDM, `MomentMatching(Tweedie())` moment
-    matching (TMPD), and `Perturbation()` the paper's own rule.
+    The twist determines the algorithm: `PointEstimate()` is the guidance of DPS with the
+    coefficient of Bayes' rule, `MomentMatching(Isotropic())` that of PiGDM,
+    `MomentMatching(Tweedie())` moment matching (TMPD), and `Perturbation()` the rule of
+    Sohl-Dickstein et al. 2015.
 
     *Bias*. Exact only where E[x_0 | x_t] is linear (normal data), for moment matching with the
-    true covariance, as the number of steps grows. There the isotropic one is a little off in the
-    mean, and the point estimate is overconfident (variances 30% too small in one example).
-    The weights of modes come out wrong, since a trajectory is never corrected for having chosen
-    one early: for 25 normals in 8 dimensions, of which 1, 2 or 4 numbers are seen, the total
-    variation of their weights is on average 0.23, 0.12 and 0.05 by `Tweedie()`, 0.56, 0.43 and
-    0.28 by `Isotropic()`, and up to 1 by the others, where `TwistedSMC` has 0.01, 0.001 and 0.001.
-    `PointEstimate()` and `Perturbation()` follow gradients alone, which run away, to NaN in the
-    end, where the observations are much sharper than a step of the chain. There is no evidence.
+    true covariance, as the number of steps grows. There the isotropic covariance slightly biases
+    the mean, and the point estimate is overconfident (variances 30% too small in one example).
+    The weights of modes are biased, because a trajectory that enters a mode early is never
+    corrected: for 25 normals in 8 dimensions, of which 1, 2 or 4 numbers are observed, the total
+    variation of their weights is on average 0.23, 0.12 and 0.05 for `Tweedie()`, 0.56, 0.43 and
+    0.28 for `Isotropic()`, and up to 1 for the others, against 0.01, 0.001 and 0.001 for
+    `TwistedSMC`. `PointEstimate()` and `Perturbation()` use gradients alone, which diverge, up to
+    NaN, where the observations are much sharper than a step of the chain. No evidence is computed.
 
     Args:
-        twist: `MomentMatching()` for real data, `ExpectedLikelihood()` for discrete data and
-            `Mixed()` for programs with both if it is None.
-        num_steps: read the chain at fewer steps; None keeps them all.
+        twist: None selects `MomentMatching()` for real data, `ExpectedLikelihood()` for discrete
+            data, and `Mixed()` for programs with both.
+        num_steps: respace the chain to this number of steps; None keeps all of them.
 
     Example:
         >>> posterior = dp.Posterior(program, dp.Guidance(dp.twists.PointEstimate()))
@@ -69,17 +70,18 @@ class Guidance(AbstractMethod):
         return num_samples * target.num_steps * target.structure.num_stages
 
     def phases(self, target: Target) -> tuple[int, ...]:
-        """The steps t = T..2 of each stage."""
+        """Return the number of steps t = T..2 of each stage."""
+        # The final step, t = 1, is part of `end`, since it uses another kernel.
         return (target.num_steps - 1,) * target.structure.num_stages
 
     def init(self, key: Array, target: Target, num_samples: int) -> Values:
-        """Draws of x_T."""
+        """Draw x_T."""
         return draw_base(key, target, num_samples)
 
     def step(
         self, key: Array, target: Target, state: Values, phase: int, i: Int[Array, ""]
     ) -> Values:
-        """From x_t to x_{t-1}."""
+        """Draw x_{t-1} from x_t."""
         level, twist = Level(phase, target.num_steps - i), self._resolved()
 
         def single(key: Array, x: Values) -> Values:
@@ -91,12 +93,12 @@ class Guidance(AbstractMethod):
     def end(
         self, key: Array, target: Target, state: Values, phase: int, num_samples: int
     ) -> Values | Draws:
-        """From x_1 to x_0."""
-        level, twist, nothing = Level(phase, jnp.asarray(1)), self._resolved(), jnp.zeros(0)
+        """Draw x_0 from x_1."""
+        level, twist, no_latents = Level(phase, jnp.asarray(1)), self._resolved(), jnp.zeros(0)
 
         def single(key: Array, x: Values) -> Values:
-            twisted = twist.evaluate(target, x, level, nothing)
-            return LastKernel(target, x, twisted, phase, nothing).sample(key)
+            twisted = twist.evaluate(target, x, level, no_latents)
+            return LastKernel(target, x, twisted, phase, no_latents).sample(key)
 
         x = state | jax.vmap(single)(_split(key, state), state)
         is_last = phase == target.structure.num_stages - 1

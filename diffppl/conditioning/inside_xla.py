@@ -1,7 +1,7 @@
-"""Programs whose small factorisations stay inside XLA: see `diffppl.linalg` for the reason.
+"""Replacement of LAPACK calls for small matrices by `diffppl.linalg`, which explains the reason.
 
-Programs call LAPACK where a user does, and where NumPyro does, as for a `MultivariateNormal`. In
-their jaxprs such calls are replaced by functions of `diffppl.linalg`.
+Programs contain LAPACK calls of the user and of NumPyro, as for a `MultivariateNormal`. They are
+replaced in the jaxpr of the program.
 """
 
 import functools
@@ -16,23 +16,23 @@ from jaxtyping import Array
 from .. import linalg
 
 MAX_ROWS = 128
-"""Rows of a matrix up to which it is factorised inside XLA."""
+"""Largest number of rows of a matrix that is factorised inside XLA."""
 
 
 def inside_xla(jaxpr: Jaxpr) -> Jaxpr:
-    """A jaxpr that computes the same, without calls of LAPACK for small matrices."""
-    return jaxpr.replace(eqns=[_replaced(equation) for equation in jaxpr.eqns])
+    """Return an equivalent jaxpr without LAPACK calls for small matrices."""
+    return jaxpr.replace(eqns=[_rewrite(equation) for equation in jaxpr.eqns])
 
 
-def _replaced(equation: JaxprEqn) -> JaxprEqn:
+def _rewrite(equation: JaxprEqn) -> JaxprEqn:
     rule = _RULES.get(equation.primitive.name)
     inputs: list[Any] = [variable.aval for variable in equation.invars]
     if rule is None or not _is_small(inputs[0]):
-        params = {name: _in_parameter(value) for name, value in equation.params.items()}
+        params = {name: _rewrite_parameter(value) for name, value in equation.params.items()}
         return equation.replace(params=params)
     examples = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in inputs]
     traced = jax.make_jaxpr(jax.jit(functools.partial(rule, **equation.params)))(*examples)
-    (call,) = traced.jaxpr.eqns
+    (call,) = traced.jaxpr.eqns  # jit makes the rule a single equation
     return call.replace(invars=equation.invars, outvars=equation.outvars)
 
 
@@ -40,14 +40,14 @@ def _is_small(aval: Any) -> bool:
     return aval.shape[-1] <= MAX_ROWS and jnp.issubdtype(aval.dtype, jnp.floating)
 
 
-def _in_parameter(value: Any) -> Any:
-    """The bodies of loops, branches and calls are parameters of their equations."""
+def _rewrite_parameter(value: Any) -> Any:
+    """Rewrite the bodies of loops, branches and calls, which are parameters of their equations."""
     if isinstance(value, ClosedJaxpr):
         return value.replace(jaxpr=inside_xla(value.jaxpr))
     if isinstance(value, Jaxpr):
         return inside_xla(value)
-    if type(value) is tuple:  # and no named one, such as those of gathers
-        return tuple(map(_in_parameter, value))
+    if type(value) is tuple:  # not a named tuple, such as the dimension numbers of a gather
+        return tuple(map(_rewrite_parameter, value))
     return value
 
 
@@ -58,8 +58,8 @@ def _mapped(function: Callable[..., Array], num_axes: int) -> Callable[..., Arra
 
 
 def _cholesky(matrix: Array, **params: Any) -> Array:
-    """LAPACK reads the lower triangle, `linalg.cholesky` the upper one."""
     del params
+    # LAPACK uses the lower triangle, `linalg.cholesky` the upper one.
     return _mapped(linalg.cholesky, matrix.ndim - 2)(matrix.mT)
 
 
@@ -74,7 +74,7 @@ def _triangular_solve(
     **params: Any,
 ) -> Array:
     del params
-    if not left_side:
+    if not left_side:  # X A = B is A' X' = B'
         solved = _triangular_solve(
             a,
             b.mT,

@@ -1,8 +1,7 @@
-"""Guided kernels: distributions over the next state of the running stage, beside the model's own.
+"""Guided kernels: proposals q for the next state of the running stage.
 
-A kernel q has `sample(key)` and `log_ratio(x) = log p(x | x_t) - log q(x)`, where p is the model's
-own kernel. The difference is taken coordinate by coordinate before it is summed: the densities
-themselves are large.
+A kernel has `sample(key)` and `log_ratio(x) = log p(x | x_t) - log q(x)`, with p the model's own
+kernel. The difference is taken per coordinate before the sum, since the log-densities are large.
 """
 
 from typing import Any, final
@@ -42,7 +41,7 @@ class GuidedKernel(eqx.Module):
         self.dtypes = {name: target.models[name].process.dtype for name in self.own}
 
     def sample(self, key: Array) -> Values:
-        """A draw of x_{t-1} at the sites of the running stage."""
+        """Draw x_{t-1} at the sites of the running stage."""
         keys = dict(zip(self.own, jax.random.split(key, len(self.own)), strict=True))
         drawn = {}
         for name, kernel in self.guided.items():
@@ -54,17 +53,18 @@ class GuidedKernel(eqx.Module):
         return drawn
 
     def log_own(self, x: Values) -> Float[Array, ""]:
-        """log p(x | x_t) of the model's own kernel."""
+        """Return log p(x | x_t) of the model's own kernel."""
         return sum((jnp.sum(p.log_prob(x[name])) for name, p in self.own.items()), jnp.zeros(()))
 
     def log_ratio(self, x: Values) -> Float[Array, ""]:
-        """log p(x | x_t) - log q(x)."""
+        """Return log p(x | x_t) - log q(x)."""
         total = jnp.zeros(())
         for name, own in self.own.items():
             if name in self.tilts:
-                log_q = _chosen(self._tilted(name), x[name])
+                log_q = _log_prob(self._tilted(name), x[name])
             else:
                 log_q = self.guided[name].log_prob(x[name])
+            # Subtract before summing: in float32 the sums of many coordinates lose digits.
             total = total + jnp.sum(jnp.subtract(own.log_prob(x[name]), log_q))
         return total
 
@@ -72,7 +72,7 @@ class GuidedKernel(eqx.Module):
         return jax.nn.log_softmax(kernel_logits(self.guided[name]) + self.tilts[name], axis=-1)
 
 
-def _chosen(log_probs: Float[Array, "*shape states"], states: Array) -> Float[Array, "*shape"]:
+def _log_prob(log_probs: Float[Array, "*shape states"], states: Array) -> Float[Array, "*shape"]:
     return jnp.take_along_axis(log_probs, states[..., None], axis=-1)[..., 0]
 
 
@@ -80,12 +80,12 @@ def _chosen(log_probs: Float[Array, "*shape states"], states: Array) -> Float[Ar
 class LastKernel(eqx.Module):
     """p(x_0 | x_1) conditioned on the observations, for the sites of the running stage.
 
-    In the last stage discrete sites are drawn from their kernel times the likelihood, coordinate by
-    coordinate, or over all joint states if the twist is `Enumeration`; real sites then from their
-    kernel conditioned on the observations, linearised at its mean, given the discrete ones. In an
-    earlier stage discrete sites are drawn from their kernel times the likelihood ratios of the
-    twist, and real ones from their own kernel. Known entries are set; their density under p is part
-    of `log_ratio`.
+    In the last stage discrete sites are drawn from their kernel times the likelihood, per
+    coordinate, or over all joint states if the twist is `Enumeration`. Real sites are then drawn
+    from their kernel, conditioned on the discrete sites and on the observations, linearised at its
+    mean. In an earlier stage discrete sites are drawn from their kernel times the likelihood ratios
+    of the twist, and real sites from their own kernel. Noiseless entries are set to the observed
+    values; their density under p is part of `log_ratio`.
     """
 
     target: Target
@@ -113,10 +113,11 @@ class LastKernel(eqx.Module):
             self.joint = JointStates(target, logits, latents)
         elif discrete:
             self.tilted = self._tilted(twisted, discrete)
-        self.normal = None if discrete or not real else self._conditioned({})
+        # With discrete sites the conditional depends on their draw, and is computed afterwards.
+        self.normal = None if discrete or not real else self._condition({})
 
     def sample(self, key: Array) -> Values:
-        """A draw of x_0 at the sites of the running stage."""
+        """Draw x_0 at the sites of the running stage."""
         if self.joint is not None:
             return self.joint.sample(key)
         key_real, *keys = jax.random.split(key, 1 + len(self.tilted))
@@ -125,25 +126,26 @@ class LastKernel(eqx.Module):
             for key, (name, logits) in zip(keys, self.tilted.items(), strict=True)
         }
         if len(drawn) < len(self.own):
-            drawn = drawn | self._given(drawn).sample(key_real)
+            drawn = drawn | self._conditioned(drawn).sample(key_real)
         return drawn
 
     def log_own(self, x_0: Values) -> Float[Array, ""]:
-        """log p(x_0 | x_1) of the model's own kernel."""
+        """Return log p(x_0 | x_1) of the model's own kernel."""
         return sum((jnp.sum(p.log_prob(x_0[name])) for name, p in self.own.items()), jnp.zeros(()))
 
     def log_ratio(self, x_0: Values) -> Float[Array, ""]:
-        """log p(x_0 | x_1) - log q(x_0)."""
+        """Return log p(x_0 | x_1) - log q(x_0)."""
         if self.joint is not None:
+            # q(x_0) = p(x_0 | x_1) r(x_0) / E[r(x_0) | x_1].
             log_likelihood = self.target.log_likelihood(self.x | x_0, self.latents)
             return self.joint.log_mean() - log_likelihood
         total = jnp.zeros(())
         for name, logits in self.tilted.items():
-            log_q = _chosen(logits, x_0[name])
+            log_q = _log_prob(logits, x_0[name])
             total = total + jnp.sum(jnp.subtract(self.own[name].log_prob(x_0[name]), log_q))
         if len(self.tilted) < len(self.own):
             states = {name: x_0[name] for name in self.tilted}
-            total = total + self._given(states).log_ratio(x_0)
+            total = total + self._conditioned(states).log_ratio(x_0)
         return total
 
     def _dtype(self, name: str) -> Any:
@@ -152,10 +154,12 @@ class LastKernel(eqx.Module):
     def _tilted(self, twisted: Twisted, names: tuple[str, ...]) -> Values:
         logits = {name: kernel_logits(self.own[name]) for name in names}
         if not self.is_last:
+            # The likelihood depends on later stages; the twist gives its ratios.
             return {
                 name: jax.nn.log_softmax(logits[name] + self._twist_ratio(twisted, name), axis=-1)
                 for name in names
             }
+        # Real sites are at the means of their kernels, since they are drawn afterwards.
         means = {name: kernel.mean for name, kernel in self.own.items() if name not in names}
         _, tilted = tilted_logits(
             self.target,
@@ -169,10 +173,10 @@ class LastKernel(eqx.Module):
         guided = state_logits(process, twisted.guided[name])
         return guided - state_logits(process, twisted.estimates[name])
 
-    def _given(self, states: Values) -> ConditionedNormal:
-        return self._conditioned(states) if self.normal is None else self.normal
-
     def _conditioned(self, states: Values) -> ConditionedNormal:
+        return self._condition(states) if self.normal is None else self.normal
+
+    def _condition(self, states: Values) -> ConditionedNormal:
         kernels = {name: own for name, own in self.own.items() if name not in self.tilted}
         return ConditionedNormal(
             self.target, kernels, self.x | states, self.latents, observe=self.is_last

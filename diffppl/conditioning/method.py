@@ -1,4 +1,4 @@
-"""What a method of drawing from a posterior must define."""
+"""The interface of methods that draw from a posterior, and functions that they share."""
 
 import abc
 import enum
@@ -16,16 +16,16 @@ from .target import Level, Target
 
 
 class Exactness(enum.Enum):
-    """What the draws of a method are draws from."""
+    """How the draws of a method relate to the posterior of a chain."""
 
     EXACT = "exact"
-    """The chain's posterior, for any setting."""
+    """The posterior of the chain, for any setting."""
 
     CONSISTENT = "consistent"
-    """The chain's posterior, as the number of particles grows."""
+    """The posterior of the chain, as the number of particles grows."""
 
     APPROXIMATE = "approximate"
-    """Something near it; the method's docstring says how near."""
+    """An approximation to it; the docstring of the method states the bias."""
 
 
 @final
@@ -33,13 +33,13 @@ class Draws(eqx.Module):
     """One chain of posterior draws.
 
     Attributes:
-        x_0: every diffusion site, shape `(num_samples, ...)`, model units.
-        latents: the latents, unconstrained, shape `(num_samples, p)`.
-        log_evidence: log p(y) in nats; NaN where a method gives none.
-        evidence_variance: relative variance of the evidence's estimate within this chain.
-        log_weights: of the particles that the draws were chosen from; empty without any.
-        sample_stats: per draw, shape `(num_samples,)`.
-        step_stats: per step, in the order of the run, from t = T to 0 for each stage in turn.
+        x_0: every diffusion site in model units, shape `(num_samples, ...)`.
+        latents: unconstrained latents, shape `(num_samples, p)`.
+        log_evidence: log p(y) in nats; NaN for a method without an estimate.
+        evidence_variance: relative variance of the evidence estimate within this chain.
+        log_weights: of the particles that the draws are selected from; empty without any.
+        sample_stats: statistics per draw, shape `(num_samples,)`.
+        step_stats: statistics per step in the order of the run, t = T to 0 for each stage in turn.
     """
 
     x_0: Values
@@ -52,12 +52,12 @@ class Draws(eqx.Module):
 
 
 class AbstractMethod(eqx.Module):
-    """A way to draw from p(x_0, u | y). Subclasses state their `exactness`.
+    """A method to draw from p(x_0, u | y). Subclasses declare their `exactness`.
 
-    A chain is `init`, then for each phase its iterations of `step` and an `end`, of which the last
-    returns the draws. All are pure and run inside compiled calls; the loop over phases, and over
-    chunks of iterations, is the caller's. To add a method, subclass this, mark it `typing.final`,
-    and add a row to the tests' registry: it is then held against exact posteriors.
+    A chain consists of `init` and, for each phase, its iterations of `step` and an `end`, the last
+    of which returns the draws. All are pure and run inside compiled calls; the caller loops over
+    phases and over chunks of iterations. To add a method, subclass this, mark it `typing.final`,
+    and add a row to the tests' registry, which compares it with exact posteriors.
     """
 
     exactness: eqx.AbstractClassVar[Exactness]
@@ -68,35 +68,35 @@ class AbstractMethod(eqx.Module):
 
     @abc.abstractmethod
     def resolve(self, target: Target, num_samples: int) -> "AbstractMethod":
-        """The method with every setting filled in; ValueError for what it cannot do."""
+        """Return the method with every setting filled in; ValueError for an unsupported program."""
 
     @abc.abstractmethod
     def prior_sampler(self) -> AbstractSampler:
-        """How the prior is drawn that the method conditions: its chain, without observations."""
+        """Return the sampler of the prior that the method conditions, without observations."""
 
     @abc.abstractmethod
     def num_denoiser_calls(self, target: Target, num_samples: int) -> int | Int[Array, ""]:
-        """Evaluations of the network in one chain; those for derivatives are not counted again."""
+        """Return the network evaluations of one chain; derivatives are not counted separately."""
 
     @abc.abstractmethod
     def phases(self, target: Target) -> tuple[int, ...]:
-        """The number of iterations of each phase."""
+        """Return the number of iterations of each phase."""
 
     @abc.abstractmethod
     def init(self, key: Array, target: Target, num_samples: int) -> Any:
-        """The state at the start of the first phase."""
+        """Return the state at the start of the first phase."""
 
     @abc.abstractmethod
     def step(self, key: Array, target: Target, state: Any, phase: int, i: Int[Array, ""]) -> Any:
-        """Iteration i = 0, 1, ... of a phase."""
+        """Return the state after iteration i = 0, 1, ... of a phase."""
 
     @abc.abstractmethod
     def end(self, key: Array, target: Target, state: Any, phase: int, num_samples: int) -> Any:
-        """The state at the start of the next phase; after the last one, `Draws`."""
+        """Return the state at the start of the next phase; after the last phase, `Draws`."""
 
 
 def draw(key: Array, target: Target, method: AbstractMethod, num_samples: int) -> Draws:
-    """One whole chain, to be used inside compiled code."""
+    """Run one whole chain inside compiled code."""
     keys = chain_keys(key, method.phases(target))
     state = method.init(keys.init, target, num_samples)
     for phase, length in enumerate(method.phases(target)):
@@ -107,7 +107,7 @@ def draw(key: Array, target: Target, method: AbstractMethod, num_samples: int) -
 
 @final
 class ChainKeys(eqx.Module):
-    """The keys of one chain: its start, steps and ends of phases, and what is reported."""
+    """Keys of one chain: for its start, the steps and ends of its phases, and the report."""
 
     init: Array
     steps: tuple[Array, ...]
@@ -132,34 +132,35 @@ def iterate(
     start: int | Int[Array, ""],
     stop: int | Int[Array, ""],
 ) -> Any:
-    """Iterations `start` to `stop` - 1 of a phase; how a run is cut does not change it."""
+    """Run iterations `start` to `stop` - 1 of a phase; the result does not depend on the chunks."""
 
     def body(i: Array, state: Any) -> Any:
+        # The key depends on i alone, so chunks do not change it.
         return method.step(jax.random.fold_in(key, i), target, state, phase, i)
 
     return jax.lax.fori_loop(start, stop, body, state)
 
 
 def check_method(method: Any) -> None:
-    """Refuse what is not a method, or None.
+    """Check that `method` is a method or None.
 
     Raises:
-        TypeError: a class, or something else.
+        TypeError: `method` is a class or another object.
     """
     if isinstance(method, AbstractMethod | None):
         return
     what = f"the class {method.__name__}" if isinstance(method, type) else type(method).__name__
     raise TypeError(
         f"method is {what}; it must be an object such as diffppl.TwistedSMC(num_particles=1_000). "
-        "NumPyro's own kernels go into numpyro.infer.MCMC."
+        "Use numpyro.infer.MCMC for NumPyro's own kernels."
     )
 
 
-# What methods share -------------------------------------------------------------------------------
+# Functions that methods share ---------------------------------------------------------------------
 
 
 def draw_base(key: Array, target: Target, num: int) -> Values:
-    """`num` draws of x_T at every diffusion site."""
+    """Draw `num` samples of x_T at every diffusion site."""
     shapes = target.structure.shapes
 
     def draw(model: Any, shape: tuple[int, ...], key: Array) -> Array:
@@ -169,13 +170,13 @@ def draw_base(key: Array, target: Target, num: int) -> Values:
 
 
 def reverse_step(key: Array, target: Target, x: Values, level: Level) -> Values:
-    """Draws of x_{t-1} of the running stage from the models' own kernels.
+    """Draw x_{t-1} of the running stage from the models' own kernels.
 
     Args:
         key: a typed JAX key.
-        target: without latents.
-        x: every site, with an axis of draws.
-        level: whose t may be a Python 1 for the last step.
+        target: a target without latents.
+        x: every site, with a leading axis of draws.
+        level: stage and t; a Python integer t = 1 selects the final step.
     """
 
     def single(key: Array, x: Values) -> Values:
@@ -184,6 +185,7 @@ def reverse_step(key: Array, target: Target, x: Values, level: Level) -> Values:
         drawn = {}
         for name, estimate in estimates.items():
             process = target.models[name].process
+            # p(x_0 | x_1) has a kernel of its own; a traced t is 2 or more.
             if isinstance(level.t, int) and level.t == 1:
                 kernel = process.final_step(x[name], estimate)
             else:
@@ -196,7 +198,7 @@ def reverse_step(key: Array, target: Target, x: Values, level: Level) -> Values:
 
 
 def only_diffusion_sites(target: Target, method: AbstractMethod) -> None:
-    """Refuse latents, for methods that cannot infer them."""
+    """Raise ValueError if the program has latents, which `method` does not infer."""
     if target.structure.latents:
         raise ValueError(
             f"{type(method).__name__}() draws diffusion sites only, but the program has the latent "
@@ -206,8 +208,8 @@ def only_diffusion_sites(target: Target, method: AbstractMethod) -> None:
 
 
 def unweighted(target: Target, x_0: Values, num_samples: int) -> Draws:
-    """Draws without weights, without latents and without evidence."""
-    nothing = jnp.zeros((num_samples, 0))
-    log_likelihood = jax.vmap(target.log_likelihood)(x_0, nothing)
+    """Return draws without weights, latents and evidence."""
+    latents = jnp.zeros((num_samples, 0))
+    log_likelihood = jax.vmap(target.log_likelihood)(x_0, latents)
     nan = jnp.asarray(jnp.nan)
-    return Draws(x_0, nothing, nan, nan, jnp.zeros(0), {"log_likelihood": log_likelihood}, {})
+    return Draws(x_0, latents, nan, nan, jnp.zeros(0), {"log_likelihood": log_likelihood}, {})

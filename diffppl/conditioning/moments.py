@@ -1,14 +1,14 @@
-"""The first two moments of observed sites, as the twists on real data use them.
+"""Mean and covariance of observed sites, for the twists on real data.
 
 An observed site with density r(y; x) enters a Gaussian twist as N(y; h(x), R(x)), where h and R are
-the mean and the (co)variance of its distribution. Three cases keep r and its moments consistent:
+the mean and the (co)variance of its distribution. Three cases are treated separately:
 
 * a *masked* entry has infinite variance: its residual, Jacobian and covariances are 0;
 * a site under `handlers.scale` with factor s has the density r^s, whose variance is R / s;
 * an entry without finite moments enters by its exact log-density.
 
-For an entry that does not take part, y = h = 0 and R = 1 are used, so that its factor is a
-constant. Every constant that the normal density counts and r does not is collected in `remainder`.
+Entries without a normal factor use y = h = 0 and R = 1, so that their factor is a constant. The
+`remainder` of a site is log r minus the log of its normal density, constants included.
 """
 
 import math
@@ -26,8 +26,8 @@ from numpyro.distributions.mixtures import MixtureGeneral, MixtureSameFamily
 
 from .program import Site
 
-# Mean or variance may be infinite. Where they are not, as for Student's t with three degrees of
-# freedom, a normal density would still miss the tail: of an outlier a tenth of the evidence.
+# Mean or variance may be infinite. Where they are finite, as for Student's t with three degrees of
+# freedom, a normal density underestimates the tail: with an outlier, by a tenth of the evidence.
 _HEAVY_TAILED = (
     dist.Cauchy
     | dist.HalfCauchy
@@ -41,13 +41,13 @@ _WITHOUT_MOMENTS = dist.CategoricalProbs | dist.CategoricalLogits | dist.Unit
 
 
 class Moments(NamedTuple):
-    """One observed site as a normal density, flattened.
+    """The normal density of one observed site, flattened.
 
     Attributes:
-        value: what was observed.
+        value: the observation y.
         mean: h(x).
         spread: R(x), a vector of variances or a matrix.
-        remainder: log-density of the site that N(value; mean, spread) does not account for, nats.
+        remainder: log-density of the site minus log N(value; mean, spread), in nats.
     """
 
     value: Float[Array, " m"]
@@ -57,7 +57,7 @@ class Moments(NamedTuple):
 
 
 class Observations(NamedTuple):
-    """All observed sites with moments side by side, and the log-density of everything else.
+    """All observed sites with moments, concatenated, and the log-density of everything else.
 
     `covariance` is diagonal unless some site is multivariate.
     """
@@ -68,7 +68,7 @@ class Observations(NamedTuple):
     log_rest: Float[Array, ""]
 
     def last(self, num: int) -> "Observations":
-        """The last observations alone, and no rest."""
+        """Return the last `num` observations alone, with `log_rest` 0."""
         start = self.value.size - num
         matrix = self.covariance.as_matrix()[start:, start:]
         covariance = lx.DiagonalLinearOperator(jnp.diagonal(matrix))
@@ -76,7 +76,7 @@ class Observations(NamedTuple):
 
 
 def side_by_side(found: list[Moments], log_rest: Float[Array, ""]) -> Observations:
-    """Several sites as one."""
+    """Concatenate the moments of several sites."""
     empty = jnp.zeros(0)
     value = jnp.concatenate([empty, *(each.value for each in found)])
     mean = jnp.concatenate([empty, *(each.mean for each in found)])
@@ -91,19 +91,19 @@ def side_by_side(found: list[Moments], log_rest: Float[Array, ""]) -> Observatio
 
 
 def log_density(site: Site) -> Float[Array, "..."]:
-    """Log-density of a site of a trace in nats, by batch entry; masks and scales are counted."""
+    """Return the log-density of a site in nats, per batch entry, with its masks and scales."""
     fn, value, intermediates = site["fn"], site["value"], site["intermediates"]
     density = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
     return density if site["scale"] is None else site["scale"] * density
 
 
 def log_prior(site: Site) -> Array:
-    """Log-density of a draw of a site, in its own coordinates."""
+    """Return the log-density of the value of a site in its own coordinates, without masks."""
     return jnp.sum(_without_masks(site["fn"]).log_prob(site["value"]))
 
 
 def _without_masks(fn: Any) -> Any:
-    """A distribution with nothing masked, of which draws are made."""
+    """Remove the masks of a distribution, which do not affect its draws."""
     if isinstance(fn, MaskedDistribution):
         return _without_masks(fn.base_dist)
     if isinstance(fn, Independent):
@@ -114,19 +114,19 @@ def _without_masks(fn: Any) -> Any:
 
 
 def is_label(site: Site) -> bool:
-    """Whether a site is a Bernoulli, whose variance is no guide where it is certain and wrong."""
+    """Return whether a site is Bernoulli: its variance vanishes at confident wrong predictions."""
     base, _ = peel(site["fn"])
     return isinstance(base, dist.BernoulliProbs | dist.BernoulliLogits)
 
 
 def visible(site: Site) -> Bool[Array, "..."]:
-    """The entries of an observation that no mask hides."""
+    """Return which entries of an observation are not masked."""
     _, mask = peel(site["fn"])
     return jnp.broadcast_to(mask, full_shape(site))
 
 
 def moments(site: Site) -> Moments | None:
-    """An observed site as a normal density; None if its distribution has no usable moments."""
+    """Return the normal density of an observed site; None without usable moments."""
     base, mask = peel(site["fn"])
     if isinstance(base, dist.MultivariateNormal | dist.LowRankMultivariateNormal):
         return _multivariate(site, base, mask)
@@ -148,14 +148,15 @@ def _univariate(site: Site, base: Any, mean: Any, variance: Any, mask: Array) ->
         jnp.broadcast_to(x, shape).ravel() for x in (mean, variance, mask, scale)
     )
     value = jnp.broadcast_to(site["value"], shape).ravel()
-    usable = taken = mask & (scale > 0)
+    usable = active = mask & (scale > 0)
     exact = jnp.zeros(())
     if not isinstance(base, dist.Normal):
-        usable = taken & jnp.isfinite(mean) & jnp.isfinite(variance) & (variance > 0)
-        left = (taken & ~usable).reshape(shape)
-        density = base.expand(shape).mask(left).log_prob(value.reshape(shape))
-        exact = jnp.sum(jnp.where(left, scale.reshape(shape) * density, 0.0))
+        usable = active & jnp.isfinite(mean) & jnp.isfinite(variance) & (variance > 0)
+        unusable = (active & ~usable).reshape(shape)
+        density = base.expand(shape).mask(unusable).log_prob(value.reshape(shape))
+        exact = jnp.sum(jnp.where(unusable, scale.reshape(shape) * density, 0.0))
     scale, variance = jnp.where(usable, scale, 1.0), jnp.where(usable, variance, 1.0)
+    # s log N(y; h, R) = log N(y; h, R / s) + (1 - s) / 2 log(2 pi R) - log(s) / 2.
     log_normaliser = jnp.log(2 * jnp.pi * variance)
     remainder = 0.5 * (1 - scale) * log_normaliser - 0.5 * jnp.log(scale)
     remainder = jnp.where(usable, remainder, 0.5 * log_normaliser)
@@ -173,7 +174,7 @@ def _multivariate(site: Site, base: Any, mask: Array) -> Moments:
     num = math.prod(batch)
     covariance = jnp.broadcast_to(base.covariance_matrix, (*shape, size)).reshape(num, size, size)
     scale = jnp.broadcast_to(_scale(site), batch).reshape(num)
-    # A mask hides whole vectors: it is over the batch.
+    # A mask is over the batch, so it applies to whole vectors.
     usable = jnp.broadcast_to(mask, shape).reshape(num, size)[:, 0] & (scale > 0)
     scale = jnp.where(usable, scale, 1.0)
     covariance = jnp.where(usable[:, None, None], covariance, jnp.eye(size))
@@ -183,6 +184,7 @@ def _multivariate(site: Site, base: Any, mask: Array) -> Moments:
     )
     log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(base.scale_tril, axis1=-2, axis2=-1)), axis=-1)
     log_det = jnp.broadcast_to(log_det, batch).reshape(num)
+    # As in `_univariate`, with log det(2 pi R) and m log(s) for log(2 pi R) and log(s).
     log_normaliser = jnp.where(usable, log_det, 0.0) + size * math.log(2 * math.pi)
     remainder = 0.5 * (1 - scale) * log_normaliser - 0.5 * size * jnp.log(scale)
     remainder = jnp.where(usable, remainder, 0.5 * log_normaliser)
@@ -193,17 +195,17 @@ def _multivariate(site: Site, base: Any, mask: Array) -> Moments:
 
 
 def _scale(site: Site) -> Array:
-    """The factor of `handlers.scale`, over the batch of a site."""
+    """Return the factor of `handlers.scale`, over the batch of a site."""
     return jnp.asarray(1.0 if site["scale"] is None else site["scale"])
 
 
 def full_shape(site: Site) -> tuple[int, ...]:
-    """The shape of an observation: a value may be larger than its distribution, or smaller."""
+    """Return the broadcast shape of an observation and its distribution."""
     return np.broadcast_shapes(jnp.shape(site["value"]), site["fn"].shape())
 
 
 def peel(fn: Any) -> tuple[Any, Bool[Array, "..."]]:
-    """The distribution under `expand`, `to_event` and masks, and which entries no mask hides."""
+    """Return the distribution under `expand`, `to_event` and masks, and the combined mask."""
     mask = jnp.ones((), bool)
     while isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
         if isinstance(fn, MaskedDistribution):
@@ -218,7 +220,7 @@ def _is_heavy_tailed(fn: Any) -> bool:
 
 
 def _parts(fn: Any) -> Iterator[Any]:
-    """A distribution, and what it is a mixture, a transformation or a truncation of."""
+    """Yield a distribution, and those that it mixes, transforms or truncates."""
     fn, _ = peel(fn)
     yield fn
     if isinstance(fn, MixtureSameFamily | MixtureGeneral):

@@ -1,8 +1,8 @@
-"""Observations without noise: entries of a diffusion site that an observed `Delta` shows.
+"""Noiseless observations: entries of a diffusion site that are observed through a `Delta`.
 
-`numpyro.sample("y", dist.Delta(x[rows]), obs=y)` fixes entries of x. Which entries is found by
-running the program on numbered entries: the locations of its Deltas are then the numbers of the
-entries that they observe. The program may select by indexing, reshaping, or a mask.
+`numpyro.sample("y", dist.Delta(x[rows]), obs=y)` fixes entries of x. To find these entries, the
+program is evaluated at an x whose entries are numbered: the locations of its Deltas are then the
+numbers of the observed entries. The program may select by indexing, reshaping, or a mask.
 """
 
 import math
@@ -21,12 +21,12 @@ Shapes = dict[str, tuple[int, ...]]
 
 @final
 class Noiseless(eqx.Module):
-    """The entries that the observed Deltas of a program show, side by side.
+    """The entries that the Deltas of a program observe, concatenated.
 
     Attributes:
-        index: the entry of all diffusion sites, flattened one after the other.
-        value: what was observed, in the user's units.
-        visible: False for an entry that a mask hides.
+        index: index of each entry into all diffusion sites, flattened and concatenated.
+        value: observed value of each entry, in the user's units.
+        visible: False for masked entries.
     """
 
     index: Int[Array, " k"]
@@ -34,27 +34,29 @@ class Noiseless(eqx.Module):
     visible: Bool[Array, " k"]
 
     def mask(self, shapes: Shapes) -> dict[str, Bool[Array, "..."]]:
-        """The entries of each diffusion site that are known."""
+        """Return which entries of each diffusion site are observed."""
         total = num_entries(shapes)
-        flat = jnp.zeros(total, bool).at[self._target(total)].set(True, mode="drop")
+        flat = jnp.zeros(total, bool).at[self._index_or_drop(total)].set(True, mode="drop")
         return split_entries(shapes, flat)
 
     def values(self, shapes: Shapes) -> Values:
-        """Their values in the user's units; 0 elsewhere."""
+        """Return the observed values in the user's units; 0 elsewhere."""
         total = num_entries(shapes)
         flat = jnp.zeros(total, self.value.dtype)
-        return split_entries(shapes, flat.at[self._target(total)].set(self.value, mode="drop"))
+        flat = flat.at[self._index_or_drop(total)].set(self.value, mode="drop")
+        return split_entries(shapes, flat)
 
     def gather(self, values: Values, shapes: Shapes) -> Array:
-        """The shown entries of some other values of the diffusion sites."""
+        """Return the observed entries of other values of the diffusion sites."""
         return jnp.concatenate([values[name].ravel() for name in shapes])[self.index]
 
-    def _target(self, total: int) -> Int[Array, " k"]:
+    def _index_or_drop(self, total: int) -> Int[Array, " k"]:
+        # Masked entries get an index out of range, which the mode "drop" ignores.
         return jnp.where(self.visible, self.index, total)
 
 
 def shown(site: Site) -> dict[str, Array]:
-    """Locations of an observed Delta, the values observed there, and which no mask hides."""
+    """Return the locations and values of an observed Delta, and which of them are not masked."""
     shape = full_shape(site)
     fn, mask = peel(site["fn"])
     return {
@@ -65,12 +67,12 @@ def shown(site: Site) -> dict[str, Array]:
 
 
 def num_entries(shapes: Shapes) -> int:
-    """Of all diffusion sites."""
+    """Return the number of entries of all diffusion sites."""
     return sum(math.prod(shape) for shape in shapes.values())
 
 
 def split_entries(shapes: Shapes, flat: Array) -> dict[str, Array]:
-    """One vector over all diffusion sites as the sites, in their own shapes."""
+    """Split a vector over all diffusion sites into the sites, in their shapes."""
     ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
     parts = jnp.split(flat, ends[:-1])
     return {

@@ -1,4 +1,4 @@
-"""Particle Gibbs as a kernel for NumPyro's own MCMC; see `conditional_smc` for its mathematics."""
+"""Particle Gibbs as a kernel for NumPyro's MCMC; see `conditional_smc` for the algorithm."""
 
 import copy
 from collections.abc import Callable
@@ -23,10 +23,10 @@ from .validation import check_observations
 
 
 class ParticleGibbsState(NamedTuple):
-    """Where the Markov chain is.
+    """State of the Markov chain.
 
     `z` holds x_0 of every diffusion site in the user's units; `path` holds x_T, .., x_1, x_0 in
-    model units; `renewed` is the share of the path that the last iteration made anew.
+    model units; `renewed` is the share of the path that the last iteration replaced.
     """
 
     z: Values
@@ -39,25 +39,26 @@ class ParticleGibbsState(NamedTuple):
 class ParticleGibbs(MCMCKernel):
     """An MCMC kernel for the diffusion sites of a program, exact for any number of particles.
 
-    Alone in `numpyro.infer.MCMC` where diffusion sites are the only latents; as a block of
-    `numpyro.infer.Gibbs` beside NUTS for the others. It targets the posterior of the model's own
-    chain. It crosses between modes, as each iteration runs from noise to data, the sooner the more
-    of the path is renewed: for five modes of a mixture, 100 steps and 16 particles 30 % of it, with
-    a change of mode every hundred iterations or so, and with 64 particles 67 %, and one every few.
+    Use it in `numpyro.infer.MCMC` where diffusion sites are the only latents, and otherwise as a
+    block of `numpyro.infer.Gibbs`, with NUTS for the other latents. It targets the posterior of the
+    model's own chain. Each iteration runs from noise to data, so it can change modes, and does so
+    more often the more of the path is renewed: for five modes of a mixture and 100 steps, 16
+    particles renew 30 % of the path and change the mode about every hundred iterations, and 64
+    particles renew 67 % and change it every few iterations.
 
     Args:
         program: a NumPyro model with at least one diffusion site.
-        num_particles: 2 or more.
-        num_steps: read the chain at fewer steps; None keeps them all.
-        twist: that of `TwistedSMC`; `MomentMatching()` or `ExpectedLikelihood()` if it is None.
+        num_particles: number of particles, 2 or more.
+        num_steps: respace the chain to this number of steps; None keeps all of them.
+        twist: as in `TwistedSMC`; None selects `MomentMatching()` or `ExpectedLikelihood()`.
 
     Example:
         >>> mcmc = MCMC(dp.ParticleGibbs(program), num_warmup=50, num_samples=1_000)
         >>> mcmc.run(jax.random.key(0), y=0.3)
         >>> az.from_numpyro(mcmc)
 
-        With other latents, hand `kernel.model` to NUTS: it leaves out the prior density of x, a
-        constant there:
+        With other latents, pass `kernel.model` to NUTS. It omits the prior density of x, which is
+        constant in that block:
 
         >>> kernel = dp.ParticleGibbs(program)
         >>> MCMC(Gibbs([(kernel, ["x"]), (NUTS(kernel.model), None)]), num_warmup=200, ...)
@@ -87,16 +88,16 @@ class ParticleGibbs(MCMCKernel):
 
     @property
     def model(self) -> Program:
-        """The program without the densities of its diffusion sites, for the other blocks."""
+        """The program without the densities of its diffusion sites, for the other Gibbs blocks."""
         return self._model
 
     @property
     def default_fields(self) -> tuple[str, ...]:
-        """What MCMC collects."""
+        """The fields that MCMC collects."""
         return (self.sample_field,)
 
     def wrap_model(self, wrapper: Callable[[Program], Program]) -> "ParticleGibbs":
-        """The kernel for `wrapper(program)`."""
+        """Return the kernel for `wrapper(program)`."""
         kernel = copy.copy(self)
         kernel._program, kernel._model = wrapper(self._program), wrapper(self._model)
         return kernel
@@ -104,7 +105,7 @@ class ParticleGibbs(MCMCKernel):
     def init(
         self, rng_key: Any, num_warmup: int, init_params: Any, model_args: Any, model_kwargs: Any
     ) -> ParticleGibbsState:
-        """A path of the forward chain from `init_params`, or from a draw of the prior."""
+        """Draw a path of the forward chain from `init_params`, or from a draw of the prior."""
         del num_warmup
         args, kwargs = model_args or (), model_kwargs or {}
         self._check(args, kwargs)
@@ -112,6 +113,7 @@ class ParticleGibbs(MCMCKernel):
         def single(key: Array, x_0: Values | None) -> ParticleGibbsState:
             return self._init(key, x_0, args, kwargs)
 
+        # One chain, or one key per chain where MCMC vectorises over chains.
         if jnp.ndim(rng_key) == (0 if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) else 1):
             self._sample = self._step
             return single(rng_key, init_params)
@@ -119,7 +121,7 @@ class ParticleGibbs(MCMCKernel):
         return jax.vmap(single)(rng_key, init_params)
 
     def _check(self, args: Any, kwargs: Any) -> None:
-        """Refuse what cannot be done, before any work."""
+        """Raise ValueError for unsupported programs, before any draw."""
         bound = BoundProgram(self._program, args, kwargs)
         structure = bound.structure
         if structure.latents:
@@ -131,22 +133,23 @@ class ParticleGibbs(MCMCKernel):
         if structure.num_stages > 1:
             name = structure.stage(1)[0]
             raise ValueError(
-                f"ParticleGibbs moves all diffusion sites at once, but the network or context of "
+                f"ParticleGibbs draws all diffusion sites jointly, but the network or context of "
                 f"site {name!r} depends on another one; use TwistedSMC()."
             )
         if self._program is not self._original:
-            # Beside other blocks, a network that depends on their latents would be seen by NUTS
-            # through the density of its flow, and here through that of its chain.
+            # With a network that depends on latents of another block, NUTS would target the
+            # density of the probability flow, and this kernel that of the chain.
             kwargs = {name: value for name, value in kwargs.items() if name != "_gibbs_sites"}
             for site in BoundProgram(self._original, args, kwargs).structure.diffusion:
                 if site.latents:
                     raise ValueError(
                         f"the network or context of site {site.name!r} depends on the latent site "
-                        f"{site.latents[0]!r}, of which ParticleGibbs beside another block would "
-                        "have two different posteriors; use TwistedSMC()."
+                        f"{site.latents[0]!r}, for which ParticleGibbs and another Gibbs block "
+                        "would target different posteriors; use TwistedSMC()."
                     )
         target = Target(bound, self.num_steps)
         resolved_twist(self.twist, target)
+        # The values of observations are available unless MCMC traces `init`.
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(bound)):
             check_observations(bound)
 
@@ -169,23 +172,24 @@ class ParticleGibbs(MCMCKernel):
             times = jnp.arange(1, target.num_steps + 1)
             keys = jax.random.split(key, target.num_steps)
             _, xs = jax.lax.scan(step, x, (keys, times))
+            # Paths are stored in the order of the reverse chain.
             return jnp.concatenate([xs[::-1], x[None]])
 
         paths = target.map_sites(path, values, target.split_key(key_path))
         return ParticleGibbsState(_to_user(target, values), paths, jnp.ones(()), key_next)
 
     def sample(self, state: Any, model_args: Any, model_kwargs: Any) -> ParticleGibbsState:
-        """One iteration: a new path, given the old one."""
+        """Draw a new path from the old one."""
         assert self._sample is not None, "init must be called before sample."
         return self._sample(state, model_args or (), model_kwargs or {})
 
     def refresh(self, state: Any, model_args: Any, model_kwargs: Any) -> Any:
-        """Nothing is cached that depends on the other blocks."""
+        """Return the state unchanged: nothing cached depends on the other blocks."""
         del model_args, model_kwargs
         return state
 
     def postprocess_fn(self, model_args: Any, model_kwargs: Any) -> Callable[[Values], Values]:
-        """Adds the program's deterministic sites."""
+        """Return a function that adds the deterministic sites of the program."""
         args, kwargs = model_args or (), model_kwargs or {}
 
         def add(z: Values) -> Values:
@@ -197,12 +201,12 @@ class ParticleGibbs(MCMCKernel):
         return add
 
     def get_constrain_fn(self, model_args: Any, model_kwargs: Any) -> Callable[[Values], Values]:
-        """Values are in their support already."""
+        """Return the identity: values are already in their support."""
         del model_args, model_kwargs
         return lambda z: z
 
     def get_diagnostics_str(self, state: ParticleGibbsState) -> str:
-        """How much of the path the last iteration renewed."""
+        """Return the share of the path that the last iteration renewed, as text."""
         return f"{100 * float(jnp.mean(state.renewed)):.0f} % of the path renewed"
 
     def _target(self, args: Any, kwargs: Any) -> Target:
@@ -224,16 +228,16 @@ def _to_user(target: Target, x_0: Values) -> Values:
 
 @final
 class GivenDiffusionSites:
-    """A program whose diffusion sites, being given, add nothing to the density.
+    """A program whose diffusion sites contribute no density.
 
-    Equal to the program that it wraps, as the blocks of a `numpyro.infer.Gibbs` must be.
+    It compares equal to the program that it wraps, as `numpyro.infer.Gibbs` requires of its blocks.
     """
 
     def __init__(self, program: Program) -> None:
         self.program = program
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the program."""
+        """Run the program with masked diffusion sites."""
         with _WithoutPriors():
             return self.program(*args, **kwargs)
 

@@ -13,7 +13,7 @@ from .weights import effective_sample_size, reweight
 
 STATISTICS = ("ess", "num_ancestors", "acceptance", "nan_share", "excluded_share")
 MIN_LOG_TWIST = -1e4
-"""Nats, in place of minus infinity: weights are consistent for positive twists alone."""
+"""Replaces log psi = -inf, in nats: weights are consistent only for positive twists."""
 
 
 class SMCState(NamedTuple):
@@ -21,17 +21,17 @@ class SMCState(NamedTuple):
 
     Attributes:
         x: every diffusion site at its time.
-        latents: unconstrained.
+        latents: unconstrained latents.
         twisted: the twist at each particle.
         log_prior: log q of the latents, where they are tempered.
-        temperature: the power of psi_T / q among the weights at x_T.
-        log_weights: normalised; their exponentials sum to 1.
-        eves: the index of each particle's ancestor at the start.
-        num_resampled: how often the particles were resampled.
-        log_evidence: of the steps so far, nats.
-        prior_scale: of the latents.
-        acceptance: of the last Metropolis moves.
-        stats: `STATISTICS` at x_T, and after each step.
+        temperature: the power of psi_T / q in the weights at x_T.
+        log_weights: normalised log-weights; their exponentials sum to 1.
+        eves: the eve index of each particle: its ancestor at the start.
+        num_resampled: number of resampling steps so far.
+        log_evidence: log evidence of the steps so far, in nats.
+        prior_scale: standard deviations of the latents under their prior.
+        acceptance: acceptance rate of the last Metropolis steps.
+        stats: `STATISTICS` at x_T and after each step.
     """
 
     x: Values
@@ -51,39 +51,40 @@ class SMCState(NamedTuple):
 def weighted(
     state: SMCState, log_increments: Float[Array, " n"], entry: int | Int[Array, ""]
 ) -> SMCState:
-    """New weights, the evidence gained, and an entry of the statistics."""
+    """Update the weights and the evidence, and record an entry of the statistics."""
     alive = jnp.isfinite(state.log_weights)
     log_weights, log_increment = reweight(state.log_weights, log_increments)
-    present = jnp.zeros_like(state.eves).at[state.eves].set(1)
-    ess, num_ancestors = effective_sample_size(log_weights), jnp.sum(present).astype(float)
+    is_eve = jnp.zeros_like(state.eves).at[state.eves].set(1)
+    ess, num_ancestors = effective_sample_size(log_weights), jnp.sum(is_eve).astype(float)
+    # Shares of particles with NaN increments, and of those that the twist excludes.
     shares = jnp.stack(
         [
             jnp.mean(alive & jnp.isnan(log_increments)),
             jnp.mean(alive & (state.twisted.log_value == MIN_LOG_TWIST)),
         ]
     )
-    # Of the temperatures at x_T, which have one entry, the worst share counts.
+    # The temperatures at x_T have one entry, which records their largest shares.
     shares = jnp.fmax(state.stats[entry, -2:], shares)
-    found = jnp.concatenate([jnp.stack([ess, num_ancestors, state.acceptance]), shares])
+    stats = jnp.concatenate([jnp.stack([ess, num_ancestors, state.acceptance]), shares])
     return state._replace(
         log_weights=log_weights,
         log_evidence=state.log_evidence + log_increment,
-        stats=state.stats.at[entry].set(found),
+        stats=state.stats.at[entry].set(stats),
     )
 
 
 def resampled(
     key: Array, state: SMCState, scheme: AbstractResampling, threshold: Float[Array, ""]
 ) -> SMCState:
-    """Equally weighted particles, if the effective sample size is below a share of their number."""
+    """Resample if the effective sample size is below `threshold` times the number of particles."""
     n = state.log_weights.size
     needed = effective_sample_size(state.log_weights) < threshold * n
 
     def resample(state: SMCState) -> SMCState:
-        parents = scheme.parents(key, jnp.exp(state.log_weights), n)
+        ancestors = scheme.parents(key, jnp.exp(state.log_weights), n)
         names = ("x", "latents", "twisted", "log_prior", "eves")
-        each = {name: getattr(state, name) for name in names}
-        chosen = jax.tree.map(lambda leaf: leaf[parents], each)
+        values = {name: getattr(state, name) for name in names}
+        chosen = jax.tree.map(lambda leaf: leaf[ancestors], values)
         return state._replace(
             **chosen,
             log_weights=jnp.full(n, -jnp.log(n), state.log_weights.dtype),

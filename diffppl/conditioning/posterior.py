@@ -1,4 +1,4 @@
-"""The runner: posterior draws of a program, in the shape of `numpyro.infer.MCMC`."""
+"""Posterior inference for a program, with the interface of `numpyro.infer.MCMC`."""
 
 import warnings
 from typing import Any
@@ -27,19 +27,19 @@ _NUM_SAMPLES = 1_000
 
 
 class Posterior:
-    """Draws from the posterior of a NumPyro program that contains a diffusion prior.
+    """Posterior of a NumPyro program that contains a diffusion prior.
 
     Args:
         program: a NumPyro model with at least one `numpyro.sample(name, model())` and at least
-            one observed site. Any other continuous latent sites are inferred with it.
-        method: how to draw, for instance `TwistedSMC(num_particles=1_000)`. If it is None, each
-            `run` chooses one for its data; `method` and `explanation` then give it and the reason.
-        num_chains: independent runs of the method, so that R-hat has its usual meaning.
-        num_samples: draws of each chain; by default one for each particle of the method, or 1,000.
-        progress_bar: whether to show one.
+            one observed site. All other continuous latent sites are inferred jointly.
+        method: the inference method, for instance `TwistedSMC(num_particles=1_000)`. If None, each
+            `run` selects one for its data; `method` and `explanation` return it and the reason.
+        num_chains: number of independent runs of the method, as required by R-hat.
+        num_samples: draws per chain; defaults to the number of particles of the method, or 1,000.
+        progress_bar: whether to show a progress bar.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind; the message names it.
+        TypeError, ValueError: an argument is invalid; the message names it.
 
     Example:
         >>> def program(y=None):
@@ -75,23 +75,23 @@ class Posterior:
     def run(self, key: Any, *args: Any, **kwargs: Any) -> None:
         """Draw from the posterior.
 
-        The program is read anew at each call: changed globals, models and data change the answer,
-        and compile something only where they change a shape or the computation.
+        The program is traced again at each call, so that changes of globals, models and data take
+        effect. Only changes of a shape or of the computation cause a new compilation.
 
         Args:
             key: a typed JAX key.
-            *args: for the program.
-            **kwargs: for the program, such as the observations.
+            *args: positional arguments of the program.
+            **kwargs: keyword arguments of the program, such as the observations.
 
         Raises:
             TypeError, ValueError: the program or its data cannot be conditioned on; the message
                 names the site and the remedy.
-            KeyboardInterrupt: before the first chain was finished. Later, the finished chains are
-                kept, with a warning.
+            KeyboardInterrupt: the run was interrupted before its first chain was finished. After
+                that, an interrupt keeps the finished chains and issues a warning.
 
         Warns:
             UserWarning: the particles collapsed, weights were NaN, draws are not finite, or the
-                chain ends before noise has drowned the data.
+                chain is too short, so that x_T still depends on x_0.
         """
         key = check_key(key)
         bound = BoundProgram(self.program, args, kwargs)
@@ -99,27 +99,27 @@ class Posterior:
         method, explanation = self._method, "the method was given"
         if method is None:
             method, explanation = choose(Target(bound), self.num_samples)
-        target = Target(bound, method.num_steps)
+        target = Target(bound, method.num_steps)  # the method may use a respaced chain
         method = method.resolve(target, self.num_samples)
         draws, report = run_chains(
             key, target, method, self.num_chains, self.num_samples, show=self.progress_bar
         )
         nan_sites = [name for name, share in report.nan.items() if np.max(share) > 0]
         faults = find_faults(draws, target, method, nan_sites)
-        places = pooled_indices(key, np.asarray(draws.log_evidence), self.num_samples)
+        pooled = pooled_indices(key, np.asarray(draws.log_evidence), self.num_samples)
         self._run = Run(
-            key, (args, kwargs), target, method, explanation, draws, report, faults, places
+            key, (args, kwargs), target, method, explanation, draws, report, faults, pooled
         )
-        if told := [fault.warning for fault in faults if fault.warning]:
-            warnings.warn(" Also, ".join(told), stacklevel=2)
+        if messages := [fault.warning for fault in faults if fault.warning]:
+            warnings.warn(" Also, ".join(messages), stacklevel=2)
         for name in bound.structure.shapes:
-            lost, size = (float(np.max(x[name])) for x in (report.lost, report.size))
-            if text := divergence(lambda: self._spare_key(2), target, method, name, lost, size):
+            nonfinite, rms = (float(np.max(x[name])) for x in (report.nonfinite, report.rms))
+            if text := divergence(lambda: self._spare_key(2), target, method, name, nonfinite, rms):
                 warnings.warn(text, stacklevel=2)
             else:
-                warn_of_short_chain(np.max(report.left[name]), f"site {name!r}")
+                warn_of_short_chain(np.max(report.signal[name]), f"site {name!r}")
 
-    # What was found -------------------------------------------------------------------------------
+    # Results --------------------------------------------------------------------------------------
 
     @property
     def _last(self) -> Run:
@@ -129,65 +129,66 @@ class Posterior:
 
     @property
     def method(self) -> AbstractMethod | None:
-        """The method of the last run with every setting filled in; before one, the method given."""
+        """The resolved method of the last run; before a run, the `method` argument."""
         return self._method if self._run is None else self._run.method
 
     @property
     def explanation(self) -> str:
-        """Why the last run used its method."""
+        """The reason for the choice of the method of the last run."""
         return self._last.explanation
 
     @property
     def draws(self) -> Draws:
-        """Everything that the method returned, with a leading axis of chains."""
+        """All outputs of the method, with a leading axis of chains."""
         return self._last.draws
 
     @property
     def exactness(self) -> Exactness:
-        """What the draws are draws from."""
+        """The distribution that the draws target."""
         return self._last.method.exactness
 
     @property
     def num_denoiser_calls(self) -> int:
-        """Evaluations of the network in all chains."""
+        """Number of network evaluations in all chains."""
         return round(float(jnp.sum(self._last.report.calls)))
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What speaks against the last run, in a few words each; empty where nothing does."""
+        """Problems detected in the last run, a short phrase for each; empty if there are none."""
         return tuple(fault.summary for fault in self._last.faults)
 
     @property
     def pareto_k(self) -> np.ndarray:
-        """Pareto k-hat of each chain's last weights: above 0.7 their mean is not to be trusted.
+        """Pareto k-hat of the final weights of each chain; above 0.7 their mean is unreliable.
 
-        NaN for a method without weights, and for programs with discrete sites, where the weights
-        take few values and no tail can be fit to them. (Vehtari et al. 2024, by ArviZ.)
+        NaN for methods without weights, and for programs with discrete sites, whose weights take
+        too few values for a fit of the tail. (Vehtari et al. 2024, computed by ArviZ.)
         """
         return tail_indices(self.draws, self._last.target)
 
     @property
     def step_stats(self) -> dict[str, Array]:
-        """Diagnostics of each chain and step, from t = T down to 0: `(num_chains, steps)`."""
+        """Diagnostics by chain and step, from t = T down to 0, shape `(num_chains, steps)`."""
         return self.draws.step_stats
 
     @property
     def log_evidence(self) -> LogEvidence:
         """log p(y) in nats, pooled over chains, with its Monte Carlo error; see `LogEvidence`.
 
-        NaN for a method that gives no evidence.
+        NaN for methods that do not estimate the evidence.
         """
         return pooled_evidence(self.draws, "; ".join(self.faults))
 
     def get_samples(self, *, group_by_chain: bool = False) -> Values:
-        """Draws by site name, in the user's units: diffusion, latent, free and deterministic sites.
+        """Return draws in the user's units: diffusion, latent, free and deterministic sites.
 
-        All draws have equal weight. Where the chains' estimates of the evidence differ, chains
-        count by their evidence: places of chains with too small a share are filled with draws of
-        others (`origin_chain` in `sample_stats()` gives the chain of each).
+        All draws have equal weight. If the evidence estimates of the chains differ, chains are
+        weighted by their evidence: draws of chains with too small a weight are replaced by draws
+        of other chains (`origin_chain` in `sample_stats()` is the chain of each draw).
 
         Returns:
-            Shape `(num_chains * num_samples, ...)`, or `(num_chains, num_samples, ...)`.
+            Arrays by site name, of shape `(num_chains * num_samples, ...)`, or of shape
+            `(num_chains, num_samples, ...)` if `group_by_chain`.
         """
         samples = self._pooled(self._last.report.samples)
         if group_by_chain:
@@ -195,69 +196,70 @@ class Posterior:
         return {name: x.reshape(-1, *x.shape[2:]) for name, x in samples.items()}
 
     def _pooled(self, tree: Any) -> Any:
-        """Draws of chains, in the places where they count by the evidence of their chain."""
-        # By NumPy: JAX compiles the selection once more for every shape.
-        chain, draw = np.moveaxis(self._last.places, -1, 0)
+        """Select draws such that each chain is weighted by its evidence."""
+        # Indexed by NumPy, since JAX would compile the gather for every shape.
+        chain, draw = np.moveaxis(self._last.pooled, -1, 0)
         return jax.tree.map(lambda x: jax.device_put(np.asarray(x)[chain, draw]), tree)
 
     def sample_stats(self) -> dict[str, Array]:
-        """Of each draw that `get_samples` returns, with the chain that it comes from."""
+        """Return statistics of each draw of `get_samples`, including its chain of origin."""
         stats = self._pooled(self.draws.sample_stats)
-        return stats | {"origin_chain": jnp.asarray(self._last.places[..., 0])}
+        return stats | {"origin_chain": jnp.asarray(self._last.pooled[..., 0])}
 
     def print_summary(self, prob: float = 0.9) -> None:
-        """Print NumPyro's summary of the small sites, the evidence, and how far to trust them."""
+        """Print NumPyro's summary of the small sites, the evidence, the method and its cost."""
         print_posterior(self.get_samples(group_by_chain=True), self.known_entries(), prob)
         print(f"log evidence: {self.log_evidence}")
         if not np.isnan(self.log_evidence.value):
             print(
-                "  (± is the Monte Carlo error of this chain's evidence; the errors of the prior "
-                "and of the chain's length are not in it)"
+                "  (± is the Monte Carlo error of the evidence under this reverse chain; errors of "
+                "the prior and of the chain's length are not included)"
             )
         print(f"exactness: {self.exactness.value} ({self.method!r}: {self.explanation})")
         print(f"denoiser calls: {self.num_denoiser_calls:,}")
 
     def known_entries(self) -> dict[str, np.ndarray]:
-        """Masks of the entries that were observed without noise, for the sites that have some."""
+        """Return masks of the noiselessly observed entries, for the sites that have any."""
         masks = {name: np.asarray(m) for name, (m, _) in self._last.target.bound.known().items()}
         return {name: mask for name, mask in masks.items() if mask.any()}
 
     def posterior_predictive(self) -> Values:
-        """One new draw of every observed site for each posterior draw."""
+        """Draw every observed site once for each posterior draw."""
         return predict(self._spare_key(0), self._last.target, *self._latent_draws())
 
     def log_likelihood(self) -> Values:
-        """Log-density of every observation at each posterior draw, in nats, by site.
+        """Return the log-density of the observations at each posterior draw, in nats, by site.
 
-        Shape `(num_chains, num_samples, *batch_shape)`. Observed Deltas and factors have none.
+        Shape `(num_chains, num_samples, *batch_shape)`. Observed Deltas and factors are excluded.
         """
         return log_likelihoods(self._last.target, *self._latent_draws())
 
     def prior(self, num_samples: int = 500) -> Values:
-        """Draws of the unobserved and deterministic sites from the prior, in the user's units.
+        """Draw the unobserved and deterministic sites from the prior, in the user's units.
 
         Raises:
-            RuntimeError: something that the program reads has changed since the run.
+            RuntimeError: the program, or a value that it reads, has changed since the run.
         """
         run = self._last
         args, kwargs = run.arguments
+        # The program is executed again, so it must be the one that was conditioned.
         bound = BoundProgram(self.program, args, kwargs)
         if not eqx.tree_equal(bound, run.target.bound):
             raise RuntimeError(
                 "the program, or values that it reads, changed since run(...), so draws of its "
-                "prior would not belong to those of the posterior; run it again."
+                "prior would be inconsistent with the posterior draws; call run(...) again."
             )
         num_samples = check_size("num_samples", num_samples)
         drawn = draw_prior(self._spare_key(1), self.program, args, kwargs, num_samples)
         return {name: drawn[name] for name in run.report.samples}
 
     def _spare_key(self, number: int) -> Array:
-        """A key that no chain has used."""
+        """Return one of three keys that no chain uses."""
         run = self._last
         return jax.random.split(run.key, self.num_chains + 3)[self.num_chains + number]
 
     def observed_data(self) -> Values:
-        """The values of the observed sites."""
+        """Return the values of the observed sites."""
         target = self._last.target
         return target.evaluate(target.bound.origin(), jnp.zeros(target.num_latents)).observed
 
@@ -265,18 +267,18 @@ class Posterior:
         return self._pooled((self.draws.x_0, self.draws.latents))
 
     def to_arviz(self, *, dims: Any = None, coords: Any = None) -> Any:
-        """The run as ArviZ data: `InferenceData` (ArviZ 0.x) or `DataTree` (1.x).
+        """Convert the run to ArviZ: `InferenceData` (ArviZ 0.x) or `DataTree` (1.x).
 
         Groups: posterior, prior, posterior_predictive, log_likelihood, sample_stats (also per
-        step, on the dimension `step`), observed_data, and, where entries of a diffusion site were
-        observed without noise, constant_data with those entries; the posterior then has the others.
-        A "/" in a site's name, as `numpyro.handlers.scope` makes it, becomes ".".
+        step, with dimension `step`), and observed_data. Entries of a diffusion site that were
+        observed without noise are in constant_data and not in posterior. A "/" in a site name, as
+        created by `numpyro.handlers.scope`, is replaced by ".".
 
         Args:
             dims: names of the event dimensions, `{site: [names]}`.
-            coords: labels of dimensions, `{name: labels}`.
+            coords: coordinates of the dimensions, `{name: labels}`.
         """
-        from ..arviz import from_posterior  # ArviZ takes seconds to import
+        from ..arviz import from_posterior  # importing ArviZ takes seconds
 
         return from_posterior(self, dims=dims, coords=coords)
 

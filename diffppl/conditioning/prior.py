@@ -1,4 +1,4 @@
-"""Draws of a program's prior."""
+"""Prior draws of a program."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from .traced import Traced
 def draw_prior(
     key: Array, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], num: int
 ) -> Values:
-    """Unobserved and deterministic sites of a program, `num` draws of each.
+    """Draw the unobserved and deterministic sites of a program `num` times.
 
     Diffusion sites are drawn by `model().sample`; observed sites keep their observations.
     """

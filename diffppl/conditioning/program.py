@@ -1,9 +1,8 @@
-"""Execution of a NumPyro program whose unobserved sites are filled in by the caller.
+"""Execution of a NumPyro program with values of its unobserved sites supplied by the caller.
 
-`execute` runs the program once under effect handlers and returns its trace. Whatever the rest of
-the room could not treat correctly is refused here, by the name of the site: `numpyro.param`,
-subsampled plates, randomness outside of sample sites, a diffusion model inside another
-distribution, and so on.
+`execute` runs the program once under effect handlers and returns its trace. Unsupported statements
+raise an error that names the site: `numpyro.param`, subsampled plates, randomness outside of sample
+sites, a diffusion model inside another distribution, and so on.
 """
 
 from collections.abc import Callable
@@ -31,7 +30,7 @@ Values = dict[str, Array]
 Site = dict[str, Any]
 Trace = dict[str, Site]
 Fill = Callable[[Site], Array | None]
-"""The value of an unobserved site; None draws it from its distribution."""
+"""Function that returns the value of an unobserved site, or None to draw it."""
 
 
 def execute(
@@ -43,16 +42,16 @@ def execute(
     *,
     predict: bool = False,
 ) -> Trace:
-    """The trace of one execution of a program.
+    """Execute a program once and return its trace.
 
     Args:
-        key: for the sites that `fill` leaves to their distributions. Keys that the program itself
-            sets (`handlers.seed`) are not used.
+        key: for sites for which `fill` returns None. Keys that the program itself sets
+            (`handlers.seed`) are not used.
         program: a NumPyro model.
         arguments: its arguments, and data to condition it on.
-        inputs: the values of `arguments.inputs`.
-        fill: gives the values of unobserved sites.
-        predict: draw the observed sites as well, in place of their observations.
+        inputs: values of `arguments.inputs`.
+        fill: returns the values of unobserved sites.
+        predict: whether to draw new values of the observed sites.
 
     Raises:
         TypeError, ValueError: the program cannot be conditioned; the message names the site.
@@ -69,43 +68,43 @@ def execute(
 
 
 def unwrapped(fn: Any) -> Any:
-    """The distribution under `expand`, plates and `to_event`."""
+    """Return the distribution inside `expand`, plates and `to_event`."""
     while isinstance(fn, ExpandedDistribution | Independent):
         fn = fn.base_dist
     return fn
 
 
 def diffusion_distribution(fn: Any) -> DiffusionDistribution | None:
-    """The diffusion distribution of a site, if it has one."""
+    """Return the diffusion distribution of a site; None if it has another distribution."""
     found = unwrapped(fn)
     return found if isinstance(found, DiffusionDistribution) else None
 
 
 def is_noiseless(fn: Any) -> bool:
-    """Whether an observation of this distribution has no noise: a Delta, masked or not."""
+    """Return whether a distribution is a Delta, masked or not."""
     while isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
         fn = fn.base_dist
     return isinstance(fn, dist.Delta)
 
 
 def is_open(site: Site) -> bool:
-    """Whether a site has no value but the one that `execute` filled in."""
+    """Return whether the value of a site was supplied or drawn by `execute`."""
     return site["type"] == "sample" and site.get("filled", False)
 
 
 def is_observed(site: Site) -> bool:
-    """Whether a site has an observation; a factor has one."""
+    """Return whether a site is observed; factors count as observed."""
     return site["type"] == "sample" and site["is_observed"]
 
 
 def site_shape(site: Site) -> tuple[int, ...]:
-    """Shape of a draw of a site: its `sample_shape`, its batch and its event."""
+    """Return the shape of a draw of a site: `sample_shape`, batch shape and event shape."""
     return (*site["kwargs"].get("sample_shape", ()), *site["fn"].shape())
 
 
 @final
 class _FillSites(Messenger):
-    """Fills in unobserved sites, checks observed ones, and refuses other statements."""
+    """Handler that sets unobserved sites, checks observed ones, and rejects other statements."""
 
     def __init__(self, fill: Fill, *, key: Array, predict: bool) -> None:
         super().__init__()
@@ -116,6 +115,8 @@ class _FillSites(Messenger):
             case "sample" if not msg.get("_control_flow_done", False):
                 self._sample(msg)
             case "control_flow":
+                # `scan` and `cond` trace their bodies without outer handlers; only the substitute
+                # stack is applied to the sites inside.
                 msg["kwargs"]["rng_key"] = self._next_key()
                 msg["kwargs"]["substitute_stack"].append(("substitute", self._in_control_flow))
             case "plate":
@@ -140,8 +141,8 @@ class _FillSites(Messenger):
         _check_distribution(msg)
         if msg["is_observed"]:
             msg["value"] = _observation(msg)
-            auxiliary = isinstance(msg["fn"], dist.Unit) or is_noiseless(msg["fn"])
-            if self._predict and not auxiliary:
+            keeps_value = isinstance(msg["fn"], dist.Unit) or is_noiseless(msg["fn"])
+            if self._predict and not keeps_value:
                 msg["value"] = msg["fn"].sample(self._next_key())
             return
         if msg["value"] is None and is_noiseless(msg["fn"]):
@@ -159,7 +160,7 @@ class _FillSites(Messenger):
             )
 
     def _in_control_flow(self, site: Site) -> Array | None:
-        """The value of a site within NumPyro's `scan` or `cond`."""
+        """Return the value of a site inside NumPyro's `scan` or `cond`."""
         if diffusion_distribution(site["fn"]) is not None:
             raise ValueError(
                 f"site {site['name']!r} is a diffusion model inside numpyro's scan or cond, which "
@@ -173,7 +174,7 @@ class _FillSites(Messenger):
         return self._fill(site)
 
 
-# What is refused ----------------------------------------------------------------------------------
+# Checks -------------------------------------------------------------------------------------------
 
 
 def _check_plate(msg: Site) -> None:
@@ -186,7 +187,7 @@ def _check_plate(msg: Site) -> None:
 
 
 def _check_distribution(msg: Site) -> None:
-    """Refuse a diffusion model that is masked, scaled, or part of another distribution."""
+    """Check that no diffusion model is masked, scaled, or part of another distribution."""
     name, fn = msg["name"], msg["fn"]
     if diffusion_distribution(fn) is not None:
         if msg["scale"] is not None:
@@ -199,7 +200,7 @@ def _check_distribution(msg: Site) -> None:
         if isinstance(fn, MaskedDistribution):
             what = (
                 "under a mask, which would remove its prior; mask the observations alone, or leave "
-                "it unmasked and observe its known entries by dist.Delta(x[rows])"
+                "it unmasked and observe entries of it by dist.Delta(x[rows])"
             )
         else:
             what = f"inside {type(fn).__name__}, which has no reverse chain; " + (
@@ -230,7 +231,7 @@ def _contains_diffusion(value: Any) -> bool:
 
 
 def _observation(msg: Site) -> Array:
-    """The observed value as an array that broadcasts against its distribution."""
+    """Return the observed value as an array, after checks of its type, dtype and shape."""
     name, fn, value = msg["name"], msg["fn"], msg["value"]
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
@@ -247,15 +248,16 @@ def _observation(msg: Site) -> Array:
                 f"the observation at site {name!r} has dtype {value.dtype}; it must be an array "
                 "of numbers."
             )
-    wanted = fn.shape()
+    expected = fn.shape()
     try:
-        shape = jnp.broadcast_shapes(value.shape, wanted)
+        shape = jnp.broadcast_shapes(value.shape, expected)
     except ValueError:
         shape = None
-    if shape is None or shape not in (value.shape, wanted):
+    # Mutual broadcasting, as of (3, 1) with (3,), would count every value several times.
+    if shape is None or shape not in (value.shape, expected):
         how = "do not broadcast" if shape is None else f"would broadcast to {shape}"
         raise ValueError(
             f"the observation at site {name!r} has shape {value.shape} and its distribution has "
-            f"shape {wanted}, which {how}; give both the same shape."
+            f"shape {expected}, which {how}; give both the same shape."
         )
     return jnp.asarray(value)

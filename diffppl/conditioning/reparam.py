@@ -1,20 +1,20 @@
-"""Diffusion sites as functions of plain noise, for NumPyro's own inference.
+"""Reparameterisations of diffusion sites by standard normal noise, for NumPyro's inference.
 
-A diffusion prior over real data is a push-forward: noise z ~ N(0, I) goes in, x_0 comes out. A
+A diffusion prior over real data is the push-forward of noise z ~ N(0, I) to x_0. A
 *reparameterisation* replaces the site by its noise and a deterministic value,
 
-    z ~ N(0, I),    x = to_user(g(z)),    p(z given y) proportional to N(z; 0, I) r(x(z)),
+    z ~ N(0, I),    x = to_user(g(z)),    p(z | y) proportional to N(z; 0, I) r(x(z)),
 
-and whatever infers continuous latents (NUTS, SVI with any autoguide, Laplace) then infers z, whose
-prior density costs nothing: no log p(x_0) is ever evaluated. Two maps g are offered:
+so that any algorithm for continuous latents (NUTS, SVI with any autoguide, Laplace) infers z. The
+prior density of z is that of a standard normal; log p(x_0) is not evaluated. There are two maps g:
 
-    FlowReparam     the probability flow, z = x_T            exact for the flow's own density
+    FlowReparam     the probability flow, z = x_T            exact for the density of the flow
     ChainReparam    z = (x_T, eps_T, .., eps_1) and          exact for the chain
                     x_{t-1} = mean(x_t) + scale(x_t) eps_t
 
-Both are *local*: a sampler that follows gradients crosses from one mode of the posterior to another
-no better in z than in x. Where a posterior may have several, use `Posterior` with `TwistedSMC`, or
-compare chains that were started apart.
+Gradient-based samplers are *local* and mix between modes of the posterior no better in z than in x.
+If a posterior may be multimodal, use `Posterior` with `TwistedSMC`, or compare chains with
+overdispersed starting points.
 
 References:
     Song et al. 2021, "Score-Based Generative Modeling through SDEs", section 4.3 (the flow).
@@ -39,23 +39,24 @@ from .program import diffusion_distribution
 
 @final
 class FlowReparam(eqx.Module, Reparam):
-    """A diffusion site as the image of its noise under the probability flow.
+    """Reparameterisation of a diffusion site by the probability flow.
 
-    The site `name` becomes `f"{name}_base"`, N(0, I) of the site's own shape, and a deterministic
+    The site `name` is replaced by `f"{name}_base"`, N(0, I) of the same shape, and a deterministic
     value. The posterior is that of the flow, whose density is `model().log_prob`; the error of the
-    integrator is the only bias. A chain of many steps and its flow agree closely, a short one does
-    not: see `diffppl.samplers.flow_ode`.
+    integrator is the only bias. Flow and chain agree closely for chains of many steps, but not for
+    short ones: see `diffppl.samplers.flow_ode`.
 
-    It does not cross modes. NUTS on `f"{name}_base"` moves well within one mode of the posterior;
-    between modes that gradients do not join, only the start of each chain decides.
+    NUTS on `f"{name}_base"` mixes well within one mode of the posterior. Between well-separated
+    modes it does not mix: the mode of each chain is determined by its starting point.
 
     Args:
-        integrator: how the differential equation is solved. Gradients go through it, so that
-            loose tolerances cost accuracy twice: NUTS wants the value and its gradient to agree.
+        integrator: solver of the ordinary differential equation. Gradients are propagated through
+            it, and NUTS requires the value and its gradient to be consistent, so that loose
+            tolerances affect both.
 
     Raises:
-        ValueError: when the program runs: the site is not a diffusion model of real data, or is
-            observed.
+        ValueError: at execution of the program, if the site is not a diffusion model of real data,
+            or is observed.
 
     Example:
         >>> moved = numpyro.handlers.reparam(program, config={"x": dp.FlowReparam()})
@@ -75,24 +76,24 @@ class FlowReparam(eqx.Module, Reparam):
 
 @final
 class ChainReparam(eqx.Module, Reparam):
-    """A diffusion site as the image of all the noise that its reverse chain uses.
+    """Reparameterisation of a diffusion site by all the noise of its reverse chain.
 
-    The site `name` becomes `f"{name}_base"`, N(0, I) of shape `(*batch, T + 1, *event_shape)`: x_T,
-    then the noise of each step from t = T to 1, the final step last; and a deterministic value. The
-    posterior is exactly that of the chain, the one that `TwistedSMC` draws from.
+    The site `name` is replaced by `f"{name}_base"`, N(0, I), and a deterministic value. The noise
+    has shape `(*batch, T + 1, *event_shape)`: x_T, then the noise of each step from t = T to 1. The
+    posterior is exactly that of the chain, as for `TwistedSMC`.
 
-    There are T + 1 numbers for each coordinate of x, and each gradient costs T network calls, so
-    that a short chain serves best. Memory grows by one x_t a step, whatever the network.
+    The dimension is T + 1 times that of x, and each gradient costs T network evaluations, so short
+    chains are preferable. Memory grows by one x_t per step, independently of the network.
 
-    It does not cross modes: see `FlowReparam`.
+    It does not mix between modes: see `FlowReparam`.
 
     Args:
-        num_steps: read the chain at so many of its levels (`model.respace`); None for all. The
+        num_steps: number of steps to respace the chain to (`model.respace`); None for all. The
             posterior is then that of the shorter chain.
 
     Raises:
-        ValueError: when the program runs: the site is not a diffusion model of real data, or is
-            observed; or the chain has fewer than `num_steps` steps.
+        ValueError: at execution of the program, if the site is not a diffusion model of real data,
+            or is observed, or if the chain has fewer than `num_steps` steps.
 
     Example:
         >>> config = {"x": dp.ChainReparam(num_steps=20)}
@@ -106,7 +107,7 @@ class ChainReparam(eqx.Module, Reparam):
         if self.num_steps is not None:
             model = model.respace(self.num_steps)
         shape = (*batch_shape, model.num_steps + 1, *model.event_shape)
-        # The step is one more axis of the event, so that plates see the batch that they expect.
+        # The axis of steps belongs to the event, so that the batch shape agrees with the plates.
         noise = _noise(name, fn.event_dim + 1, shape)
         x_0 = _run_chain(model, jnp.moveaxis(noise, len(batch_shape), 0), context)
         return None, model.to_user(x_0)
@@ -115,20 +116,21 @@ class ChainReparam(eqx.Module, Reparam):
 def _run_chain(
     model: DiffusionModel, noise: Float[Array, "..."], context: Array | None
 ) -> Float[Array, "..."]:
-    """x_0 in model units; `noise` has x_T and the steps' noise on its leading axis."""
+    """Return x_0 in model units; `noise` is x_T and the noise of the steps, on a leading axis."""
 
-    def move(kernel: dist.Distribution, eps: Array) -> Array:
+    def sample(kernel: dist.Distribution, eps: Array) -> Array:
         return jnp.asarray(kernel.mean + jnp.sqrt(kernel.variance) * eps, eps.dtype)
 
-    # Only x_t is kept for the gradient; what happens within a step is computed again.
-    @functools.partial(jax.checkpoint, prevent_cse=False)  # a scan needs no such prevention
+    # Only x_t is stored for the gradient; the network is evaluated again in the backward pass.
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # unnecessary inside a scan
     def step(x_t: Array, inputs: tuple[Array, Array]) -> tuple[Array, None]:
         t, eps = inputs
-        return move(model.reverse_kernel(x_t, t, context), eps), None
+        return sample(model.reverse_kernel(x_t, t, context), eps), None
 
     times = jnp.arange(model.num_steps, 1, -1)
     x_1, _ = jax.lax.scan(step, noise[0], (times, noise[1:-1]))
-    return move(model.reverse_kernel(x_1, 1, context), noise[-1])
+    # A static t = 1 selects the final step.
+    return sample(model.reverse_kernel(x_1, 1, context), noise[-1])
 
 
 def _noise(name: str, event_dim: int, shape: tuple[int, ...]) -> Array:
@@ -139,24 +141,24 @@ def _noise(name: str, event_dim: int, shape: tuple[int, ...]) -> Array:
 def _checked(
     reparam: Reparam, name: str, fn: Any, obs: Any
 ) -> tuple[DiffusionModel, tuple[int, ...], Array | None]:
-    """The model at a site, the shape of its batch (plates and `to_event` counted), its context."""
+    """Return the model of a site, its batch shape (with plates and `to_event`), and its context."""
     what = type(reparam).__name__
     found = diffusion_distribution(fn)
     if found is None:
         raise ValueError(
             f"site {name!r} has a {type(fn).__name__}; {what} is for a diffusion model, as in "
-            f"numpyro.sample({name!r}, model()), at most under plates, expand and to_event."
+            f"numpyro.sample({name!r}, model()), optionally under plates, expand and to_event."
         )
     model = found.model
     if model.process.support.is_discrete:
         raise ValueError(
             f"site {name!r} is a model with {type(model.process).__name__}: {what} is for real "
-            "data, because bits and categories are no smooth function of noise. Use "
+            "data, because discrete data are not a smooth function of noise. Use "
             "diffppl.Posterior with TwistedSMC, or ParticleGibbs."
         )
     if obs is not None:
         raise ValueError(
-            f"site {name!r} is observed, so that its noise is not free; {what} is for latent "
+            f"site {name!r} is observed, so its noise is not a free variable; {what} is for latent "
             "sites. Leave it latent and observe something that depends on it, or use "
             "diffppl.elbo for its likelihood."
         )

@@ -1,4 +1,4 @@
-"""Inpainting by replacement, once or several times a step (RePaint)."""
+"""Inpainting by replacement of observed entries, with optional repeated steps (RePaint)."""
 
 from typing import Any, ClassVar, final
 
@@ -24,22 +24,23 @@ from .target import Level, Target
 
 @final
 class Replacement(AbstractMethod):
-    """Known entries are noised to each level and put into the chain; the rest follows. Approximate.
+    """Replacement of observed entries by their noised values at each level. Approximate.
 
-    For programs that observe entries of a site without noise (`dist.Delta(x[rows])`), of any kind
-    of data. With `num_repeats` above 1 it is RePaint: after a step the state is noised again and
-    the step repeated, so that the unknown entries come to agree with the known ones.
+    For programs that observe entries of a site without noise (`dist.Delta(x[rows])`); supports all
+    kinds of data. With `num_repeats` above 1 it is RePaint: after a step the state is noised again
+    and the step is repeated, which makes the other entries consistent with the observed ones.
 
-    *Bias*. Unknown entries depend on the known ones only through the denoiser, a step late. For
-    two standard normals of correlation 0.9, one seen as 1, a single pass has mean 0.62 and variance
-    0.31 where the truth is 0.9 and 0.19; ten repeats have 0.88 and 0.20 (correlation 0.5: 0.27 and
-    0.82, then 0.46 and 0.76, for 0.5 and 0.75; `schedules.Reciprocal(1_000)`). The paper keeps
-    the known entries free of noise at every level, which has 0.72 and 0.31 in a single pass. There
-    is no evidence.
+    *Bias*. The other entries depend on the observed ones only through the denoiser, with a delay
+    of one step. For two standard normals of correlation 0.9, one observed to be 1, a single pass
+    has mean 0.62 and variance 0.31, ten repeats have 0.88 and 0.20, and the exact values are 0.9
+    and 0.19 (correlation 0.5: 0.27 and 0.82, 0.46 and 0.76, exact 0.5 and 0.75; with
+    `schedules.Reciprocal(1_000)`). Observed entries without noise at every level, as in the paper,
+    give 0.72 and 0.31 in a single pass. The evidence is not estimated.
 
     Args:
-        num_repeats: how often each step is made; 1 is plain replacement, RePaint takes 10.
-        num_steps: read the chain at fewer steps; None keeps them all.
+        num_repeats: number of times that each step is performed; 1 is plain replacement, RePaint
+            uses 10.
+        num_steps: number of steps to respace the chain to; None for all.
 
     Example:
         >>> def program(top=None):
@@ -64,9 +65,9 @@ class Replacement(AbstractMethod):
         structure = target.structure
         others = [name for name in structure.observed if name not in structure.noiseless]
         if others or not target.has_noiseless:
-            what = f"site {others[0]!r} is noisy" if others else "none is"
+            what = f"site {others[0]!r} is noisy" if others else "the program has none"
             raise ValueError(
-                f"Replacement() conditions on entries observed without noise (dist.Delta), and "
+                f"Replacement() conditions on entries observed without noise (dist.Delta), but "
                 f"{what}; use TwistedSMC() or Guidance()."
             )
         return self
@@ -75,32 +76,35 @@ class Replacement(AbstractMethod):
         return Ancestral()
 
     def num_denoiser_calls(self, target: Target, num_samples: int) -> int:
+        # All steps are repeated except the final one.
         steps = (target.num_steps - 1) * self.num_repeats + 1
         return num_samples * steps * target.structure.num_stages
 
     def phases(self, target: Target) -> tuple[int, ...]:
-        """The steps t = T..2 of each stage."""
+        """Return the number of steps t = T..2, for each stage."""
         return (target.num_steps - 1,) * target.structure.num_stages
 
     def init(self, key: Array, target: Target, num_samples: int) -> Values:
-        """Draws of x_T, with the known entries at that level."""
-        key_base, key_known = jax.random.split(key)
+        """Draw x_T, with the observed entries noised to level T."""
+        key_base, key_observed = jax.random.split(key)
         x = draw_base(key_base, target, num_samples)
-        return _replaced(key_known, target, x, target.num_steps)
+        return _replace_observed(key_observed, target, x, target.num_steps)
 
     def step(
         self, key: Array, target: Target, state: Values, phase: int, i: Int[Array, ""]
     ) -> Values:
-        """From x_t to x_{t-1}, `num_repeats` times."""
+        """Draw x_{t-1} from x_t, `num_repeats` times."""
         level = Level(phase, target.num_steps - i)
 
         def repeat(x: Values, inputs: tuple[Array, Array]) -> tuple[Values, None]:
-            key, again = inputs
+            key, is_repeat = inputs
             keys = jax.random.split(key, 3)
-            # All but the first begin by going back up from t - 1 to t.
-            x = jax.lax.cond(again, lambda x: _forward(keys[0], target, x, level.t), lambda x: x, x)
+            # A repeat first noises the state from level t - 1 to level t.
+            x = jax.lax.cond(
+                is_repeat, lambda x: _forward(keys[0], target, x, level.t), lambda x: x, x
+            )
             x = reverse_step(keys[1], target, state | x, level)
-            return _replaced(keys[2], target, x, level.t - 1), None
+            return _replace_observed(keys[2], target, x, level.t - 1), None
 
         keys = jax.random.split(key, self.num_repeats)
         running = {name: state[name] for name in target.sites(phase)}
@@ -110,14 +114,15 @@ class Replacement(AbstractMethod):
     def end(
         self, key: Array, target: Target, state: Values, phase: int, num_samples: int
     ) -> Values | Draws:
-        """From x_1 to x_0."""
+        """Draw x_0 from x_1 and set the observed entries."""
+        # A static t = 1 selects the final step.
         x = state | target.clamp(reverse_step(key, target, state, Level(phase, 1)))
         is_last = phase == target.structure.num_stages - 1
         return unweighted(target, x, num_samples) if is_last else x
 
 
-def _replaced(key: Array, target: Target, x: Values, t: Array | int) -> Values:
-    """Draws with their known entries noised to level t."""
+def _replace_observed(key: Array, target: Target, x: Values, t: Array | int) -> Values:
+    """Replace observed entries by draws from q(x_t | x_0)."""
     known, keys = target.known(), target.split_key(key)
 
     def each(model: Any, x: Array, known: Any, key: Array) -> Array:
@@ -129,7 +134,7 @@ def _replaced(key: Array, target: Target, x: Values, t: Array | int) -> Values:
 
 
 def _forward(key: Array, target: Target, x: Values, t: Array | int) -> Values:
-    """A draw of x_t given x_{t-1}."""
+    """Draw from q(x_t | x_{t-1})."""
 
     def each(model: Any, x: Array, key: Array) -> Array:
         return jnp.asarray(model.process.transition(x, t).sample(key), x.dtype)

@@ -1,6 +1,6 @@
-"""Resampling: from weighted particles to equally weighted ones, without bias.
+"""Unbiased resampling schemes, which turn weighted particles into equally weighted ones.
 
-A scheme returns, for each new particle, the index of its parent; the expected number of children
+A scheme returns the index of the ancestor of each new particle; the expected number of offspring
 of particle i is `num` times its weight. To add one, subclass `AbstractResampling`.
 
 References:
@@ -17,23 +17,23 @@ from jaxtyping import Array, Float, Int
 
 
 class AbstractResampling(eqx.Module):
-    """A way to draw the parents of new particles."""
+    """A resampling scheme."""
 
     @abc.abstractmethod
     def parents(self, key: Array, weights: Float[Array, " n"], num: int) -> Int[Array, " num"]:
-        """Indices of `num` parents; `weights` sum to 1."""
+        """Return the indices of `num` ancestors; `weights` sum to 1."""
 
 
 def _invert(weights: Float[Array, " n"], points: Float[Array, " num"]) -> Int[Array, " num"]:
-    """Where sorted or unsorted points in [0, 1) fall in the cumulative weights."""
+    """Evaluate the inverse of the cumulative weights at points in [0, 1), sorted or not."""
     cumulative = jnp.cumsum(weights)
     indices = jnp.searchsorted(cumulative / cumulative[-1], points, side="right")
-    return jnp.minimum(indices, weights.size - 1)
+    return jnp.minimum(indices, weights.size - 1)  # a point may round to 1
 
 
 @final
 class Systematic(AbstractResampling):
-    """Evenly spaced points with one common offset: least variance in practice."""
+    """Evenly spaced points with a common random offset; the lowest variance in practice."""
 
     def parents(self, key: Array, weights: Float[Array, " n"], num: int) -> Int[Array, " num"]:
         return _invert(weights, (jnp.arange(num) + jax.random.uniform(key)) / num)
@@ -41,7 +41,7 @@ class Systematic(AbstractResampling):
 
 @final
 class Stratified(AbstractResampling):
-    """One point in each of `num` equal strata: provably no worse than multinomial."""
+    """One point in each of `num` equal strata; variance at most that of `Multinomial`."""
 
     def parents(self, key: Array, weights: Float[Array, " n"], num: int) -> Int[Array, " num"]:
         return _invert(weights, (jnp.arange(num) + jax.random.uniform(key, (num,))) / num)
@@ -49,7 +49,7 @@ class Stratified(AbstractResampling):
 
 @final
 class Multinomial(AbstractResampling):
-    """Independent draws: the simplest to analyse, the most variance."""
+    """Independent draws; the simplest scheme to analyse, with the highest variance."""
 
     def parents(self, key: Array, weights: Float[Array, " n"], num: int) -> Int[Array, " num"]:
         return _invert(weights, jax.random.uniform(key, (num,)))

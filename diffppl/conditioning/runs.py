@@ -1,8 +1,8 @@
-"""The compiled parts of a `Posterior`, and the loop over chains and chunks that drives them.
+"""Compiled functions of a `Posterior`, and the loop over chains and chunks of iterations.
 
-Each compiled function takes the target as an argument and traces once for new keys, data and
-settings. The loop is in Python, as that of `fit` is: a progress bar, an interrupt and the choice of
-the next chunk's length need nothing from inside compiled code.
+The compiled functions take the target as an argument, so that new keys, data and settings do not
+cause a new compilation. The loop is in Python, as in `fit`, so that the progress bar, interrupts
+and the choice of the chunk length require no callbacks from compiled code.
 """
 
 import time
@@ -22,27 +22,28 @@ from .method import AbstractMethod, ChainKeys, Draws, chain_keys, iterate
 from .program import Values
 from .target import Target
 
-_SECONDS = 0.5  # between two updates of the bar, and checks for interrupts
+_CHUNK_SECONDS = 0.5  # between updates of the progress bar and checks for interrupts
 
 
 class Report(NamedTuple):
-    """Of one chain: draws by site in the user's units, and figures to warn of.
+    """Draws of one chain by site, in the user's units, and diagnostics of the draws.
 
-    `left` is what the last level of each site's chain keeps of its draws, `lost` the share of its
-    numbers that are not finite, `size` their root mean square in model units, `nan` the share of
-    draws at which a site's log-density is NaN, `calls` the evaluations of the network.
+    `signal` is the part of the draws of each site that remains in x_T, `nonfinite` the fraction of
+    their entries that are not finite, `rms` their root mean square in model units, `nan` the
+    fraction of draws at which the log-density of a site is NaN, `calls` the number of network
+    evaluations.
     """
 
     samples: Values
-    left: dict[str, Array]
-    lost: dict[str, Array]
-    size: dict[str, Array]
+    signal: dict[str, Array]
+    nonfinite: dict[str, Array]
+    rms: dict[str, Array]
     nan: dict[str, Array]
     calls: Array
 
 
 class Run(NamedTuple):
-    """What is kept of a run; `places` holds the (chain, draw) that fills each place."""
+    """Record of a run; `pooled` is the (chain, draw) index of each draw after pooling."""
 
     key: Array
     arguments: tuple[Any, Any]
@@ -52,7 +53,7 @@ class Run(NamedTuple):
     draws: Draws
     report: Report
     faults: list[Fault]
-    places: np.ndarray
+    pooled: np.ndarray
 
 
 def run_chains(
@@ -64,13 +65,13 @@ def run_chains(
     *,
     show: bool,
 ) -> tuple[Draws, Report]:
-    """All chains, one after the other, stacked on a leading axis.
+    """Run the chains sequentially and stack them on a leading axis.
 
-    An interrupt (Ctrl-C) ends the run. The chains that were finished are returned, with a warning;
-    without any, the interrupt is raised.
+    An interrupt (Ctrl-C) ends the run. Finished chains are returned, with a warning; if there are
+    none, the interrupt is raised.
     """
     phases = method.phases(target)
-    found: list[tuple[Draws, Report]] = []
+    finished: list[tuple[Draws, Report]] = []
     chunk = 1
     total = num_chains * (sum(phases) + len(phases))
     bar = tqdm(total=total, desc=type(method).__name__, disable=not show, dynamic_ncols=True)
@@ -82,7 +83,8 @@ def run_chains(
                 done = 0
                 while done < length:
                     stop = min(done + chunk, length)
-                    begun = time.perf_counter()
+                    started = time.perf_counter()
+                    # Python integers would be static under `filter_jit` and cause compilations.
                     state = _advance(
                         keys.steps[phase],
                         target,
@@ -93,42 +95,42 @@ def run_chains(
                         jax.device_put(np.int32(stop)),
                     )
                     jax.block_until_ready(state)
-                    chunk = _next_chunk(stop - done, time.perf_counter() - begun)
+                    chunk = _next_chunk(stop - done, time.perf_counter() - started)
                     bar.update(stop - done)
                     done = stop
                 state = _end(keys.ends[phase], target, method, state, phase, num_samples)
                 bar.update(1)
             report = _report(keys.report, target, method, state, num_samples)
-            found.append(jax.block_until_ready((state, report)))
+            finished.append(jax.block_until_ready((state, report)))
     except KeyboardInterrupt:
-        if not found:
+        if not finished:
             raise
         warnings.warn(
-            f"the run was interrupted after {len(found)} of {num_chains} chains, which are kept; "
-            "the one that was running is lost.",
+            f"the run was interrupted after {len(finished)} of {num_chains} chains, which are "
+            "kept; the unfinished chain is discarded.",
             stacklevel=3,
         )
     finally:
         bar.close()
-    return _stacked(found)
+    return _stack(finished)
 
 
 def _next_chunk(length: int, seconds: float) -> int:
-    """So many iterations that a chunk takes about half a second; twice as many at most."""
-    return max(1, min(2 * length, round(length * _SECONDS / max(seconds, 1e-9))))
+    """Return the chunk length for a duration of `_CHUNK_SECONDS`, at most twice the last one."""
+    return max(1, min(2 * length, round(length * _CHUNK_SECONDS / max(seconds, 1e-9))))
 
 
 @eqx.filter_jit
 def _chain_keys(
     key: Array, num_chains: int, chain: Int[Array, ""], phases: tuple[int, ...]
 ) -> ChainKeys:
-    # In one piece: every operation by itself would take as long to compile.
+    # A single compilation: compiling each operation separately takes as long for each.
     return chain_keys(jax.random.split(key, num_chains)[chain], phases)
 
 
-def _stacked(found: list[Any]) -> Any:
-    """By NumPy: for 2,000 chains XLA compiles the concatenation for a minute."""
-    return jax.tree.map(lambda *leaves: jax.device_put(np.stack(leaves)), *found)
+def _stack(chains: list[Any]) -> Any:
+    """Stack chains by NumPy: for 2,000 chains XLA takes a minute to compile the concatenation."""
+    return jax.tree.map(lambda *leaves: jax.device_put(np.stack(leaves)), *chains)
 
 
 @eqx.filter_jit
@@ -157,7 +159,7 @@ def _end(
 
 
 def _strongly_typed(state: Any) -> Any:
-    """As a loop leaves it: `_advance` would otherwise be compiled for the first state alone."""
+    """Remove weak types, as a loop does; `_advance` would otherwise compile twice."""
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), state)
 
 
@@ -182,12 +184,12 @@ def _report(
     )
 
 
-# After a run --------------------------------------------------------------------------------------
+# Functions of the draws ---------------------------------------------------------------------------
 
 
 @eqx.filter_jit
 def predict(key: Array, target: Target, x_0: Values, latents: Array) -> Values:
-    """One new draw of every observed site for each posterior draw, `(chains, draws, ...)`."""
+    """Draw every observed site once for each posterior draw, shape `(chains, draws, ...)`."""
     keys = jax.random.split(key, latents.shape[:2])
 
     def draw(key: Array, x_0: Values, latents: Array) -> Values:
@@ -198,7 +200,7 @@ def predict(key: Array, target: Target, x_0: Values, latents: Array) -> Values:
 
 @eqx.filter_jit
 def log_likelihoods(target: Target, x_0: Values, latents: Array) -> Values:
-    """Log-density of every observation at each posterior draw, for sites that have one."""
+    """Return log-densities of observations at each posterior draw, except Deltas and factors."""
     structure, factors = target.structure, target.bound.traces.factors
     names = [n for n in structure.observed if n not in (*structure.noiseless, *factors)]
 

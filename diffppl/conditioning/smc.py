@@ -1,23 +1,24 @@
 """Twisted sequential Monte Carlo.
 
-Particles run down the reverse chain, each step guided by a twist psi_t towards the observations,
-and weighted for the difference between the guided kernel q and the model's own p:
+Particles follow the reverse chain. Each step is guided towards the observations by a twist psi_t
+and weighted for the difference between the guided kernel q and the model's kernel p:
 
     w_T     = psi_T(x_T, u) / q(u)
     w_{t-1} = w_t  p(x_{t-1} | x_t) psi_{t-1}(x_{t-1}, u) / ( q(x_{t-1} | x_t) psi_t(x_t, u) ),
     psi_0   = r,
 
-so that the last weight is the program's own likelihood r and the mean weight estimates p(y) without
-bias, whatever the twist. The chain p is the model's own or a better one (`chains`). Latents u are
-part of a particle: drawn from their prior at the start (by way of `tempering`, where that leaves
-few of them alive) and moved by random-walk Metropolis steps that leave psi_t(x_t, u) invariant.
+so that the final weight contains the exact likelihood r, and the mean weight is an unbiased
+estimate of p(y) for any twist. The chain p is that of the model, or a more accurate one (`chains`).
+Latents u are part of a particle: they are drawn from their prior at the start (with `tempering` if
+too few particles would remain effective) and updated by random-walk Metropolis steps that leave
+psi_t(x_t, u) invariant.
 
-Diffusion sites that depend on others run in later stages, each with a chain of its own: the last
-step of a stage is weighted by the twist of the next one at its x_T, in place of psi_0.
+Diffusion sites that depend on others run in later stages, each with its own chain: the final step
+of a stage is weighted by the twist of the next stage at its x_T in place of psi_0.
 
 References:
     Wu et al. 2023, "Practical and asymptotically exact conditional sampling in diffusion models".
-    Sohl-Dickstein et al. 2015, section 2.5: the products that this makes exact.
+    Sohl-Dickstein et al. 2015, section 2.5 (approximate kernels, for which the weights correct).
 """
 
 from typing import Any, ClassVar, final
@@ -42,25 +43,26 @@ from .twists.default import resolved_twist
 from .weights import relative_variance
 
 LAST_MOVES = 10
-_PRIOR_DRAWS = 64  # for the scale of the moves
+_PRIOR_DRAWS = 64  # for the scale of the Metropolis steps
 
 
 @final
 class TwistedSMC(AbstractMethod):
-    """Twisted sequential Monte Carlo: samples, and log p(y) with its error. Consistent.
+    """Twisted sequential Monte Carlo; also estimates log p(y) and its error. Consistent.
 
     Args:
-        num_particles: more is better; the error falls with its square root.
-        num_steps: read the chain at fewer steps; None keeps them all. The posterior is then
+        num_particles: number of particles; the error decreases with its square root.
+        num_steps: number of steps to respace the chain to; None for all. The posterior is then
             that of the shorter chain (compare `elbo(key, model.respace(num_steps), x)`).
-        twist: `MomentMatching()` for real data, `ExpectedLikelihood()` for discrete data and
-            `Mixed()` for programs with both if it is None.
-        chain: the reverse chain whose posterior is drawn. `CovarianceMatched()` if it is None
-            and the twist takes the denoiser's Jacobian anyway (`MomentMatching(Tweedie())`,
-            `Quadrature()`), `ModelChain()` otherwise, as for more than 32 observed numbers.
-        resampling: a scheme.
-        ess_threshold: resample when the effective sample size falls below this share.
-        num_mcmc_steps: Metropolis steps on the latents at each step of the chain.
+        twist: if None, `MomentMatching()` for real data, `ExpectedLikelihood()` for discrete data
+            and `Mixed()` for programs with both.
+        chain: the reverse chain whose posterior is targeted. If None, `CovarianceMatched()` for
+            twists that compute the Jacobian of the denoiser (`MomentMatching(Tweedie())`,
+            `Quadrature()`), and `ModelChain()` otherwise, as for more than 32 observed numbers.
+        resampling: the resampling scheme.
+        ess_threshold: resample if the effective sample size falls below this fraction of
+            `num_particles`.
+        num_mcmc_steps: number of Metropolis steps on the latents at each step of the chain.
 
     Example:
         >>> posterior = dp.Posterior(program, dp.TwistedSMC(num_particles=1_000))
@@ -88,13 +90,13 @@ class TwistedSMC(AbstractMethod):
     def resolve(self, target: Target, num_samples: int) -> "TwistedSMC":
         if num_samples > self.num_particles:
             raise ValueError(
-                f"num_samples={num_samples} is more than num_particles={self.num_particles}: the "
-                "draws are chosen among the particles. Ask for fewer samples or more particles."
+                f"num_samples={num_samples} is more than num_particles={self.num_particles}: draws "
+                "are selected from the particles. Decrease num_samples or increase num_particles."
             )
         twist = resolved_twist(self.twist, target)
         chain = self.chain
         if chain is None:
-            # Where the twist takes the denoiser's Jacobian anyway, the better chain costs little.
+            # If the twist computes the Jacobian anyway, the second-order chain costs little more.
             chain = CovarianceMatched() if twist.has_jacobian(target) else ModelChain()
         chain.check(target, twist)
         return eqx.tree_at(
@@ -111,11 +113,11 @@ class TwistedSMC(AbstractMethod):
         return self.num_particles * steps * (evaluations + self._resolved()[1].num_denoiser_calls())
 
     def phases(self, target: Target) -> tuple[int, ...]:
-        """The levels t = T..1 of each stage."""
+        """Return the number of levels t = T..1, for each stage."""
         return (target.num_steps,) * target.structure.num_stages
 
     def init(self, key: Array, target: Target, num_samples: int) -> SMCState:
-        """Particles at time T, drawn from the base and the prior; the first step weighs them."""
+        """Draw particles at time T from the base and the prior; the first step weights them."""
         del num_samples
         n, num_entries = self.num_particles, 1 + target.num_steps * target.structure.num_stages
         key_x, key_latents = jax.random.split(key)
@@ -126,7 +128,8 @@ class TwistedSMC(AbstractMethod):
         return SMCState(
             x,
             latents,
-            self._unevaluated(target, x, latents, 0, log_prior),
+            # log q(u) is the denominator of w_T.
+            self._placeholder(target, x, latents, 0, log_prior),
             log_prior,
             temperature=jnp.asarray(0.0 if can_move(target) else 1.0),
             log_weights=jnp.full(n, -jnp.log(n)),
@@ -141,10 +144,10 @@ class TwistedSMC(AbstractMethod):
     def step(
         self, key: Array, target: Target, state: SMCState, phase: int, i: Int[Array, ""]
     ) -> SMCState:
-        """Take the running sites to t = T - i, weigh, resample if need be, and move the latents.
+        """Sample the running sites at t = T - i, reweight, resample, and update the latents.
 
-        At t = T, where the particles are already, the last three are repeated until the temperature
-        is 1.
+        At i = 0 the particles are at t = T already; the other operations are repeated until the
+        temperature is 1.
         """
         level, entry = Level(phase, target.num_steps - i), phase * target.num_steps + i
         key_x, key_rest = jax.random.split(key)
@@ -160,11 +163,12 @@ class TwistedSMC(AbstractMethod):
             return {name: state.x[name] for name in names}, jnp.zeros(self.num_particles)
 
         moved, log_ratio = jax.lax.cond(i > 0, advance, stay, state)
-        log_paid = state.twisted.log_value - log_ratio
+        # The incremental weight is psi_{t-1} / (psi_t q / p).
+        log_denominator = state.twisted.log_value - log_ratio
         state = state._replace(x=state.x | moved)
         if not can_move(target):
             state = state._replace(twisted=self._evaluate(target, state.x, state.latents, level))
-            state = weighted(state, state.twisted.log_value - log_paid, entry)
+            state = weighted(state, state.twisted.log_value - log_denominator, entry)
             return resampled(key_rest, state, self.resampling, self.ess_threshold)
 
         def weigh(key: Array, state: SMCState, num_done: Array) -> SMCState:
@@ -172,9 +176,10 @@ class TwistedSMC(AbstractMethod):
             temperature, increments = jax.lax.cond(
                 state.temperature < 1,
                 lambda: tempered(state.temperature, log_value - log_prior, num_done),
-                lambda: (state.temperature, log_value - log_paid),
+                lambda: (state.temperature, log_value - log_denominator),
             )
             state = weighted(state._replace(temperature=temperature), increments, entry)
+            # The next temperature is chosen for equally weighted particles.
             threshold = jnp.where(state.temperature < 1, 1.0, self.ess_threshold)
             return resampled(key, state, self.resampling, threshold)
 
@@ -187,41 +192,43 @@ class TwistedSMC(AbstractMethod):
     def end(
         self, key: Array, target: Target, state: SMCState, phase: int, num_samples: int
     ) -> SMCState | Draws:
-        """The last step of a stage: to the next one, or to draws weighted by the likelihood."""
+        """Perform the final step of a stage; after the last stage, weight by the likelihood."""
         chain, num_stages = self._resolved()[1], target.structure.num_stages
         key_step, key_latents, key_choose = jax.random.split(key, 3)
 
-        def last_step(key: Array, particle: Particle) -> tuple[Values, Array]:
+        def final_step(key: Array, particle: Particle) -> tuple[Values, Array]:
             return chain.last_step(key, target, particle, phase)
 
-        moved, log_ratio = self._each(key_step, state, last_step)
-        log_paid = state.twisted.log_value - log_ratio
+        moved, log_ratio = self._each(key_step, state, final_step)
+        log_denominator = state.twisted.log_value - log_ratio
         state = state._replace(x=state.x | moved)
         if phase < num_stages - 1:
-            twisted = self._unevaluated(target, state.x, state.latents, phase + 1, log_paid)
+            x, latents = state.x, state.latents
+            twisted = self._placeholder(target, x, latents, phase + 1, log_denominator)
             return state._replace(twisted=twisted)
         log_likelihood = jax.vmap(target.log_likelihood)(state.x, state.latents)
         twisted = jax.vmap(lambda r: Twisted(r - target.log_known_units(), {}, {}, {}, None))
         state = state._replace(twisted=twisted(log_likelihood))
-        increments = state.twisted.log_value - log_paid
+        increments = state.twisted.log_value - log_denominator
         state = weighted(state, increments, num_stages * target.num_steps)
-        latents = _move_last(key_latents, target, state, log_likelihood)
+        latents = _update_latents(key_latents, target, state, log_likelihood)
         variance = relative_variance(state.log_weights, state.eves, state.num_resampled)
-        key_parents, key_order = jax.random.split(key_choose)
+        key_ancestors, key_order = jax.random.split(key_choose)
         weights = jnp.exp(state.log_weights)
-        parents = self.resampling.parents(key_parents, weights, num_samples)
-        parents = jax.random.permutation(key_order, parents)
+        ancestors = self.resampling.parents(key_ancestors, weights, num_samples)
+        # Systematic and stratified schemes return sorted indices.
+        ancestors = jax.random.permutation(key_order, ancestors)
         return Draws(
-            x_0=jax.tree.map(lambda x: x[parents], state.x),
-            latents=latents[parents],
+            x_0=jax.tree.map(lambda x: x[ancestors], state.x),
+            latents=latents[ancestors],
             log_evidence=state.log_evidence,
             evidence_variance=variance,
             log_weights=state.log_weights,
-            sample_stats={"log_weight": state.log_weights[parents], "particle": parents},
+            sample_stats={"log_weight": state.log_weights[ancestors], "particle": ancestors},
             step_stats=dict(zip(STATISTICS, state.stats.T, strict=True)),
         )
 
-    # The parts of a step --------------------------------------------------------------------------
+    # Parts of a step ------------------------------------------------------------------------------
 
     def _resolved(self) -> tuple[AbstractTwist, AbstractChain]:
         assert self.twist is not None, "resolve the method first"
@@ -231,13 +238,14 @@ class TwistedSMC(AbstractMethod):
     def _evaluate(self, target: Target, x: Values, latents: Array, level: Level) -> Twisted:
         twist = self._resolved()[0]
         twisted = jax.vmap(lambda x, u: twist.evaluate(target, x, level, u))(x, latents)
+        # The weights are consistent only for positive twists.
         value = jnp.where(jnp.isneginf(twisted.log_value), MIN_LOG_TWIST, twisted.log_value)
         return eqx.tree_at(lambda twisted: twisted.log_value, twisted, value)
 
-    def _unevaluated(
+    def _placeholder(
         self, target: Target, x: Values, latents: Array, stage: int, log_value: Array
     ) -> Twisted:
-        """A placeholder for the twist at x_T of a stage, of which only the log-value is used."""
+        """Return a placeholder for the twist at x_T of a stage; only its log-value is used."""
         twist, level = self._resolved()[0], Level(stage, target.num_steps)
         first = jax.tree.map(lambda leaf: leaf[0], (x, latents))
         shapes = jax.eval_shape(lambda x, u: twist.evaluate(target, x, level, u), *first)
@@ -246,15 +254,15 @@ class TwistedSMC(AbstractMethod):
         return eqx.tree_at(lambda twisted: twisted.log_value, twisted, log_value)
 
     def _each(self, key: Array, state: SMCState, step: Any) -> tuple[Values, Float[Array, " n"]]:
-        """A step of the chain for each particle."""
+        """Apply a step of the chain to each particle."""
         particles = Particle(state.x, state.twisted, state.latents)
         return jax.vmap(step)(jax.random.split(key, self.num_particles), particles)
 
 
-def _move_last(
+def _update_latents(
     key: Array, target: Target, state: SMCState, log_likelihood: Float[Array, " n"]
 ) -> Float[Array, "n p"]:
-    """A few more moves at fixed x_0, where only the program is evaluated."""
+    """Apply `LAST_MOVES` Metropolis steps at fixed x_0, which evaluate only the program."""
     if not can_move(target):
         return state.latents
 

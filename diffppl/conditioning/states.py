@@ -1,4 +1,4 @@
-"""Discrete data by the log-probabilities of their states, whatever process they belong to."""
+"""Log-probabilities of the states of discrete data, for all discrete processes."""
 
 from typing import Any
 
@@ -11,35 +11,35 @@ from ..processes import AbstractProcess
 
 
 def most_probable(process: AbstractProcess, estimate: Any) -> Array:
-    """One x_0 for an estimate: the mean of real data, the most probable state of discrete data."""
+    """Return the mean of an estimate of real data, or the most probable state of discrete data."""
     if not process.support.is_discrete:
         return process.mean(estimate)
     return jnp.argmax(state_logits(process, estimate), axis=-1).astype(process.dtype)
 
 
 def state_logits(process: AbstractProcess, estimate: Any) -> Float[Array, "... states"]:
-    """Unnormalised log-probabilities of the states of x_0 under an estimate.
+    """Return unnormalised log-probabilities of the states of x_0 under an estimate.
 
-    Minus infinity where a coordinate has fewer states than others.
+    Minus infinity for states that a coordinate does not have.
     """
-    if process.num_categories is None:
+    if process.num_categories is None:  # bits, whose estimate has the log-odds of state 1
         return jnp.stack([jnp.zeros_like(estimate.logits), estimate.logits], axis=-1)
     return process.estimate_from_logits(estimate.logits).logits
 
 
 def num_states(process: AbstractProcess, shape: tuple[int, ...]) -> Int[np.ndarray, "..."]:
-    """The number of states of x_0 at each coordinate of an event of this shape, or of a batch."""
+    """Return the number of states of x_0 at each coordinate of an array of events."""
     return np.broadcast_to(np.asarray(getattr(process, "counts", 2)), shape)
 
 
 def with_state_logits(process: AbstractProcess, estimate: Any, logits: Array) -> Any:
-    """The estimate that has these log-probabilities of states."""
+    """Return the estimate with the given log-probabilities of the states."""
     if process.num_categories is None:
         logits = logits[..., 1] - logits[..., 0]
     return eqx.tree_at(lambda estimate: estimate.logits, estimate, logits)
 
 
 def kernel_logits(kernel: Any) -> Float[Array, "... states"]:
-    """Log-probabilities of each state under a kernel of discrete data."""
+    """Return log-probabilities of all states under a kernel of discrete data."""
     states = kernel.enumerate_support(expand=True)
     return jnp.moveaxis(kernel.log_prob(states), 0, -1)

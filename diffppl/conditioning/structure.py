@@ -1,12 +1,12 @@
-"""What the sites of a program are, and which of them depend on which others.
+"""Roles of the sites of a program, and dependences between them.
 
-Dependence is read off jaxprs (`numpyro.ops.provenance`), not off the order in which sites are
-written. It decides
+Dependences are computed from jaxprs (`numpyro.ops.provenance`), not from the order of the sites in
+the program. They determine
 
-* which unobserved sites are *free*: nothing observed depends on them, so they are drawn;
+* the *free* sites: unobserved sites on which no observed site depends, drawn after inference;
 * the *stages* of the diffusion sites: a site whose network or context depends on another diffusion
-  site is run after it, given its x_0;
-* which latent sites change a network, and so must stay fixed along a chain.
+  site is run after it, conditionally on its x_0;
+* the latent sites that change a network, and are therefore constant along a chain.
 """
 
 from typing import Any, NamedTuple, final
@@ -27,8 +27,8 @@ class DiffusionSite(NamedTuple):
     """One `numpyro.sample(name, model(...))`.
 
     Attributes:
-        name: of the site.
-        shape: of a draw.
+        name: name of the site.
+        shape: shape of a draw.
         stage: 0 for a site whose kernels depend on no other diffusion site; otherwise one more than
             the highest stage of those that they depend on.
         varies: whether its network or context depends on a latent or diffusion site.
@@ -44,16 +44,16 @@ class DiffusionSite(NamedTuple):
 
 @final
 class Structure(eqx.Module):
-    """The sites of a program; all of it is static.
+    """The sites of a program by their roles; all fields are static.
 
     Attributes:
-        diffusion: in the order of their names, which JAX gives to every dictionary.
+        diffusion: diffusion sites, sorted by name as in the dictionaries of JAX.
         latents: unobserved continuous sites to infer.
-        free: unobserved sites that nothing observed depends on.
+        free: unobserved sites on which no observed site depends.
         observed: sites with observations, and factors.
-        noiseless: those of them that are Deltas.
-        fixed: sites that the program's own `handlers.substitute` gives a value; they count by
-            their density.
+        noiseless: observed sites that are Deltas.
+        fixed: sites whose value is set by `handlers.substitute` in the program; their density is
+            part of the likelihood.
         deterministic: sites of `numpyro.deterministic`, and unobserved Deltas.
         checkable: observed sites whose value and support depend on no latent or diffusion site.
     """
@@ -69,12 +69,12 @@ class Structure(eqx.Module):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the diffusion sites."""
+        """Shapes of the diffusion sites."""
         return {site.name: site.shape for site in self.diffusion}
 
     @property
     def num_stages(self) -> int:
-        """How many stages the diffusion sites run in, one after the other."""
+        """Number of sequential stages of the diffusion sites."""
         return 1 + max(site.stage for site in self.diffusion)
 
     @property
@@ -83,7 +83,7 @@ class Structure(eqx.Module):
         return any(site.latents for site in self.diffusion)
 
     def stage(self, number: int) -> tuple[str, ...]:
-        """Names of the diffusion sites of one stage."""
+        """Return the names of the diffusion sites of one stage."""
         return tuple(site.name for site in self.diffusion if site.stage == number)
 
 
@@ -100,11 +100,11 @@ class Roles(NamedTuple):
     checkable: tuple[str, ...]
 
 
-# Dependence in the program as it is written -----------------------------------------------------
+# Roles and stages -------------------------------------------------------------------------------
 
 
 def dependences(trace: Trace) -> dict[str, Any]:
-    """Arrays of a trace, by whose provenance its sites have roles; see `find_roles`."""
+    """Return the arrays of a trace whose provenance determines the roles; see `find_roles`."""
     densities, models, processes, scalings, locations, checks = {}, {}, {}, {}, {}, {}
     for name, site in trace.items():
         if site["type"] != "sample":
@@ -116,8 +116,8 @@ def dependences(trace: Trace) -> dict[str, Any]:
             processes[name], scalings[name] = _arrays(model.process), _arrays(model.scaling)
             continue
         if is_noiseless(site["fn"]) and not site["is_observed"]:
-            continue  # a deterministic value in the guise of a sample
-        # The parameters may matter where the log-density does not depend on them, as for a support.
+            continue  # an unobserved Delta is a deterministic site
+        # The log-density may not depend on parameters of the support, as inside a uniform interval.
         densities[name] = [log_density(site), *_arrays(site["fn"])]
         if is_noiseless(site["fn"]):
             locations[name] = shown(site)["location"]
@@ -134,57 +134,56 @@ def dependences(trace: Trace) -> dict[str, Any]:
 
 
 def find_roles(trace: Trace, provenance: dict[str, Any]) -> Roles:
-    """The role of every site.
+    """Return the roles of all sites.
 
     Args:
-        trace: of the program.
-        provenance: of `dependences(trace)`, labelled by the names of the open sites.
+        trace: trace of the program.
+        provenance: provenance of `dependences(trace)`, as names of open sites.
 
     Raises:
-        ValueError: a site that has no role here; the message names it and the remedy.
+        ValueError: a site is not supported; the message names it and the remedy.
     """
+    # on[kind][name]: the open sites on which arrays of this kind depend at site `name`.
     on = {kind: {n: _union(p) for n, p in parts.items()} for kind, parts in provenance.items()}
     diffusion = tuple(sorted(name for name in on["model"] if is_open(trace[name])))
     _check_sites(trace, diffusion, on)
-    unknown = [name for name in on["density"] if is_open(trace[name])]
-    given = [name for name in on["density"] if name not in unknown]
-    needed = _closure({**on["density"], **on["model"]}, [*given, *diffusion])
-    latents = tuple(name for name in unknown if name in needed)
+    open_sites = [name for name in on["density"] if is_open(trace[name])]
+    fixed_sites = [name for name in on["density"] if name not in open_sites]
+    # The latents of a network are inferred even if no observation depends on its site.
+    ancestors = _ancestors({**on["density"], **on["model"]}, [*fixed_sites, *diffusion])
+    latents = tuple(name for name in open_sites if name in ancestors)
     for name in latents:
         _check_latent(name, trace[name]["fn"])
-    observed = tuple(name for name in given if trace[name]["is_observed"])
+    observed = tuple(name for name in fixed_sites if trace[name]["is_observed"])
     return Roles(
         diffusion=diffusion,
         latents=latents,
-        free=tuple(name for name in unknown if name not in needed),
+        free=tuple(name for name in open_sites if name not in ancestors),
         observed=observed,
         noiseless=tuple(name for name in observed if name in on["location"]),
-        fixed=tuple(name for name in given if name not in observed),
+        fixed=tuple(name for name in fixed_sites if name not in observed),
         deterministic=tuple(name for name, site in trace.items() if is_deterministic(site)),
         checkable=tuple(name for name in observed if not on["check"][name]),
     )
 
 
 def find_structure(roles: Roles, shapes: dict[str, tuple[int, ...]], models: Any) -> Structure:
-    """The stages of the diffusion sites.
+    """Return the structure of a program, with the stages of its diffusion sites.
 
     Args:
-        roles: of the sites.
-        shapes: of the diffusion sites.
+        roles: roles of the sites.
+        shapes: shapes of the diffusion sites.
         models: provenance of the arrays and contexts of their networks, in model units and
             unconstrained coordinates.
-
-    Raises:
-        ValueError: diffusion sites that depend on one another in a circle (which no program can
-            write, other than by `handlers.substitute`).
     """
     on = {name: _union(models[name]) for name in roles.diffusion}
     stages: dict[str, int] = {}
+    # The dependences are acyclic, so each pass assigns the stage of one site or more.
     for _ in roles.diffusion:
         for name in roles.diffusion:
-            before = on[name] & set(roles.diffusion)
-            if name not in stages and before <= stages.keys():
-                stages[name] = 1 + max((stages[other] for other in before), default=-1)
+            ancestors = on[name] & set(roles.diffusion)
+            if name not in stages and ancestors <= stages.keys():
+                stages[name] = 1 + max((stages[other] for other in ancestors), default=-1)
     sites = tuple(
         DiffusionSite(
             name,
@@ -199,7 +198,7 @@ def find_structure(roles: Roles, shapes: dict[str, tuple[int, ...]], models: Any
 
 
 def is_deterministic(site: Site) -> bool:
-    """Whether a site is a function of others: `numpyro.deterministic`, or an unobserved Delta."""
+    """Return whether a site is deterministic: `numpyro.deterministic` or an unobserved Delta."""
     if site["type"] == "deterministic":
         return True
     return site["type"] == "sample" and not site["is_observed"] and is_noiseless(site["fn"])
@@ -213,18 +212,18 @@ def _union(tree: PyTree) -> Names:
     return frozenset().union(*jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, frozenset)))
 
 
-def _closure(on: dict[str, Names], roots: list[str]) -> set[str]:
-    """Everything that the roots depend on, directly or through other sites."""
+def _ancestors(on: dict[str, Names], sites: list[str]) -> set[str]:
+    """Return all ancestors of some sites in the graph of dependences."""
     found: set[str] = set()
-    left = {name for root in roots for name in on[root]}
-    while left:
-        name = left.pop()
+    pending = {name for site in sites for name in on[site]}
+    while pending:
+        name = pending.pop()
         found.add(name)
-        left |= on.get(name, frozenset()) - found
+        pending |= on.get(name, frozenset()) - found
     return found
 
 
-# What is refused ----------------------------------------------------------------------------------
+# Checks -------------------------------------------------------------------------------------------
 
 
 def _check_sites(trace: Trace, diffusion: tuple[str, ...], on: dict[str, dict[str, Names]]) -> None:
@@ -232,7 +231,7 @@ def _check_sites(trace: Trace, diffusion: tuple[str, ...], on: dict[str, dict[st
         if trace[name]["is_observed"]:
             raise ValueError(
                 f"site {name!r} is a diffusion model that is itself observed; leave it latent and "
-                "observe something that depends on it (dist.Delta(x[rows]) for known entries), or "
+                "observe something that depends on it (dist.Delta(x[rows]) for single entries), or "
                 "use diffppl.elbo for its likelihood."
             )
     samples = sorted(name for name, site in trace.items() if site["type"] == "sample")
@@ -260,9 +259,10 @@ def _check_sites(trace: Trace, diffusion: tuple[str, ...], on: dict[str, dict[st
                 f"{min(others)!r}; give it a little noise, for example "
                 "numpyro.distributions.Normal(value, 0.01)."
             )
-        if moving := [site for site in sources if on["scaling"][site]]:
+        # The observed entries must be constant in model units.
+        if scaled := [site for site in sources if on["scaling"][site]]:
             raise ValueError(
-                f"site {name!r} observes entries of {moving[0]!r} without noise, but the scaling "
+                f"site {name!r} observes entries of {scaled[0]!r} without noise, but the scaling "
                 "of its model depends on another site; give the observation a little noise."
             )
 

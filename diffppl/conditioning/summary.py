@@ -5,8 +5,8 @@ from numpyro.diagnostics import print_summary
 
 from .program import Values
 
-_MAX_SIZE = 20  # sites with more coordinates are left out
-_MIN_DRAWS = 4  # that NumPyro's diagnostics need
+_MAX_SIZE = 20  # sites with more coordinates are omitted
+_MIN_DRAWS = 4  # required by NumPyro's diagnostics
 
 
 def print_posterior(samples: Values, known: dict[str, np.ndarray], prob: float) -> None:
@@ -14,8 +14,8 @@ def print_posterior(samples: Values, known: dict[str, np.ndarray], prob: float) 
 
     Args:
         samples: draws by site, `(chains, draws, ...)`.
-        known: which entries of a site were observed without noise, for sites with such entries.
-        prob: mass of the credible interval.
+        known: masks of the noiselessly observed entries, for sites with such entries.
+        prob: probability mass of the credible interval.
     """
     arrays = {name: np.asarray(x) for name, x in samples.items()}
     small = {name: x for name, x in arrays.items() if x[0, 0].size <= _MAX_SIZE}
@@ -24,6 +24,7 @@ def print_posterior(samples: Values, known: dict[str, np.ndarray], prob: float) 
         if name not in known:
             rows[name] = x
             continue
+        # Observed entries are constant, so their R-hat and effective sample size are undefined.
         for index in np.ndindex(x.shape[2:]):
             label = f"{name}[{','.join(map(str, index))}]" if index else name
             entry = x[(slice(None), slice(None), *index)]
@@ -34,6 +35,6 @@ def print_posterior(samples: Values, known: dict[str, np.ndarray], prob: float) 
     if rows and next(iter(rows.values())).shape[1] >= _MIN_DRAWS:
         print_summary(rows, prob=prob, group_by_chain=True)
     for label, value in constants.items():
-        print(f"{label}: known, {value:g}")
+        print(f"{label}: observed, {value:g}")
     for name in arrays.keys() - small.keys():
-        print(f"{name}: {arrays[name].shape[2:]} left out, being large; see to_arviz().")
+        print(f"{name}: omitted, shape {arrays[name].shape[2:]} is too large; see to_arviz().")

@@ -1,12 +1,12 @@
-"""The density that a bound program defines over its latent sites.
+"""Density of a bound program over its latent sites.
 
-A program's joint density is p(x_0) r(x_0, u): a diffusion prior for every diffusion site times the
-*likelihood* r, all the rest: observed sites, `numpyro.factor`, and the priors of the latent
-sites u. Observations without noise are kept apart; they fix entries of x_0.
+The joint density of a program is p(x_0) r(x_0, u), the product of a diffusion prior for every
+diffusion site and the *likelihood* r of all other sites: observed sites, `numpyro.factor`, and the
+priors of the latent sites u. Noiseless observations are not part of r; they fix entries of x_0.
 
-Diffusion sites run in stages (`structure`): p(x_0) = prod_k p(x_0^k | x_0^{<k}, u), and stage k has
-a reverse chain of its own, whose network and context may depend on the x_0 of the stages before.
-While stage k is at level t, earlier stages are at 0 and later ones at T.
+Diffusion sites run in stages (`structure`): p(x_0) = prod_k p(x_0^k | x_0^{<k}, u). Each stage k
+has its own reverse chain, whose network and context may depend on x_0 of earlier stages. While
+stage k is at level t, earlier stages are at level 0 and later ones at level T.
 """
 
 import math
@@ -29,12 +29,12 @@ from .tracing import Evaluation
 Estimates = dict[str, Any]
 Networks = dict[str, tuple[DiffusionModel, Array | None]]
 
-_SHARPEST = 0.01  # of the variance of the last step, for an entry that is known
+_MIN_VARIANCE_SHARE = 0.01  # of a noiseless entry, relative to the variance of the final step
 
 
 @final
 class Level(eqx.Module):
-    """Where the chains are: the stage that is running, and its t."""
+    """Position of the chains: the running stage and its t."""
 
     stage: int = eqx.field(static=True)
     t: Int[Array, ""] | int
@@ -42,14 +42,14 @@ class Level(eqx.Module):
 
 @final
 class Target(eqx.Module):
-    """p(x_0) r(x_0, u) of one program and its data.
+    """Density p(x_0) r(x_0, u) of a program and its data.
 
-    Methods are for one particle: x_0 is a dictionary of diffusion sites in model units, u one
-    vector of unconstrained latents. Map them over particles with `vmap`.
+    Methods are for one particle: x_0 is a dictionary of diffusion sites in model units, u a vector
+    of unconstrained latents. Use `vmap` to evaluate them at several particles.
 
     Args:
         bound: the program and its data.
-        num_steps: levels that every chain is read at; by default as many as the shortest has.
+        num_steps: number of steps of all chains; defaults to that of the shortest chain.
     """
 
     bound: BoundProgram
@@ -62,19 +62,19 @@ class Target(eqx.Module):
         lengths = [model.num_steps for model, _ in found.values()]
         self.bound = bound
         self.num_steps = min(lengths) if num_steps is None else num_steps
-        # Chains of different lengths run in step: each is read at as many of its levels.
+        # The chains run in parallel, so they are respaced to the same number of steps.
         self.models = {name: model.respace(self.num_steps) for name, (model, _) in found.items()}
         self.contexts = {name: context for name, (_, context) in found.items()}
 
     @property
     def structure(self) -> Structure:
-        """What the sites of the program are."""
+        """Roles of the sites of the program."""
         return self.bound.structure
 
     # Diffusion sites ------------------------------------------------------------------------------
 
     def sites(self, stage: int | None = None, *, discrete: bool | None = None) -> tuple[str, ...]:
-        """Names of diffusion sites: of one stage or of all, of one kind of data or of both."""
+        """Return names of diffusion sites, optionally of one stage or of one kind of data."""
         return tuple(
             site.name
             for site in self.structure.diffusion
@@ -83,18 +83,18 @@ class Target(eqx.Module):
         )
 
     def map_sites(self, function: Callable[..., Any], *values: dict[str, Any]) -> dict[str, Any]:
-        """`function(model, *values)` for each diffusion site that all the values have."""
+        """Evaluate `function(model, *values)` at each diffusion site present in all `values`."""
         names = [name for name in self.models if all(name in value for value in values)]
         return {
             name: function(self.models[name], *(value[name] for value in values)) for name in names
         }
 
     def split_key(self, key: Array) -> dict[str, Array]:
-        """A key of its own for each diffusion site."""
+        """Split a key into one for each diffusion site."""
         return dict(zip(self.models, jax.random.split(key, len(self.models)), strict=True))
 
     def networks(self, x_0: Values, latents: Array) -> Networks:
-        """Model and context of each diffusion site, given the x_0 of the stages before it."""
+        """Return model and context of each diffusion site; they may depend on earlier stages."""
         found = {name: (model, self.contexts[name]) for name, model in self.models.items()}
         varying = [site.name for site in self.structure.diffusion if site.varies]
         if varying:
@@ -105,11 +105,11 @@ class Target(eqx.Module):
         return found
 
     def estimate(self, x: Values, level: Level, latents: Array) -> Estimates:
-        """The models' estimates of x_0 at the sites of the running stage.
+        """Return the models' estimates of x_0 for the sites of the running stage.
 
         Args:
-            x: every site, at the time that `level` gives it.
-            level: where the chains are.
+            x: values of all sites, each at its time under `level`.
+            level: position of the chains.
             latents: u.
         """
         finished = self.finished(x, level)
@@ -120,7 +120,7 @@ class Target(eqx.Module):
         }
 
     def finished(self, x: Values, level: Level) -> Values:
-        """x_0 of the stages before the running one."""
+        """Return x_0 of the stages before the running one."""
         return {s.name: x[s.name] for s in self.structure.diffusion if s.stage < level.stage}
 
     def complete(
@@ -131,14 +131,14 @@ class Target(eqx.Module):
         x_0: Values,
         shifts: Values | None = None,
     ) -> Values:
-        """One x_0 for every site, from one for the running stage.
+        """Extend x_0 of the running stage to all sites.
 
-        Later stages are denoised from x_T, given the x_0 of those before them.
+        Later stages are denoised from x_T, conditionally on x_0 of earlier stages.
 
         Args:
-            x, level, latents: those of `estimate`.
-            x_0: of the running stage.
-            shifts: added to the x_0 of later real sites.
+            x, level, latents: as in `estimate`.
+            x_0: values of the running stage.
+            shifts: added to x_0 of later sites of real data.
         """
         values = self.bound.origin() | self.finished(x, level) | x_0
         for stage in range(level.stage + 1, self.structure.num_stages):
@@ -154,14 +154,11 @@ class Target(eqx.Module):
 
     @property
     def has_noiseless(self) -> bool:
-        """Whether some entries of diffusion sites are observed without noise."""
+        """Whether any entries of diffusion sites are observed without noise."""
         return self.bound.noiseless is not None
 
     def known(self) -> dict[str, tuple[Bool[Array, "..."], Array]]:
-        """Which entries of each site were observed without noise, and their values.
-
-        Model units; 0 where unknown.
-        """
+        """Return masks and values (model units, 0 elsewhere) of noiselessly observed entries."""
         known = self.bound.known()
         if not known:
             return {name: (jnp.zeros(x.shape, bool), x) for name, x in self.bound.origin().items()}
@@ -171,16 +168,17 @@ class Target(eqx.Module):
         }
 
     def clamp(self, x_0: Values) -> Values:
-        """Diffusion sites (model units) with their known entries set to the observed values."""
+        """Set the noiselessly observed entries of x_0 (model units) to their values."""
         known = self.known()
         return {name: jnp.where(*known[name], x) for name, x in x_0.items()}
 
     def log_known_units(self) -> Float[Array, ""]:
-        """log|d user / d model| of the known entries, which their density in model units lacks."""
+        """Return log|d user / d model| of noiseless entries; model-unit densities exclude it."""
         total = jnp.zeros(())
         for name, (mask, value) in self.known().items():
             model = self.models[name]
             if self.has_noiseless and not model.process.support.is_discrete:
+                # `to_user` is elementwise: one JVP is the diagonal of its Jacobian.
                 slope = jax.jvp(model.to_user, (value,), (jnp.ones_like(value),))[1]
                 total = total + jnp.sum(jnp.where(mask, jnp.log(jnp.abs(slope)), 0.0))
         return total
@@ -189,22 +187,22 @@ class Target(eqx.Module):
 
     @property
     def num_latents(self) -> int:
-        """Length of u."""
+        """Dimension of u."""
         return sum(math.prod(shape) for shape in self.bound.traces.latents.values())
 
     def draw_latents(self, key: Array) -> tuple[Float[Array, " p"], Float[Array, ""]]:
-        """Latent sites from their prior, and the log-density of the draw; both unconstrained."""
+        """Draw unconstrained latents from their prior; also return their log-density."""
         drawn, log_density = self.bound.draw_latents(key)
         parts = [jnp.ravel(drawn[name]).astype(float) for name in self.bound.traces.latents]
         return jnp.concatenate([jnp.zeros(0), *parts]), log_density
 
     def log_prior(self, latents: Float[Array, " p"]) -> Float[Array, ""]:
-        """The log-density of `draw_latents`."""
+        """Return the log-density of the distribution of `draw_latents`."""
         evaluation = self.evaluate(self.bound.origin(), latents)
         return sum(evaluation.log_priors.values(), jnp.zeros(()))
 
     def unravel(self, latents: Float[Array, " p"]) -> Values:
-        """The vector of latents by site, unconstrained."""
+        """Split a vector of unconstrained latents by site."""
         values, start = {}, 0
         for name, shape in self.bound.traces.latents.items():
             values[name] = latents[start : start + math.prod(shape)].reshape(shape)
@@ -214,15 +212,15 @@ class Target(eqx.Module):
     # The likelihood -----------------------------------------------------------------------------
 
     def evaluate(self, x_0: Values, latents: Array) -> Evaluation:
-        """The program at one value of its latent sites."""
+        """Evaluate the program at one value of its latent sites."""
         return self.bound.evaluate(x_0, self.unravel(latents))
 
     def draw(self, key: Array, x_0: Values, latents: Array) -> Evaluation:
-        """`evaluate` with new draws of the free sites."""
+        """Evaluate the program with new draws of its free sites."""
         return self.bound.draw(key, x_0, self.unravel(latents))
 
     def log_likelihood(self, x_0: Values, latents: Array) -> Float[Array, ""]:
-        """log r(x_0, u) in nats, of unconstrained u: everything but diffusion priors and Deltas."""
+        """Return log r(x_0, u) in nats for unconstrained u, without diffusion priors and Deltas."""
         densities = self.evaluate(x_0, latents).log_densities.values()
         return sum((jnp.sum(density) for density in densities), jnp.zeros(()))
 
@@ -234,31 +232,31 @@ class Target(eqx.Module):
         noiseless: tuple[str, ...] = (),
         labels: bool = False,
     ) -> Observations:
-        """Observed sites with moments apart from the rest, at one x_0.
+        """Return the observed sites with moments, and the log-density of all others.
 
         Args:
-            x_0, latents: where.
-            noiseless: sites whose known entries are among the observations, last, with a variance
-                that only keeps what a twist adds to it from being singular. Known entries of other
-                sites then have no effect.
-            labels: take Bernoulli sites apart, too. Their variance is their Fisher information,
-                but a poor guide far away.
+            x_0, latents: values at which the program is evaluated.
+            noiseless: sites whose noiselessly observed entries are appended, with a small variance
+                that keeps the covariance of a twist from being singular. Those of other sites then
+                have no effect.
+            labels: whether to include the moments of Bernoulli sites. Their variance is their
+                Fisher information, but inaccurate far from the mode.
         """
         evaluation = self.evaluate(x_0, latents)
-        apart = {
+        with_moments = {
             name: moments
             for name, moments in evaluation.moments.items()
             if labels or name not in self.bound.traces.labels
         }
-        rest = (d for name, d in evaluation.log_densities.items() if name not in apart)
+        rest = (d for name, d in evaluation.log_densities.items() if name not in with_moments)
         log_rest = sum((jnp.sum(density) for density in rest), jnp.zeros(()))
-        found = list(apart.values())
+        found = list(with_moments.values())
         if noiseless and self.has_noiseless:
             found.append(self._noiseless_moments(x_0, noiseless))
         return side_by_side(found, log_rest)
 
     def num_observed(self) -> int:
-        """How many numbers `observations` takes apart, known ones among them."""
+        """Return the number of values in `observations`, including noiseless ones."""
 
         def value() -> Array:
             latents = jnp.zeros(self.num_latents)
@@ -267,13 +265,13 @@ class Target(eqx.Module):
         return jax.eval_shape(value).size
 
     def without_effect(self, names: tuple[str, ...]) -> Bool[Array, " k"]:
-        """Of all entries that Deltas show: whether a mask hides one, or it is of another site."""
+        """Return which entries of Deltas are masked or belong to sites not in `names`."""
         noiseless = self.bound.noiseless
         if noiseless is None:
             return jnp.zeros(0, bool)
         shapes = self.structure.shapes
-        among = {name: jnp.full(shape, name in names) for name, shape in shapes.items()}
-        return ~(noiseless.visible & noiseless.gather(among, shapes))
+        is_named = {name: jnp.full(shape, name in names) for name, shape in shapes.items()}
+        return ~(noiseless.visible & noiseless.gather(is_named, shapes))
 
     def _noiseless_moments(self, x_0: Values, names: tuple[str, ...]) -> Moments:
         noiseless, shapes = self.bound.noiseless, self.structure.shapes
@@ -282,6 +280,7 @@ class Target(eqx.Module):
         least = self.map_sites(lambda model, x: jnp.full(x.shape, _least_variance(model)), x_0)
         value, mean, variance = (noiseless.gather(each, shapes) for each in (known, x_0, least))
         without = self.without_effect(names)
+        # Entries without effect have the density N(0; 0, 1), which the constant cancels.
         constant = 0.5 * math.log(2 * math.pi) * jnp.sum(without)
         mean, value = (jnp.where(without, 0.0, x) for x in (mean, value))
         return Moments(value, mean, jnp.where(without, 1.0, variance), constant)
@@ -295,6 +294,6 @@ def _networks_at_origin(bound: BoundProgram) -> Networks:
 
 
 def _least_variance(model: DiffusionModel) -> Float[Array, ""]:
-    """Of a known entry in a twist: far below what the last step leaves, but not zero."""
+    """Return the variance of noiseless entries in a twist: positive, far below the final step's."""
     schedule = model.process.schedule
-    return _SHARPEST * schedule.one_minus_alpha_bar()[1] / schedule.alpha_bar()[1]
+    return _MIN_VARIANCE_SHARE * schedule.one_minus_alpha_bar()[1] / schedule.alpha_bar()[1]

@@ -1,14 +1,15 @@
 """Tempering of the latents at the start of a particle method.
 
-Latents are drawn from their prior q(u), and the first twist psi(u) may leave few of them alive.
-Where it does, the weights enter by and by: the particles pass through
+Latents are drawn from their prior q(u); after weighting by the first twist psi(u) the effective
+sample size may be small. In this case the particles pass through the sequence
 
     q(u)^{1 - lambda} psi(u)^lambda,    0 = lambda_0 < lambda_1 < .. <= 1,
 
-each step as long as it leaves most of them effective, followed by resampling and Metropolis moves.
+whose steps are as long as the effective sample size allows. Each step is followed by resampling and
+Metropolis steps.
 
 References:
-    Del Moral, Doucet and Jasra 2006; Jasra et al. 2011 (the choice of steps).
+    Del Moral, Doucet and Jasra 2006; Jasra et al. 2011 (adaptive choice of the steps).
 """
 
 from collections.abc import Callable
@@ -23,29 +24,31 @@ from .rejuvenation import move_half, rows
 from .twists import Twisted
 from .weights import effective_sample_size
 
-_MAX_STEPS = 30
-_TEMPER_MOVES = 3
+_MAX_TEMPERATURES = 30
+_MCMC_FACTOR = 3  # Metropolis steps at a temperature below 1, relative to those of other steps
 _NUM_BISECTIONS = 20
-_TOO_FEW = 0.5  # share of effective particles below which the weights enter by and by
-_SHARE = 0.8  # of the particles that a step leaves effective
+_MIN_ESS = 0.5  # fraction of the living particles below which the weights are tempered
+_TARGET_ESS = 0.8  # fraction of the living particles after a step of the temperature
 
 
 def tempered(
     temperature: Float[Array, ""], log_ratios: Float[Array, " n"], num_done: Int[Array, ""]
 ) -> tuple[Float[Array, ""], Float[Array, " n"]]:
-    """Raise the temperature of equally weighted particles, to 1 if their weights stay even.
+    """Increase the temperature of equally weighted particles; also return log-weight increments.
 
-    Also by what the log-weights change. After `_MAX_STEPS` the rest enters at once.
+    The temperature is set to 1 if this leaves the effective sample size above `_MIN_ESS`, or after
+    `_MAX_TEMPERATURES` steps.
 
     Args:
-        temperature: below 1.
+        temperature: present temperature, below 1.
         log_ratios: log psi_T - log q of each particle.
-        num_done: how often it was raised before.
+        num_done: number of previous increases.
     """
-    left = 1 - temperature
-    at_once = _is_even(log_ratios, left, _TOO_FEW) | (num_done >= _MAX_STEPS)
-    step = jnp.where(at_once, left, _longest_step(log_ratios, left))
-    return jnp.where(at_once, 1.0, temperature + step), step * log_ratios
+    remaining = 1 - temperature
+    is_last = _is_effective(log_ratios, remaining, _MIN_ESS) | (num_done >= _MAX_TEMPERATURES)
+    step = jnp.where(is_last, remaining, _longest_step(log_ratios, remaining))
+    # Set to exactly 1, not to a sum that may round below it.
+    return jnp.where(is_last, 1.0, temperature + step), step * log_ratios
 
 
 def weigh_and_move(
@@ -55,26 +58,28 @@ def weigh_and_move(
     weigh: Callable[[Array, SMCState, Array], SMCState],
     num_mcmc_steps: int,
 ) -> SMCState:
-    """Evaluate the twist of particles at a new level, weigh them, and move their latents u.
+    """Evaluate the twist of particles at a new level, weight them, and update their latents u.
 
-    Moves leave psi_t(x_t, u) invariant. While the temperature is below 1 they leave
-    q(u)^{1 - temperature} psi_T^temperature so, and weighing and moving are repeated. All
-    evaluations stand in one loop, by half clouds, because a twist takes long to compile.
+    The Metropolis steps leave psi_t(x_t, u) invariant. While the temperature is below 1 they leave
+    q(u)^{1 - temperature} psi_T^temperature invariant, and weighting and updates are repeated. All
+    evaluations, each of half of the particles, share one loop, so that the twist is compiled once.
 
     Args:
         key: a typed JAX key.
-        state: the particles; of their twist and log-prior nothing is used.
-        evaluate: log q(u) and the twist of a run of particles, from their x_t and u.
-        weigh: from a key, the particles, and how often they were weighed before.
-        num_mcmc_steps: at the end; `_TEMPER_MOVES` times as many at each temperature before.
+        state: the particles; their twist and log-prior are not used.
+        evaluate: returns log q(u) and the twist of a block of particles, from their x_t and u.
+        weigh: returns weighted particles, from a key, the particles, and the number of previous
+            weightings.
+        num_mcmc_steps: number of final Metropolis steps; each temperature below 1 has
+            `_MCMC_FACTOR` times as many.
     """
-    keys = jax.random.split(key, (_MAX_STEPS + 2, 2))
+    keys = jax.random.split(key, (_MAX_TEMPERATURES + 2, 2))
 
-    def move(i: Array, state: SMCState, key: Array, is_new: Array) -> SMCState:
+    def update(i: Array, state: SMCState, key: Array, is_new: Array) -> SMCState:
         def evaluate_rows(latents: Array, first: Array) -> tuple[Array, Twisted]:
             return evaluate(rows(state.x, first, len(latents)), latents)
 
-        latents, (log_prior, twisted), share = move_half(
+        latents, (log_prior, twisted), accepted = move_half(
             key,
             i,
             state.latents,
@@ -85,7 +90,7 @@ def weigh_and_move(
             state.prior_scale,
             is_new=is_new,
         )
-        acceptance = state.acceptance + jnp.where(is_new, 0.0, share)
+        acceptance = state.acceptance + jnp.where(is_new, 0.0, accepted)
         return state._replace(
             latents=latents, log_prior=log_prior, twisted=twisted, acceptance=acceptance
         )
@@ -94,10 +99,11 @@ def weigh_and_move(
         num_done, state, _ = carry
         is_new, is_tempered = num_done == 0, state.temperature < 1
         is_last = ~is_new & ~is_tempered
-        num = jnp.where(is_new, 2, 2 * num_mcmc_steps * jnp.where(is_tempered, _TEMPER_MOVES, 1))
-        key_weigh, key_moves = keys[num_done]
+        # Iterations over halves: one for each at first, to evaluate them, then two for a step.
+        num = jnp.where(is_new, 2, 2 * num_mcmc_steps * jnp.where(is_tempered, _MCMC_FACTOR, 1))
+        key_weigh, key_mcmc = keys[num_done]
         state = state._replace(acceptance=jnp.where(is_new, state.acceptance, 0.0))
-        state = jax.lax.fori_loop(0, num, lambda i, s: move(i, s, key_moves, is_new), state)
+        state = jax.lax.fori_loop(0, num, lambda i, s: update(i, s, key_mcmc, is_new), state)
         state = state._replace(acceptance=state.acceptance / jnp.where(is_new, 1, num))
         state = jax.lax.cond(
             is_last, lambda state: state, lambda state: weigh(key_weigh, state, num_done), state
@@ -111,27 +117,30 @@ def weigh_and_move(
 def _density(
     temperature: Float[Array, ""], log_prior: Float[Array, " n"], twisted: Twisted
 ) -> Float[Array, " n"]:
-    """log q^{1 - temperature} psi^temperature."""
-    log_prior = jnp.where(temperature < 1, log_prior, 0.0)  # which may be infinite
+    """Return log q^{1 - temperature} psi^temperature."""
+    log_prior = jnp.where(temperature < 1, log_prior, 0.0)  # 0 times infinity is NaN
     return (1 - temperature) * log_prior + temperature * twisted.log_value
 
 
-def _is_even(
+def _is_effective(
     log_ratios: Float[Array, " n"], step: Float[Array, ""], share: float
 ) -> Bool[Array, ""]:
+    """Return whether a step keeps the effective sample size above a share of living particles."""
     alive = jnp.isfinite(log_ratios)
     log_weights = jax.nn.log_softmax(jnp.where(alive, step * log_ratios, -jnp.inf))
     effective = effective_sample_size(log_weights)
-    # Where no particle agrees with the observations no temperature helps.
+    # If all particles are dead, tempering is of no use.
     return (effective >= share * jnp.sum(alive)) | ~jnp.any(alive)
 
 
 def _longest_step(log_ratios: Float[Array, " n"], longest: Float[Array, ""]) -> Float[Array, ""]:
+    """Return the longest step with effective sample size `_TARGET_ESS`, by bisection."""
+
     def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = (low + high) / 2
-        even = _is_even(log_ratios, middle, _SHARE)
-        return jnp.where(even, middle, low), jnp.where(even, high, middle)
+        effective = _is_effective(log_ratios, middle, _TARGET_ESS)
+        return jnp.where(effective, middle, low), jnp.where(effective, high, middle)
 
     start = (jnp.zeros_like(longest), longest)
     return jax.lax.fori_loop(0, _NUM_BISECTIONS, halve, start)[0]

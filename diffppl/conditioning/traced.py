@@ -1,10 +1,9 @@
-"""Functions that are traced once, and compiled by what they compute.
+"""Functions stored as jaxprs, with equality by computation instead of identity.
 
-JAX compiles a Python function once for each identity of it, and bakes in whatever the function
-closes over: a changed global then goes unnoticed. `Traced` holds the jaxpr of a function in place
-of the function. The arrays that it closes over become inputs, and two traces that compute the same
-are equal, so that a compiled function that takes a `Traced` as its argument is compiled again
-exactly where the computation differs.
+`jax.jit` caches compilations by the identity of a Python function and embeds closed-over values as
+constants, so a change of a global has no effect on later calls. `Traced` stores the jaxpr of a
+function instead. Closed-over arrays become inputs, and traces of the same computation are equal, so
+a compiled function with a `Traced` argument is compiled again only if the computation differs.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,11 +23,11 @@ from .inside_xla import inside_xla
 
 @final
 class Traced(eqx.Module):
-    """A function from arrays to arrays as its jaxpr.
+    """A function from arrays to arrays, represented by its jaxpr.
 
     Args:
-        function: takes and returns pytrees of arrays.
-        *examples: arguments, of which only shapes and dtypes matter.
+        function: a function from pytrees of arrays to a pytree of arrays.
+        *examples: example arguments; only shapes and dtypes are used.
     """
 
     _constants: list[Array]
@@ -37,36 +36,37 @@ class Traced(eqx.Module):
     def __init__(self, function: Callable[..., PyTree], *examples: PyTree) -> None:
         closed, out = jax.make_jaxpr(function, return_shape=True)(*examples)
         closed = closed.replace(jaxpr=inside_xla(closed.jaxpr))
+        # Leaves of the module, so that new values of closed-over arrays need no compilation.
         self._constants = [jnp.asarray(constant) for constant in closed.consts]
         self._code = _Code(closed, jax.tree.structure(examples), jax.tree.structure(out))
 
     def __call__(self, *args: PyTree) -> PyTree:
-        """Evaluate the function, inside or outside of other transformations."""
+        """Evaluate the function; may be called inside JAX transformations."""
         leaves, structure = jax.tree.flatten(args)
         if structure != self._code.inputs:
             raise TypeError(f"arguments have structure {structure}, not {self._code.inputs}.")
         return jax.tree.unflatten(self._code.outputs, self._code.run(self._constants, leaves))
 
     def provenance(self, *sources: PyTree[frozenset[str]]) -> PyTree[frozenset[str]]:
-        """Which sources each output depends on.
+        """Return the set of sources on which each output depends.
 
         Args:
-            *sources: for each leaf of the arguments a set of names, perhaps empty.
+            *sources: a set of names, possibly empty, for each leaf of the arguments.
         """
-        found = track_deps_jaxpr(self._code.jaxpr, jax.tree.leaves(sources))
-        return jax.tree.unflatten(self._code.outputs, found)
+        dependences = track_deps_jaxpr(self._code.jaxpr, jax.tree.leaves(sources))
+        return jax.tree.unflatten(self._code.outputs, dependences)
 
 
 @final
 class _Code:
-    """A jaxpr without its constants, equal to any other that computes the same."""
+    """A jaxpr without its constants; equal to any other jaxpr of the same computation."""
 
     def __init__(self, closed: ClosedJaxpr, inputs: Any, outputs: Any) -> None:
         self.jaxpr, self.inputs, self.outputs = closed.jaxpr, inputs, outputs
         self._identity = (str(closed.jaxpr), tuple(_hidden(closed.jaxpr)), inputs, outputs)
         self._hash = hash(self._identity)
 
-        @jax.jit  # one copy in whatever it is part of, however often it is evaluated there
+        @jax.jit  # compiled once in an enclosing function, for all of its calls
         def program(constants: list[Array], leaves: list[Array]) -> list[Array]:
             return [*map(jnp.asarray, jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, constants))(*leaves))]
 
@@ -83,7 +83,7 @@ class _Code:
 
 
 def _hidden(jaxpr: Jaxpr) -> Iterator[Any]:
-    """What the text of a jaxpr leaves out: digits of literals, constants of inner jaxprs."""
+    """Yield what the text of a jaxpr omits: digits of literals, constants of inner jaxprs."""
     for equation in jaxpr.eqns:
         for variable in equation.invars:
             if isinstance(variable, Literal):
@@ -99,6 +99,7 @@ def _hidden(jaxpr: Jaxpr) -> Iterator[Any]:
 
 
 def _content(value: Any) -> Any:
+    """Return a hashable representation of an array; of a tracer, its identity."""
     if isinstance(value, Tracer):
         return id(value)
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
@@ -108,13 +109,13 @@ def _content(value: Any) -> Any:
 
 
 def flattened(tree: Any) -> tuple[list[Array], Any]:
-    """The arrays of a tree, and what `restored` makes it from again."""
+    """Return the arrays of a tree, and its skeleton for `restored`."""
     arrays, static = eqx.partition(tree, eqx.is_array)
     leaves, structure = jax.tree.flatten(arrays)
     return leaves, (static, structure)
 
 
 def restored(leaves: list[Array], skeleton: Any) -> Any:
-    """A tree from its arrays and its skeleton."""
+    """Return a tree from its arrays and its skeleton."""
     static, structure = skeleton
     return eqx.combine(jax.tree.unflatten(structure, leaves), static)

@@ -1,4 +1,4 @@
-"""The traces of a program that a `BoundProgram` keeps; see there."""
+"""Traces of a program, as stored in a `BoundProgram`."""
 
 from typing import Any, NamedTuple, final
 
@@ -35,17 +35,18 @@ Known = dict[str, tuple[Array, Array]]
 
 
 class Evaluation(NamedTuple):
-    """A program at one value of its latent sites.
+    """Outputs of a program at one value of its latent sites.
 
     Attributes:
         values: diffusion, latent, free and deterministic sites, in the user's units.
-        log_densities: of latent sites in unconstrained coordinates, of observed sites and factors,
-            by batch entry, in nats. Diffusion sites have none.
-        log_priors: of latent sites in unconstrained coordinates, without masks and scales.
-        moments: of the observed sites that have them.
-        observed: the values of the observed sites that are no factors.
-        models: arrays of the model at each diffusion site, without its scaling, and its context.
-        scalings: arrays of the scaling of each.
+        log_densities: log-densities of latent sites (unconstrained coordinates), observed sites and
+            factors, by batch entry, in nats; diffusion sites are excluded.
+        log_priors: log-densities of latent sites (unconstrained coordinates), without masks and
+            scales.
+        moments: moments of observed sites, where they exist.
+        observed: values of the observed sites, except factors.
+        models: arrays of the model of each diffusion site, without its scaling, and its context.
+        scalings: arrays of the scaling of each diffusion site.
     """
 
     values: Values
@@ -58,16 +59,16 @@ class Evaluation(NamedTuple):
 
 
 class Traces(NamedTuple):
-    """What is kept of a program.
+    """Traces of a program and static properties of its sites.
 
     Attributes:
-        structure: what its sites are.
-        labels: observed sites that are Bernoulli.
+        structure: roles of the sites.
+        labels: observed Bernoulli sites.
         factors: observed sites of `numpyro.factor`, which have no value.
-        shapes: shape and dtype of each open site, as the program has it.
-        dtypes: of x_0 at each diffusion site in model units.
+        shapes: shape and dtype of each open site in the program.
+        dtypes: dtype of x_0 of each diffusion site in model units.
         latents: shape of each latent site in unconstrained coordinates.
-        skeletons: the static part of the model at each diffusion site.
+        skeletons: static part of the model of each diffusion site.
         prior, dependences, density, predict: see `BoundProgram`.
     """
 
@@ -85,13 +86,13 @@ class Traces(NamedTuple):
 
 
 def trace_program(program: Program, arguments: Arguments) -> Traces:
-    """Execute a program four times on abstract values."""
+    """Trace a program by four executions on abstract values."""
     try:
         return _trace_program(program, arguments)
     except ValueError as error:
         if "invalid scale parameter" in str(error):
             raise ValueError(
-                f"{error} An observation without noise is numpyro.distributions.Delta(x[rows])."
+                f"{error} Use numpyro.distributions.Delta(x[rows]) to observe without noise."
             ) from error
         raise
 
@@ -101,8 +102,8 @@ def _trace_program(program: Program, arguments: Arguments) -> Traces:
     inputs = arguments.inputs
     prior = Traced(tracer.prior, key, inputs)
     values = {name: jnp.zeros(x.shape, x.dtype) for name, x in tracer.shapes.items()}
-    linked = Traced(tracer.dependences, inputs, values)
-    provenance = linked.provenance(_unnamed(inputs), _named(values))
+    traced_dependences = Traced(tracer.dependences, inputs, values)
+    provenance = traced_dependences.provenance(_unnamed(inputs), _named(values))
     roles = find_roles(tracer.trace, provenance["on"])
     latents = {name: tracer.latents[name] for name in roles.latents}
     x_0 = {name: jnp.zeros(values[name].shape, tracer.dtypes[name]) for name in roles.diffusion}
@@ -110,15 +111,15 @@ def _trace_program(program: Program, arguments: Arguments) -> Traces:
     known = {name: (jnp.zeros(x.shape, bool), x) for name, x in x_0.items() if roles.noiseless}
     tracer.observed = tuple(name for name in roles.observed if name not in roles.noiseless)
     tracer.factors = tuple(n for n in roles.observed if isinstance(tracer.trace[n]["fn"], Unit))
-    tracer.seen = tuple(name for name in roles.observed if name not in tracer.factors)
-    tracer.counted = (*roles.latents, *roles.fixed, *roles.observed)
-    tracer.reported = (*roles.diffusion, *roles.latents, *roles.free, *roles.deterministic)
+    tracer.with_value = tuple(name for name in roles.observed if name not in tracer.factors)
+    tracer.scored = (*roles.latents, *roles.fixed, *roles.observed)
+    tracer.returned = (*roles.diffusion, *roles.latents, *roles.free, *roles.deterministic)
     density = Traced(tracer.density, key, inputs, x_0, u, known)
     predict = Traced(tracer.predict, key, inputs, x_0, u, known)
-    on = density.provenance(
+    provenance = density.provenance(
         _unnamed(key), _unnamed(inputs), _named(x_0), _named(u), _unnamed(known)
     )
-    structure = find_structure(roles, {name: x.shape for name, x in x_0.items()}, on.models)
+    structure = find_structure(roles, {name: x.shape for name, x in x_0.items()}, provenance.models)
     return Traces(
         structure,
         tuple(tracer.labels),
@@ -128,7 +129,7 @@ def _trace_program(program: Program, arguments: Arguments) -> Traces:
         latents,
         tracer.skeletons,
         prior,
-        linked,
+        traced_dependences,
         density,
         predict,
     )
@@ -144,7 +145,7 @@ def _unnamed(tree: Any) -> Any:
 
 @final
 class _Tracer:
-    """The functions that are traced, and the Python values that their traces leave behind."""
+    """Functions to trace, and static values recorded during their traces."""
 
     def __init__(self, program: Program, arguments: Arguments) -> None:
         self.program, self.arguments = program, arguments
@@ -154,17 +155,17 @@ class _Tracer:
         self.skeletons: dict[str, Any] = {}
         self.labels: list[str] = []
         self.trace: Trace = {}
-        self.observed: tuple[str, ...] = ()
+        self.observed: tuple[str, ...] = ()  # without Deltas
         self.factors: tuple[str, ...] = ()
-        self.seen: tuple[str, ...] = ()
-        self.counted: tuple[str, ...] = ()
-        self.reported: tuple[str, ...] = ()
+        self.with_value: tuple[str, ...] = ()
+        self.scored: tuple[str, ...] = ()
+        self.returned: tuple[str, ...] = ()
 
     def execute(self, key: Array, inputs: Any, fill: Fill, *, predict: bool = False) -> Trace:
         return execute(key, self.program, self.arguments, inputs, fill, predict=predict)
 
     def prior(self, key: Array, inputs: Any) -> dict[str, tuple[Array, Array]]:
-        """Unconstrained draws of the open sites that are not diffusion sites, and log-densities."""
+        """Draw the open sites except diffusion sites, unconstrained, with their log-densities."""
 
         def fill(site: Site) -> Array | None:
             found = diffusion_distribution(site["fn"])
@@ -189,7 +190,7 @@ class _Tracer:
         return drawn
 
     def dependences(self, inputs: Any, values: Values) -> dict[str, Any]:
-        """What depends on what; faults and log-densities of observations; deterministic sites."""
+        """Return arrays for `find_roles`; faults and log-densities of data; deterministic sites."""
 
         def fill(site: Site) -> Array:
             return _at_index(site, values[site["name"]])
@@ -209,14 +210,14 @@ class _Tracer:
     def density(
         self, key: Array, inputs: Any, x_0: Values, latents: Values, known: Known
     ) -> Evaluation:
-        """A program at one value of its latent sites."""
+        """Evaluate the program at one value of its latent sites."""
         log_dets: Values = {}
         found: dict[str, DiffusionDistribution] = {}
-        fill = self._filled(x_0, latents, known, found, log_dets)
+        fill = self._fill_values(x_0, latents, known, found, log_dets)
         trace = self.execute(key, inputs, fill)
-        # Sites in a NumPyro loop leave their Jacobians as factors.
+        # `_fill_values` adds a factor with the log-determinant of each latent in a NumPyro loop.
         loops = [name for name in trace if name not in self.trace and is_observed(trace[name])]
-        log_densities = {name: log_density(trace[name]) for name in [*self.counted, *loops]}
+        log_densities = {name: log_density(trace[name]) for name in [*self.scored, *loops]}
         log_densities |= {name: jnp.sum(log_densities[name]) + log_dets[name] for name in log_dets}
         self.labels = [name for name in self.observed if is_label(trace[name])]
         log_priors = {name: log_prior(trace[name]) for name in latents}
@@ -225,16 +226,17 @@ class _Tracer:
         matched = {name: moments(trace[name]) for name in self.observed}
         models, scalings = {}, {}
         for name, each in found.items():
-            plain = eqx.tree_at(lambda m: m.scaling, each.model, None, is_leaf=lambda x: x is None)
-            leaves, skeleton = flattened(plain)
+            # Stages depend on the provenance of the network alone, so the scaling is separate.
+            model = eqx.tree_at(lambda m: m.scaling, each.model, None, is_leaf=lambda x: x is None)
+            leaves, skeleton = flattened(model)
             scalings[name], scaling = flattened(each.model.scaling)
             models[name], self.skeletons[name] = (leaves, each.context), (skeleton, scaling)
         return Evaluation(
-            values={name: jnp.asarray(trace[name]["value"]) for name in self.reported},
+            values={name: jnp.asarray(trace[name]["value"]) for name in self.returned},
             log_densities=log_densities,
             log_priors=log_priors,
             moments={name: each for name, each in matched.items() if each is not None},
-            observed={name: jnp.asarray(trace[name]["value"]) for name in self.seen},
+            observed={name: jnp.asarray(trace[name]["value"]) for name in self.with_value},
             models=models,
             scalings=scalings,
         )
@@ -242,9 +244,9 @@ class _Tracer:
     def predict(
         self, key: Array, inputs: Any, x_0: Values, latents: Values, known: Known
     ) -> Values:
-        """New draws of the observed sites."""
+        """Draw the observed sites."""
         key, key_loops = jax.random.split(key)
-        fill = self._filled(x_0, latents, known, {}, {})
+        fill = self._fill_values(x_0, latents, known, {}, {})
         trace = self.execute(key, inputs, fill, predict=True)
         drawn = {}
         for number, name in enumerate(self.observed):
@@ -252,11 +254,11 @@ class _Tracer:
             if isinstance(site["fn"], Unit):
                 continue
             drawn[name] = jnp.asarray(site["value"])
-            if site.get("_control_flow_done", False):  # sites in a loop kept their observations
+            if site.get("_control_flow_done", False):  # a site in a loop keeps its observation
                 drawn[name] = site["fn"].sample(jax.random.fold_in(key_loops, number))
         return drawn
 
-    def _filled(
+    def _fill_values(
         self,
         x_0: Values,
         latents: Values,
@@ -264,7 +266,7 @@ class _Tracer:
         found: dict[str, DiffusionDistribution],
         log_dets: Values,
     ) -> Fill:
-        """Gives diffusion sites x_0 in the user's units, latent sites their constrained value."""
+        """Return a `Fill` for diffusion sites (x_0 in the user's units) and latent sites."""
 
         def fill(site: Site) -> Array | None:
             name, diffusion = site["name"], diffusion_distribution(site["fn"])
@@ -279,6 +281,7 @@ class _Tracer:
             value = transform(u)
             log_det = jnp.sum(transform.log_abs_det_jacobian(u, value))
             if site.get("in_control_flow", False):
+                # A tracer of the loop body, which can be returned only by a site.
                 numpyro.factor(f"_{name}_log_det", log_det)
             else:
                 log_dets[name] = log_det
@@ -288,6 +291,6 @@ class _Tracer:
 
 
 def _at_index(site: Site, value: Array) -> Array:
-    """The value of a site, or of this iteration where the site is in a NumPyro scan."""
+    """Return the value of a site; in a NumPyro scan, that of the current iteration."""
     index = site["infer"].get("_scan_current_index")
     return value if index is None else value[index]

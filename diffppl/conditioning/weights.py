@@ -1,4 +1,4 @@
-"""Arithmetic on the weights of particles; all of them are normalised log-weights."""
+"""Functions of particle weights, which are represented by normalised log-weights."""
 
 import jax
 import jax.numpy as jnp
@@ -8,25 +8,26 @@ from jaxtyping import Array, Float, Int
 def reweight(
     log_weights: Float[Array, " n"], log_increments: Float[Array, " n"]
 ) -> tuple[Float[Array, " n"], Float[Array, ""]]:
-    """New log-weights, and log of the sum of weights times exp(increments)."""
+    """Return new log-weights, and the log of the sum of weights times exp(increments)."""
     log_increments = jnp.where(jnp.isnan(log_increments), -jnp.inf, log_increments)
-    # A particle that has died stays dead, whatever its increment.
+    # A dead particle stays dead; -inf plus an increment of +inf would be NaN.
     total = jnp.where(jnp.isneginf(log_weights), -jnp.inf, log_weights + log_increments)
     log_increment = jax.nn.logsumexp(total)
-    # If every particle has died, keep the weights: the run reports -inf evidence, not NaN.
+    # If all particles are dead, the weights are kept, so that the evidence is -inf and not NaN.
     alive = jnp.isfinite(log_increment)
     return jnp.where(alive, total - log_increment, log_weights), log_increment
 
 
 def effective_sample_size(log_weights: Float[Array, " n"]) -> Float[Array, ""]:
-    """1 / sum of squared weights: between 1 and n."""
-    return 1 / jnp.sum(jnp.exp(2 * log_weights))  # the largest weight is at least 1 / n
+    """Return the effective sample size, 1 / sum of squared weights, between 1 and n."""
+    # No underflow to zero: the largest weight is at least 1 / n.
+    return 1 / jnp.sum(jnp.exp(2 * log_weights))
 
 
 def relative_variance(
     log_weights: Float[Array, " n"], eves: Int[Array, " n"], num_resampled: Int[Array, ""]
 ) -> Float[Array, ""]:
-    """Relative variance of the evidence, from how weight is shared among first ancestors.
+    """Estimate the relative variance of the evidence from the weight of each first ancestor.
 
     References:
         Lee and Whiteley 2018, "Variance estimation in the particle filter".

@@ -1,14 +1,14 @@
 """Data for fitting.
 
-*What lives here*: sources of minibatches; eight-bit images as real numbers; data that are made
-(dead leaves, swiss rolls, heartbeats) and data that are loaded, when asked for.
+*What lives here*: sources of minibatches; dequantisation and augmentation of images; synthetic data
+(dead leaves, swiss rolls, heartbeats); loaders of public data sets, which read or download on call.
 
-*The contract*: an `AbstractSource` draws `(x_0, context)` in the user's units, on the device, from
-a key alone. `fit` takes one in place of an array.
+*The contract*: an `AbstractSource` draws `(x_0, context)` in the user's units, on the device, as a
+function of a key only. `fit` accepts one in place of an array.
 
 *To add one*: a final subclass of `AbstractSource`, with a row in `tests/registry.py`.
 
-*What does not belong here*: models, and what is measured of them; formats that NumPy reads.
+*What does not belong here*: models and their evaluation; formats that NumPy reads.
 """
 
 from .augment import Crops, Flipped

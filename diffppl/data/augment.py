@@ -1,13 +1,13 @@
-"""More images from the same images: mirrored ones, and windows of large ones.
+"""Augmentation of images: reflections, and crops of large images.
 
-An augmented source draws from another distribution than its images do, and that is what a model of
-it learns. So use what leaves the distribution as it is: a photograph may be mirrored, a digit may
-not; a texture looks the same in every window, a face does not. A bound is then meant, as always, of
-the held-out data it is computed for.
+A model of an augmented source learns the distribution of the augmented images. Use augmentations
+that leave the distribution unchanged: photographs can be mirrored, digits cannot; textures can be
+cropped at random, faces cannot. A bound refers, as always, to the held-out data for which it is
+computed.
 
-An image is rows and columns, `(height, width)`, and may have channels. They are last where the last
-axis has at most four entries and the first has more, as in (32, 32, 3); anything else needs
-`channel_axis`, 0 for (3, 32, 32): channels taken for rows would mirror images upside down.
+An image has shape `(height, width)`, or that with channels. They are taken to be last if the last
+axis has at most four entries and the first has more, as in (32, 32, 3); otherwise `channel_axis` is
+required, such as 0 for (3, 32, 32): channels taken for rows would mirror images upside down.
 """
 
 from typing import Any, final
@@ -23,14 +23,14 @@ from .source import AbstractSource, as_rows, as_source
 
 @final
 class Flipped(AbstractSource):
-    """Half of the images mirrored, left and right exchanged.
+    """Images, mirrored left to right with probability 1/2.
 
     Args:
-        images: shape `(n, height, width)`, or that with channels, or a source of such.
-        channel_axis: which axis of an image is the channels, 0 or -1, if it has any.
+        images: shape `(n, height, width)`, or that with channels; or a source of such images.
+        channel_axis: the channel axis of an image, 0 or -1, if it has channels.
 
     Raises:
-        ValueError: other shapes, or an image of three axes of which any may be the channels.
+        ValueError: other shapes, or an image of three axes whose channel axis is ambiguous.
 
     Example:
         >>> source = dp.data.Dequantised(dp.data.Flipped(images))
@@ -45,34 +45,34 @@ class Flipped(AbstractSource):
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Shape of one image."""
         return self.source.event_shape
 
     def batch(self, key: Array, size: int) -> tuple[Shaped[Array, "..."], Array | None]:
         key_source, key_flip = jax.random.split(check_key(key))
         images, context = self.source.batch(key_source, size)
         flip = jax.random.bernoulli(key_flip, shape=(size,))
+        # One flip for each image, broadcast over the axes of an event.
         flip = flip.reshape(size, *[1] * len(self.event_shape))
         return jnp.where(flip, jnp.flip(images, axis=1 + self.column_axis), images), context
 
 
 @final
 class Crops(AbstractSource):
-    """Windows of large images, each place as likely as any other.
+    """Random crops of large images, at positions that are uniformly distributed.
 
-    For held-out windows, hold out images, and draw from them once, with one key: windows of the
-    same image overlap, so they are no test of one another.
+    For held-out crops, hold out images, and draw from them once, with one key: crops of the same
+    image overlap, so they are not independent test data.
 
     Args:
         images: shape `(n, height, width)`, or that with channels; their dtype is kept, as by
             `InMemory`.
-        size: height and width of a window.
-        channel_axis: which axis of an image is the channels, 0 or -1, if it has any.
+        size: height and width of a crop.
+        channel_axis: the channel axis of an image, 0 or -1, if it has channels.
 
     Raises:
         TypeError: not numbers.
-        ValueError: other shapes, an image of three axes of which any may be the channels, or
-            windows larger than the images.
+        ValueError: other shapes, an image of three axes whose channel axis is ambiguous, or crops
+            larger than the images.
 
     Example:
         >>> source = dp.data.Dequantised(dp.data.Crops(textures[:-4], size=(64, 64)))
@@ -82,7 +82,7 @@ class Crops(AbstractSource):
 
     images: Shaped[Array, "n ..."]
     size: tuple[int, int]
-    axes: tuple[int, int] = eqx.field(static=True)  # of the rows and the columns of an image
+    axes: tuple[int, int] = eqx.field(static=True)  # the row and the column axis of an image
 
     def __init__(
         self, images: Any, size: tuple[int, int], *, channel_axis: int | None = None
@@ -96,7 +96,6 @@ class Crops(AbstractSource):
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Shape of one window."""
         shape = list(self.images.shape[1:])
         for axis, length in zip(self.axes, self.size, strict=True):
             shape[axis] = length
@@ -105,29 +104,30 @@ class Crops(AbstractSource):
     def batch(self, key: Array, size: int) -> tuple[Shaped[Array, "..."], None]:
         key, size = check_key(key), check_size("size", size)
         num, *shape = self.images.shape
-        places = [shape[a] - n + 1 for a, n in zip(self.axes, self.size, strict=True)]
+        # Number of positions along each axis at which a crop lies inside the image.
+        counts = [shape[a] - n + 1 for a, n in zip(self.axes, self.size, strict=True)]
         key_image, *keys = jax.random.split(key, 3)
         images = jax.random.randint(key_image, (size,), 0, num)
         rows, columns = (
-            jax.random.randint(k, (size,), 0, n) for k, n in zip(keys, places, strict=True)
+            jax.random.randint(k, (size,), 0, n) for k, n in zip(keys, counts, strict=True)
         )
 
-        def window(image: Array, row: Array, column: Array) -> Array:
+        def crop(image: Array, row: Array, column: Array) -> Array:
             start = [jnp.zeros_like(row)] * len(shape)
             start[self.axes[0]], start[self.axes[1]] = row, column
             return jax.lax.dynamic_slice(self.images, (image, *start), (1, *self.event_shape))[0]
 
-        return jax.vmap(window)(images, rows, columns), None
+        return jax.vmap(crop)(images, rows, columns), None
 
 
-MAX_CHANNELS = 4  # a last axis of at most so many is the channels by default
+MAX_CHANNELS = 4  # a last axis of at most this length is the channel axis by default
 
 
 def space_axes(event_shape: tuple[int, ...], channel_axis: Any) -> tuple[int, int]:
-    """Which axes of an image are its rows and its columns.
+    """Return the row axis and the column axis of an image.
 
     Raises:
-        ValueError: no image, or one of three axes of which any may be the channels.
+        ValueError: not the shape of an image, or three axes whose channel axis is ambiguous.
     """
     ndim = len(event_shape)
     if ndim not in (2, 3):
@@ -156,10 +156,10 @@ def space_axes(event_shape: tuple[int, ...], channel_axis: Any) -> tuple[int, in
 
 
 def check_image_size(size: Any) -> tuple[int, int]:
-    """A height and a width.
+    """Return `size` as a height and a width.
 
     Raises:
-        ValueError: anything else.
+        ValueError: it is anything else.
     """
     if not isinstance(size, tuple) or len(size) != 2:
         raise ValueError(f"size={described(size)} must be a height and a width, such as (64, 64).")

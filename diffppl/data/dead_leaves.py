@@ -1,28 +1,28 @@
-"""Dead leaves: images of discs that hide one another.
+"""Dead leaves: images of discs that occlude one another.
 
-Discs rain on the plane, uniformly in place, with radii of density proportional to r^-a between two
-limits; each has one grey level, and the last to fall hides what lies below. With a = 3 the image
-looks the same at every scale between the limits, as photographs nearly do. Seen from below the law
-is the same, and simpler to draw: the first disc to cover a pixel keeps it, so the rain can stop as
-soon as every pixel is covered, and the draw is exact.
+Discs fall on the plane at uniform positions, with radii of density proportional to r^-a between two
+limits; each has one grey level, and later discs occlude earlier ones. With a = 3 the images are
+scale-invariant between the limits, as photographs approximately are. The distribution is the same
+if earlier discs occlude later ones (the view from below): each pixel then keeps the first disc that
+covers it, so sampling can stop once every pixel is covered, and is exact.
 
-Only discs that may touch the image are drawn. Those of radius r have their centres in the image
-widened by r on every side, so they come with density proportional to
+Only discs that may intersect the image are drawn. Those of radius r have their centres in the image
+extended by r on every side, so their radii have density proportional to
 
     r^-a (height + 2r) (width + 2r),
 
 a mixture of three power laws, where height and width are those between the centres of the outermost
-pixels. A pixel takes the grey level at its centre: there is no anti-aliasing.
+pixels. A pixel takes the grey level at its centre, without anti-aliasing.
 
-With A(d) the mean area that a disc shares with itself, moved by d,
+With A(d) the mean area of the intersection of a disc with its translate by d,
 
-    P(two pixels at distance d see the same leaf) = A(d) / (2 A(0) - A(d)),
+    P(two pixels at distance d show the same disc) = A(d) / (2 A(0) - A(d)),
 
 which is also their correlation.
 
 References:
     Matheron 1968; Jeulin 1997; Lee, Mumford and Huang 2001 (the power law); Kendall and Thonnes
-    1999 (from below); Sohl-Dickstein et al. 2015, section 3.2 and figure 4.
+    1999 (view from below); Sohl-Dickstein et al. 2015, section 3.2 and figure 4.
 """
 
 from typing import final
@@ -37,25 +37,25 @@ from ..checks.arguments import check_float, check_instance, check_key, check_pai
 from .augment import check_image_size
 from .source import AbstractSource
 
-DISCS_AT_ONCE, IMAGES_AT_ONCE = 32, 32  # what the caches of a CPU like
+DISCS_AT_ONCE, IMAGES_AT_ONCE = 32, 32  # sized for the caches of a CPU
 
 
 @final
 class DeadLeaves(AbstractSource):
-    """Fresh images of discs that hide one another, without end.
+    """Images of discs that occlude one another, drawn anew for each minibatch.
 
     Args:
         size: height and width, in pixels.
         radii: the smallest and the largest radius, in pixels.
-        exponent: a, of the radii's density r^-a.
-        grey: the grey level of a disc, or its colour: a NumPyro distribution of one event. The
-            shape of an image is `(height, width, *grey.event_shape)`.
+        exponent: exponent a of the density r^-a of the radii.
+        grey: distribution of the grey level, or colour, of a disc: a NumPyro distribution of one
+            event. The shape of an image is `(height, width, *grey.event_shape)`.
 
     Raises:
-        ValueError: bad sizes or limits, or a batch of distributions.
+        ValueError: invalid sizes or limits, or a batch of distributions.
 
-    Small discs cost the most: on two cores about 5,000 images a second of 32 x 32 pixels with
-    radii from 1 to 32, and of 64 x 64 pixels 600 with radii from 1 to 64, or 2,000 from 2.
+    Small discs dominate the cost: on two cores, about 5,000 images per second of 32 x 32 pixels
+    with radii from 1 to 32; of 64 x 64 pixels, 600 with radii from 1 to 64, and 2,000 from 2 to 64.
 
     Example:
         >>> source = dp.data.DeadLeaves(size=(32, 32), radii=(1.0, 32.0))
@@ -83,14 +83,13 @@ class DeadLeaves(AbstractSource):
         check_instance("grey", grey, dist.Distribution, remedy=", such as dist.Uniform(0.0, 1.0)")
         if grey.batch_shape:
             raise ValueError(
-                f"grey has batch_shape {grey.batch_shape}; it must be one distribution, of all "
-                "discs. Make colours one event with grey.to_event()."
+                f"grey has batch_shape {grey.batch_shape}; it must be one distribution, shared by "
+                "all discs. Make colours one event with grey.to_event()."
             )
         self.grey = grey
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Shape of one image."""
         return (*self.size, *self.grey.event_shape)
 
     def batch(self, key: Array, size: int) -> tuple[Shaped[Array, "..."], None]:
@@ -98,7 +97,7 @@ class DeadLeaves(AbstractSource):
         return map_in_blocks(self.image, (keys,), IMAGES_AT_ONCE), None
 
     def image(self, key: Array) -> Shaped[Array, "height width *channels"]:
-        """One image."""
+        """Draw one image."""
         key_leaves, key_grey = jax.random.split(key)
 
         def shade(leaf: Array) -> Array:
@@ -107,53 +106,57 @@ class DeadLeaves(AbstractSource):
         return jax.vmap(jax.vmap(shade))(self.leaves(key_leaves))
 
     def leaves(self, key: Array) -> Int[Array, "height width"]:
-        """Which disc each pixel shows, counted from 0 in the order in which they fell."""
+        """Return the index of the disc that each pixel shows, in the order of the draws from 0."""
         rows, columns = (jnp.arange(n, dtype=float) for n in self.size)
 
         def unfinished(carry: tuple[Array, Array]) -> Array:
             return jnp.any(carry[1] < 0)
 
-        def rain(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            num, shown = carry
+        def draw_discs(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            num, visible = carry
             row, column, radius = self.discs(jax.random.fold_in(key, num), DISCS_AT_ONCE)
-            across = (columns - column[:, None]) ** 2
-            left = radius[:, None] ** 2 - (rows - row[:, None]) ** 2
+            # A disc covers a pixel if dx^2 <= radius^2 - dy^2.
+            dx_squared = (columns - column[:, None]) ** 2
+            limit = radius[:, None] ** 2 - (rows - row[:, None]) ** 2
             first = jnp.full(self.size, -1, jnp.int32)
-            for i in reversed(range(DISCS_AT_ONCE)):  # unrolled: one pass over the pixels
-                first = jnp.where(across[i] <= left[i][:, None], num + i, first)
-            return num + DISCS_AT_ONCE, jnp.where(shown < 0, first, shown)
+            # Last to first, so that the first disc remains; unrolled into one pass over the pixels.
+            for i in reversed(range(DISCS_AT_ONCE)):
+                first = jnp.where(dx_squared[i] <= limit[i][:, None], num + i, first)
+            return num + DISCS_AT_ONCE, jnp.where(visible < 0, first, visible)
 
         blank = jnp.full(self.size, -1, jnp.int32)
-        return jax.lax.while_loop(unfinished, rain, (jnp.zeros((), jnp.int32), blank))[1]
+        return jax.lax.while_loop(unfinished, draw_discs, (jnp.zeros((), jnp.int32), blank))[1]
 
     def discs(
         self, key: Array, num: int
     ) -> tuple[Float[Array, " num"], Float[Array, " num"], Float[Array, " num"]]:
-        """Rows, columns and radii of discs that may touch the image."""
+        """Draw the rows, columns and radii of discs that may intersect the image."""
         height, width = (n - 1 for n in self.size)
         limits = self.r_min, self.r_max
         exponents = [self.exponent - i for i in range(3)]
-        areas = jnp.array([height * width, 2.0 * (height + width), 4.0])  # of 1, r and r^2
-        shares = jnp.cumsum(areas * jnp.stack([_mass(e, *limits) for e in exponents]))
-        law, level, *place = jax.random.uniform(key, (4, num))
+        # (height + 2r) (width + 2r) as coefficients of 1, r and r^2: a power law for each.
+        areas = jnp.array([height * width, 2.0 * (height + width), 4.0])
+        shares = jnp.cumsum(areas * jnp.stack([_integral(e, *limits) for e in exponents]))
+        component, level, *place = jax.random.uniform(key, (4, num))
         first, second, third = (_quantile(level, e, *limits) for e in exponents)
-        law = law * shares[-1]
-        radius = jnp.where(law < shares[0], first, jnp.where(law < shares[1], second, third))
+        component = component * shares[-1]
+        radius = jnp.where(component < shares[1], second, third)
+        radius = jnp.where(component < shares[0], first, radius)
         row, column = (
             -radius + u * (n + 2 * radius) for u, n in zip(place, (height, width), strict=True)
         )
         return row, column, radius
 
 
-def _mass(exponent: float, low: Array, high: Array) -> Float[Array, ""]:
-    """The integral of r^-exponent between two limits."""
+def _integral(exponent: float, low: Array, high: Array) -> Float[Array, ""]:
+    """Return the integral of r^-exponent between two limits."""
     if exponent == 1:
         return jnp.log(high / low)
     return (high ** (1 - exponent) - low ** (1 - exponent)) / (1 - exponent)
 
 
 def _quantile(level: Array, exponent: float, low: Array, high: Array) -> Float[Array, "..."]:
-    """Of the density proportional to r^-exponent between two limits."""
+    """Return a quantile of the density proportional to r^-exponent between two limits."""
     if exponent == 1:
         return low * (high / low) ** level
     start, end = low ** (1 - exponent), high ** (1 - exponent)

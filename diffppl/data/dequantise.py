@@ -1,17 +1,16 @@
-"""Eight-bit images as real numbers, honestly.
+"""Uniform dequantisation of eight-bit images.
 
-An image is a vector of levels k in 0..255, and a density of real numbers has no likelihood of it:
-a model may put a spike on every level, and its density there grows without bound. So uniform noise
-is added, x = k + u with u in [0, 1), which makes a density that is flat over each level the best
-one, and then
+An image is a vector of levels k in 0..255, for which a density of real numbers is not a likelihood:
+a model can have a spike at every level, where its density is unbounded. With uniform noise,
+x = k + u with u in [0, 1), a density that is constant over each level is optimal, and
 
     log2 P(k) = log2 (integral of p over the cell of k) >= E_u log2 p(k + u):
 
-minus the expected log-density of noisy images is, in bits, at least the code length of the images
-themselves. The noise is one level wide *in the units of the levels*. The code of the 2015 paper
-added it after the images had been scaled to unit variance, and so a tenth (MNIST) or a sixteenth
-(CIFAR-10) of a level wide, which leaves room for spikes. Here images keep their levels, noise
-included, and the model's own `Scaling` brings them to unit variance.
+minus the expected log-density of noisy images is, in bits, at least the code length of the images.
+The noise is one level wide *in the units of the levels*. The code of the 2015 paper added it after
+scaling the images to unit variance, so that it was a tenth (MNIST) or a sixteenth (CIFAR-10) of a
+level wide, which permits spikes. Here the images, with the noise, stay in units of the levels, and
+the model's `Scaling` brings them to unit variance.
 
 References:
     Uria, Murray and Larochelle 2013, section 5.1 (the noise); Theis, van den Oord and Bethge 2016,
@@ -33,21 +32,21 @@ from ..checks.arrays import as_numbers, at_fault
 from .source import AbstractSource, InMemory, as_source
 
 MAX_LEVEL = 255  # the highest level
-FEW = 100  # draws of a source that are checked
+FEW = 100  # number of draws of a source that are checked
 
 
 def dequantise(key: Array, images: Any) -> Float[Array, "..."]:
-    """Levels 0..255 with uniform noise of one level: `floor` gives the levels back.
+    """Add uniform noise of one level to levels 0..255; `floor` recovers the levels.
 
-    Use it once on held-out images; to fit, `Dequantised` draws the noise anew each time.
+    Use it once on held-out images; for fitting, `Dequantised` draws new noise for each minibatch.
 
     Args:
         key: a typed JAX key.
         images: whole numbers 0..255, any shape.
 
     Returns:
-        Numbers in [0, 256), of the same shape. A log-density of them in these units is in nats per
-        image of eight bits; `likelihood.bits_per_dim` converts it.
+        Numbers in [0, 256), of the same shape. Their log-density in these units is in nats per
+        eight-bit image; `likelihood.bits_per_dim` converts it.
 
     Raises:
         TypeError: numbers that are not whole.
@@ -63,12 +62,12 @@ def dequantise(key: Array, images: Any) -> Float[Array, "..."]:
 
 
 def _with_noise(key: Array, levels: Integer[Array, "..."]) -> Float[Array, "..."]:
-    # Noise of 16 bits: its sum with a level, which has 8, is exact in float32, and so never
-    # rounded up into the next level. Two come from each number of 32 random bits.
+    # Noise of 16 bits: its sum with a level of 8 bits is exact in float32, hence never rounded up
+    # to the next level. Each number of 32 random bits yields two.
     bits = jax.random.bits(key, (math.ceil(levels.size / 2),), jnp.uint32)
     noise = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(-1)[: levels.size]
     noisy = levels.astype(float) + noise.reshape(levels.shape).astype(float) / 2**16
-    # A level out of range has no cell. Where it could not be refused, in a trace, it becomes NaN.
+    # Levels out of range become NaN, since no error can be raised inside a trace.
     return jnp.where((levels >= 0) & (levels <= MAX_LEVEL), noisy, jnp.nan)
 
 
@@ -76,12 +75,12 @@ def _with_noise(key: Array, levels: Integer[Array, "..."]) -> Float[Array, "..."
 class Dequantised(AbstractSource):
     """Eight-bit images with uniform noise of one level, drawn anew for each minibatch.
 
-    Images stay in memory as they are, a byte for each number. See `dequantise` for the units, and
-    for held-out images.
+    Images are stored as one byte per number. See `dequantise` for the units, and for held-out
+    images.
 
     Args:
         images: whole numbers 0..255, shape `(n, *event_shape)`; or a source of them, such as
-            `Crops`, `Flipped` or `DeadLeaves`, or `InMemory` where they have contexts.
+            `Crops`, `Flipped` or `DeadLeaves`, or `InMemory` for images with contexts.
 
     Raises:
         TypeError: numbers that are not whole.
@@ -101,11 +100,11 @@ class Dequantised(AbstractSource):
         drawn, _ = eqx.filter_eval_shape(source.batch, jax.random.key(0), 1)
         if not jnp.issubdtype(drawn.dtype, jnp.integer):
             raise TypeError(
-                f"images is a source of dtype {drawn.dtype}; noise belongs on levels of 8 bits, so "
+                f"images is a source of dtype {drawn.dtype}; noise is added to 8-bit levels, so "
                 "it must draw whole numbers 0..255."
             )
         if drawn.dtype != jnp.uint8:
-            # All there is, of rows in memory; of other sources some draws.
+            # All rows of an array are checked; of other sources, some draws.
             is_rows = isinstance(source, InMemory)
             drawn = source.data if is_rows else source.batch(jax.random.key(0), FEW)[0]
             as_levels("images", drawn)
@@ -113,7 +112,6 @@ class Dequantised(AbstractSource):
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Shape of one image."""
         return self.source.event_shape
 
     def batch(self, key: Array, size: int) -> tuple[Float[Array, "..."], Array | None]:
@@ -123,7 +121,7 @@ class Dequantised(AbstractSource):
 
 
 def as_levels(name: str, images: Any) -> Integer[Array, "..."]:
-    """Whole numbers 0..255 as uint8; as they are in a trace, where the numbers are not known.
+    """Return whole numbers 0..255 as uint8; return tracers unchanged, without a check of values.
 
     Raises:
         TypeError: numbers that are not whole.
@@ -132,7 +130,7 @@ def as_levels(name: str, images: Any) -> Integer[Array, "..."]:
     values = as_numbers(name, images)
     if not jnp.issubdtype(values.dtype, jnp.integer):
         raise TypeError(
-            f"{name} has dtype {values.dtype}; noise belongs on the levels that were stored, so it "
+            f"{name} has dtype {values.dtype}; noise is added to the stored levels, so it "
             "must hold whole numbers 0..255. If they were divided by 255, multiply and round."
         )
     if isinstance(values, Tracer):
@@ -140,6 +138,6 @@ def as_levels(name: str, images: Any) -> Integer[Array, "..."]:
     bad = np.asarray((values < 0) | (values > MAX_LEVEL))
     if bad.any():
         raise ValueError(
-            f"{name} must hold levels of 8 bits, 0..{MAX_LEVEL}, and {at_fault(bad, values)} are none."
+            f"{name} must hold 8-bit levels 0..{MAX_LEVEL}; {at_fault(bad, values)} are outside."
         )
     return jnp.asarray(values.astype(np.uint8))

@@ -1,6 +1,6 @@
-"""Well-known images, where NumPy alone does not read them. Nothing is loaded until it is asked for.
+"""Loaders of standard image data sets. Nothing is read or downloaded before they are called.
 
-Images are levels 0..255, dtype uint8, as `Dequantised` takes them.
+Images have levels 0..255 and dtype uint8, as required by `Dequantised`.
 """
 
 import os
@@ -14,7 +14,7 @@ from ..checks.arguments import check_path
 
 
 class Labelled(NamedTuple):
-    """Images and what they show."""
+    """Images and their labels."""
 
     images: UInt8[np.ndarray, "n height width *channels"]
     labels: Int[np.ndarray, " n"]
@@ -23,21 +23,21 @@ class Labelled(NamedTuple):
 def mnist(
     *, data_home: str | os.PathLike | None = None, cache: bool = True
 ) -> tuple[Labelled, Labelled]:
-    """Handwritten digits, 28 x 28: 60,000 to train and 10,000 to test, in the usual order.
+    """Load MNIST, digits of 28 x 28 pixels: 60,000 for training and 10,000 for testing.
 
-    The first call downloads them from openml.org, by scikit-learn's `fetch_openml`; further ones
-    read its cache. Needs scikit-learn (`pip install diffppl[data]`).
+    They are in the usual order. The first call downloads them from openml.org with scikit-learn's
+    `fetch_openml`; later calls read its cache. Requires scikit-learn (`pip install diffppl[data]`).
 
     Args:
-        data_home: folder of the cache; scikit-learn's own if None.
-        cache: keep what was downloaded.
+        data_home: folder of the cache; scikit-learn's default if None.
+        cache: whether to keep the downloaded files.
 
     Returns:
         Training data and test data, each `(images, labels)`.
 
     Raises:
-        ImportError: scikit-learn is missing.
-        RuntimeError: no download, or other data than expected.
+        ImportError: scikit-learn is not installed.
+        RuntimeError: the download failed, or its data have unexpected shapes.
 
     Example:
         >>> train, test = dp.data.mnist()
@@ -58,10 +58,10 @@ def mnist(
 
 
 def cifar10(folder: str | os.PathLike) -> tuple[Labelled, Labelled]:
-    """Photographs of ten kinds of thing, 32 x 32 in three colours, from files you have.
+    """Load CIFAR-10, photographs of 32 x 32 pixels in ten classes, from local files.
 
     Args:
-        folder: with `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, the "binary
+        folder: contains `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, the "binary
             version" of https://www.cs.toronto.edu/~kriz/cifar.html, unpacked.
 
     Returns:
@@ -69,7 +69,7 @@ def cifar10(folder: str | os.PathLike) -> tuple[Labelled, Labelled]:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is not a whole number of records.
+        ValueError: the size of a file is not a multiple of that of a record.
 
     Example:
         >>> train, test = dp.data.cifar10("cifar-10-batches-bin")
@@ -95,30 +95,31 @@ def _cifar_records(path: pathlib.Path) -> UInt8[np.ndarray, "n 3073"]:
     numbers = np.fromfile(path, np.uint8)
     if numbers.size == 0 or numbers.size % RECORD:
         raise ValueError(
-            f"{path} has {numbers.size} bytes, which is no whole number of records of {RECORD}: it "
-            "is cut short, or not a file of the binary version."
+            f"{path} has {numbers.size} bytes, which is not a multiple of {RECORD}, the size of a "
+            "record: it is truncated, or not a file of the binary version."
         )
     return numbers.reshape(-1, RECORD)
 
 
 def _cifar(records: UInt8[np.ndarray, "n 3073"]) -> Labelled:
+    # The files store colour planes; images have their channels last.
     images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return Labelled(np.ascontiguousarray(images), records[:, 0].astype(np.int64))
 
 
 def _fetch(name: str, **options: Any) -> Any:
-    """scikit-learn's `fetch_openml`, whose failures say what to do."""
+    """Call scikit-learn's `fetch_openml`, and add a remedy to its errors."""
     try:
         from sklearn.datasets import fetch_openml  # optional, and slow to import
     except ImportError as error:
         raise ImportError(
-            "this data set comes by scikit-learn: pip install diffppl[data], or pip install "
+            "this data set requires scikit-learn: pip install diffppl[data], or pip install "
             "scikit-learn."
         ) from error
     try:
         return fetch_openml(name, as_frame=False, **options)
-    except (OSError, ValueError) as error:  # no network, or a server that does not know
+    except (OSError, ValueError) as error:  # no network, or an error of the server
         raise RuntimeError(
-            f"{name} could not be had from openml.org ({type(error).__name__}: {error}). Try again "
-            "where there is a network; data_home= names a folder that already holds it."
+            f"{name} could not be downloaded from openml.org ({type(error).__name__}: {error}). "
+            "Try again where there is a network, or pass data_home=, a folder that holds it."
         ) from error

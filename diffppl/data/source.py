@@ -1,4 +1,4 @@
-"""Where minibatches come from."""
+"""Sources of minibatches."""
 
 import abc
 from typing import Any, final
@@ -13,9 +13,9 @@ from ..checks.arrays import as_array, as_numbers, check_precision
 
 
 class AbstractSource(eqx.Module):
-    """Endless minibatches of one kind of data, drawn on the device.
+    """A source of any number of minibatches of one kind of data, drawn on the device.
 
-    `fit` asks for one per iteration inside its compiled loop. To add a source, subclass this,
+    `fit` draws one per iteration inside its compiled loop. To add a source, subclass this,
     mark it `typing.final`, implement both members, and add a row to the tests' registry.
     """
 
@@ -28,11 +28,11 @@ class AbstractSource(eqx.Module):
     def batch(self, key: Array, size: int) -> tuple[Shaped[Array, "..."], Array | None]:
         """Draw independent data.
 
-        Pure, and compiled by the caller: nothing but `key` may change the draws.
+        Must be pure, as the caller compiles it: the draws depend on `key` only.
 
         Args:
             key: a typed JAX key.
-            size: how many.
+            size: number of data.
 
         Returns:
             Data in the user's units, shape `(size, *event_shape)`, and their contexts, shape
@@ -45,14 +45,14 @@ class InMemory(AbstractSource):
     """Rows of an array, drawn with replacement.
 
     Args:
-        data: shape `(n, *event_shape)`; its dtype is kept, in JAX's precision: numbers of 64 bits
-            become numbers of 32, unless `jax_enable_x64` is set.
+        data: shape `(n, *event_shape)`; its dtype is kept, in JAX's precision: 64-bit numbers
+            become 32-bit ones, unless `jax_enable_x64` is set.
         context: one per datum, shape `(n, *context_shape)`, if there are any.
 
     Raises:
-        TypeError: not numbers, or masked ones.
-        ValueError: no data, numbers that JAX's precision cannot hold, or another number of contexts
-            than of data.
+        TypeError: not numbers, or a masked array.
+        ValueError: no data, numbers that JAX's precision cannot represent, or different numbers of
+            contexts and data.
 
     Example:
         >>> source = dp.data.InMemory(images, context=labels)
@@ -73,7 +73,6 @@ class InMemory(AbstractSource):
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Shape of one datum."""
         return self.data.shape[1:]
 
     def batch(self, key: Array, size: int) -> tuple[Shaped[Array, "..."], Array | None]:
@@ -83,10 +82,10 @@ class InMemory(AbstractSource):
 
 
 def as_source(name: str, images: Any) -> AbstractSource:
-    """A source as it is, and an array as one in memory.
+    """Return a source unchanged, and an array as `InMemory`.
 
     Raises:
-        TypeError: the class of a source, or not numbers.
+        TypeError: a class instead of an instance, or not numbers.
     """
     if isinstance(images, type):
         raise TypeError(f"{name}={described(images)} must be an array or a source of them.")
@@ -94,16 +93,16 @@ def as_source(name: str, images: Any) -> AbstractSource:
 
 
 def as_rows(name: str, x: Any) -> Shaped[Array, "n ..."]:
-    """An array of real numbers with a leading axis of at least one row, on the device.
+    """Return an array of real numbers with a leading axis of at least one row, on the device.
 
     Raises:
-        TypeError: not numbers, or masked ones.
-        ValueError: no rows, or numbers that JAX's precision cannot hold or does not tell apart.
+        TypeError: not numbers, or a masked array.
+        ValueError: no rows, or numbers that JAX's precision cannot represent or distinguish.
     """
     values = as_numbers(name, x)
     if values.ndim == 0 or values.shape[0] == 0:
         raise ValueError(f"{name} is empty: it has shape {values.shape}.")
-    if isinstance(x, jax.Array):
+    if isinstance(x, jax.Array):  # already in JAX's precision
         return x
     array = as_array(name, values)
     if isinstance(values, np.ndarray):

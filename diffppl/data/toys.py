@@ -1,4 +1,4 @@
-"""The two toy problems of the 2015 paper (sections 3.1 and 3.2)."""
+"""The toy problems of Sohl-Dickstein et al. 2015, sections 3.1 and 3.2."""
 
 import math
 from typing import final
@@ -16,17 +16,17 @@ LOW, HIGH = 1.5 * math.pi, 4.5 * math.pi  # angles of the roll: one and a half t
 
 @final
 class SwissRoll(AbstractSource):
-    """Points of a spiral in the plane, with a mean of zero and a second moment of 1.
+    """Points on a spiral in the plane, with a mean of 0 and a second moment of 1.
 
-    A point is angle * (cos angle, sin angle), with angles uniform over one and a half turns, then
-    centred and scaled as a whole. The paper does not say how it made its own.
+    A point is angle * (cos angle, sin angle), with angles uniform over one and a half turns,
+    centred and then scaled by one factor. The paper does not specify its construction.
 
     Args:
-        noise: standard deviation of normal noise that is added afterwards. Without any the roll is
-            a curve, which has no density: a bound is then set by the chain's first noise level.
+        noise: standard deviation of normal noise, added afterwards. Without noise the roll is a
+            curve, which has no density: the chain's first noise level then determines the bound.
 
     Raises:
-        ValueError: noise that is negative or not finite.
+        ValueError: `noise` is negative or not finite.
 
     Example:
         >>> result = dp.fit(jax.random.key(0), model, dp.data.SwissRoll(), num_iterations=5_000)
@@ -40,7 +40,6 @@ class SwissRoll(AbstractSource):
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """The plane."""
         return (2,)
 
     def batch(self, key: Array, size: int) -> tuple[Float[Array, "size 2"], None]:
@@ -50,9 +49,10 @@ class SwissRoll(AbstractSource):
         return self.curve(angle) + self.noise * jax.random.normal(key_noise, (size, 2)), None
 
     def curve(self, angle: ArrayLike) -> Float[Array, "... 2"]:
-        """The points at angles, without noise."""
+        """Return the points at the angles, without noise."""
         angle = jnp.asarray(angle, dtype=float)
         turns = HIGH - LOW
+        # Moments under a uniform angle: of angle * (cos, sin) by parts, and of angle^2.
         mean = (
             np.array(
                 [
@@ -69,12 +69,12 @@ class SwissRoll(AbstractSource):
 
 
 def heartbeats(length: int = 20, period: int = 5) -> Int[np.ndarray, "period length"]:
-    """All sequences of bits with a 1 in every `period`-th place, by the place of the first.
+    """Return the bit sequences with a 1 in every `period`-th place, a row for each offset.
 
     They are equally likely, so a perfect model has log p = -log(period).
 
     Raises:
-        ValueError: a period that is not from 1 to `length`.
+        ValueError: `period` is not between 1 and `length`.
 
     Example:
         >>> dp.data.heartbeats().shape

@@ -1,4 +1,4 @@
-"""What every analytic denoiser shares."""
+"""The interface of analytic denoisers, and what their implementations share."""
 
 import abc
 import math
@@ -18,44 +18,45 @@ Numbers = ArrayLike | Sequence
 
 
 class AbstractDenoiser(eqx.Module):
-    """An exact answer in place of a network. Its raw output is what `Data()` means.
+    """An analytic denoiser in place of a network, with the raw output of `predictions.Data()`.
 
-    For real data a leading axis of two: E[x_0 | x_t], in model units, and
-    log(Var[x_0 | x_t] / (1 - alpha_bar_t)), coordinate by coordinate, as `Data(LearnedVariance())`
-    has it: each coordinate of the reverse kernel then has its exact mean and variance. For bits
-    log-odds; for categories log-probabilities on a trailing axis. A model given one chooses that
-    prediction by itself.
+    For real data the output has a leading axis of two: E[x_0 | x_t], in model units, and
+    log(Var[x_0 | x_t] / (1 - alpha_bar_t)), coordinate by coordinate, as in
+    `Data(LearnedVariance())`: each coordinate of the reverse kernel then has its exact mean and
+    variance. For bits it is log-odds; for categories log-probabilities on a trailing axis. A model
+    with an analytic denoiser has this prediction by default.
     """
 
     @abc.abstractmethod
     def __call__(
         self, x_t: Array, t: int | Int[Array, ""], context: Array | None
     ) -> Float[Array, "..."]:
-        """The raw output for one event; a context says nothing."""
+        """Return the raw output for one event; the context is ignored."""
 
 
 def with_variance(mean: Array, ratio: Array) -> Float[Array, "2 ..."]:
-    """Stack a mean and the log of Var / (1 - alpha_bar_t), kept finite where that is 0."""
+    """Stack a mean and the logarithm of `ratio`, which is Var[x_0 | x_t] / (1 - alpha_bar_t)."""
+    # The smallest normal number instead of 0, as of point masses, keeps the logarithm finite.
     floor = jnp.finfo(ratio.dtype).tiny
     log_ratio = jnp.log(jnp.maximum(ratio, floor)).reshape(mean.shape)
     return jnp.stack([mean, log_ratio])
 
 
 def check_schedule(schedule: Any) -> None:
-    """Refuse what is not a schedule, a process above all."""
-    remedy = ", such as the process.schedule of the model that this answer is for"
+    """Raise TypeError unless `schedule` is a schedule (a process is not)."""
+    remedy = ", such as the process.schedule of the model that uses the denoiser"
     check_instance("schedule", schedule, AbstractSchedule, remedy=remedy)
 
 
 def finite(name: str, values: Numbers) -> np.ndarray:
-    """Numbers in float64, or an error that names them."""
+    """Return finite numbers as a float64 array; raise an error that names the argument."""
     return np.asarray(as_finite(name, values), dtype=np.float64)
 
 
 def spectrum(
     name: str, covariance: np.ndarray, event_shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Eigenvalues and eigenvectors (None if diagonal) of a covariance over a flattened event."""
+    """Return eigenvalues and eigenvectors (None if diagonal) of a covariance of flat events."""
     size = math.prod(event_shape)
     if covariance.shape in ((), event_shape):
         eigenvalues, eigenvectors = np.broadcast_to(covariance, event_shape).reshape(size), None
@@ -68,7 +69,10 @@ def spectrum(
             f"{name} has shape {covariance.shape}; events of shape {event_shape} need a number, "
             f"variances of shape {event_shape} or a matrix of shape {(size, size)}."
         )
-    # Singular matrices are welcome; a little below zero is rounding.
+    # Singular matrices are allowed; slightly negative eigenvalues are rounding errors.
     if eigenvalues.min() < -1e-6 * np.abs(eigenvalues).max():
-        raise ValueError(f"{name} is not positive semidefinite: it has {eigenvalues.min():.3g}.")
+        raise ValueError(
+            f"{name} is not positive semidefinite: its smallest eigenvalue is "
+            f"{eigenvalues.min():.3g}."
+        )
     return np.maximum(eigenvalues, 0.0), eigenvectors

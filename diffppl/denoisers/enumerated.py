@@ -1,12 +1,12 @@
-"""The exact denoiser of a discrete prior with listed states.
+"""The analytic denoiser of a discrete prior with listed states.
 
-For a prior P(x_0 = s_i) = p_i over S states, and a chain that forgets coordinate by coordinate,
+For a prior P(x_0 = s_i) = p_i over S states, and a chain with independent coordinates,
 
-    P(x_0 = s_i given x_t) proportional to p_i prod_j q(x_tj given x_0j = s_ij),
+    P(x_0 = s_i | x_t) proportional to p_i prod_j q(x_tj | x_0j = s_ij),
 
-and the probability that coordinate j has value c is the sum over the states that have it there.
-The logarithm of the product is linear in the table log q(x_tj given c): all of it is two matrix
-multiplications by one-hot states, over any batch of events.
+and the probability that coordinate j has value c is the sum over the states with s_ij = c. The
+logarithm of the product is linear in the table log q(x_tj | x_0j = c), so that the computation is
+two matrix multiplications by one-hot states, over any batch of events.
 """
 
 from typing import final
@@ -23,21 +23,21 @@ from ..processes.support import check_support
 from .base import AbstractDenoiser, Numbers
 from .mixture import check_probabilities
 
-IMPOSSIBLE = -1e6  # nats, for a value that x_t rules out: finite, so that 0 times it is 0
-CERTAIN = 30.0  # nats, largest log-odds
+IMPOSSIBLE = -1e6  # nats, in place of log 0: finite, so that its product with 0 is 0
+CERTAIN = 30.0  # nats, the largest log-odds: finite where x_t determines a coordinate
 
 
 @final
 class Enumerated(AbstractDenoiser):
-    """The exact denoiser of bits or categories that take one of a list of states.
+    """The exact denoiser of bits or categories with a list of possible states.
 
-    Its estimate has the exact marginals P(x_0j given x_t), which is what the reverse kernels of
-    these processes ask for. Log-odds are cut at 30 nats.
+    Its estimate has the exact marginals P(x_0j | x_t), which the reverse kernels of these processes
+    require. Log-odds are clipped at 30 nats.
 
     Args:
-        process: the process, with its schedule: its kernels say how likely x_t is.
-        states: shape `(num_states, *event_shape)`, whole numbers the process allows. A state may
-            be listed twice.
+        process: the process, with its schedule, whose marginals are the q(x_t | x_0).
+        states: shape `(num_states, *event_shape)`, whole numbers in the support of the process. A
+            state may be listed twice.
         probabilities: shape `(num_states,)`, summing to 1.
 
     Raises:
@@ -62,7 +62,7 @@ class Enumerated(AbstractDenoiser):
         if not process.support.is_discrete:
             raise TypeError(
                 f"process={described(process)} must be a process of bits or categories. For real "
-                "data use GaussianMixture with covariances=0."
+                "data use denoisers.GaussianMixture with covariances=0."
             )
         listed = np.asarray(as_finite("states", states))
         number = 2 if process.num_categories is None else process.num_categories
@@ -72,6 +72,7 @@ class Enumerated(AbstractDenoiser):
             )
         check_support("states", listed, process)
         probs = check_probabilities("probabilities", probabilities, listed.shape[0])
+        # States of probability 0 are dropped: their log-probabilities are -inf.
         listed = listed.reshape(listed.shape[0], -1)[probs > 0].astype(int)
         self.process = process
         self.one_hot = jnp.asarray(np.eye(number)[listed], dtype=float)
@@ -80,7 +81,7 @@ class Enumerated(AbstractDenoiser):
     def __call__(
         self, x_t: Array, t: int | Int[Array, ""], context: Array | None
     ) -> Float[Array, "..."]:
-        """Log-odds of each bit, or log-probabilities of each category on a trailing axis."""
+        """Return log-odds of each bit, or log-probabilities of each category on a trailing axis."""
         del context
         states, size, values = self.one_hot.shape
 
@@ -88,6 +89,7 @@ class Enumerated(AbstractDenoiser):
             x_0 = jnp.full(x_t.shape, value, self.process.dtype)
             return jnp.reshape(self.process.marginal(x_0, t).log_prob(x_t), size)
 
+        # log q(x_tj | x_0j = c), shape (size, values).
         table = jax.vmap(log_likelihood)(jnp.arange(values)).T
         table = jnp.maximum(table, IMPOSSIBLE)
         flat = self.one_hot.reshape(states, size * values)

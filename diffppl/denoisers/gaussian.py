@@ -1,13 +1,14 @@
-"""Known answers: priors whose E[x_0 given x_t] has a closed form, used in place of a network.
+"""The analytic denoiser of a Gaussian prior.
 
-A model with a known answer has no approximation but its chain, so whatever is built on top of it
-(a likelihood, a posterior, a diagnostic) can be held against the truth. With x_t = a x_0 + s eps,
-a = sqrt(alpha_bar_t), s^2 = 1 - alpha_bar_t, and a prior N(m, C), C = U diag(l) U^T,
+With x_t = a x_0 + s eps, a = sqrt(alpha_bar_t), s^2 = 1 - alpha_bar_t, and a prior N(m, C),
+C = U diag(l) U^T,
 
-    E[x_0 given x_t]   = m + U diag(a l / (a^2 l + s^2)) U^T (x_t - a m)
-    Var[x_0 given x_t] = s^2 diag(U diag(l / (a^2 l + s^2)) U^T),    coordinate by coordinate.
+    E[x_0 | x_t]   = m + U diag(a l / (a^2 l + s^2)) U^T (x_t - a m)
+    Var[x_0 | x_t] = s^2 diag(U diag(l / (a^2 l + s^2)) U^T),    coordinate by coordinate.
 
-Priors are stated in *model units*: give the model no scaling, or the prior of the scaled data.
+A model with an analytic denoiser has no approximation except its chain, so quantities computed from
+it (a likelihood, a posterior, a diagnostic) can be compared with exact values. Priors are stated in
+*model units*: use a model without scaling, or the prior of the scaled data.
 """
 
 from typing import final
@@ -24,10 +25,10 @@ class Gaussian(AbstractDenoiser):
     """The exact denoiser of x_0 ~ N(mean, covariance).
 
     Args:
-        schedule: the process's own.
+        schedule: the schedule of the process.
         mean: shape `event_shape`.
         covariance: one variance for every coordinate; variances, shape `event_shape`; or a
-            matrix over the flattened event, shape `(d, d)`. It may be singular. For a diagonal one
+            matrix over the flattened event, shape `(d, d)`. It may be singular. If it is diagonal,
             the reverse kernel is exact.
 
     Raises:
@@ -62,19 +63,17 @@ class Gaussian(AbstractDenoiser):
     def __call__(
         self, x_t: Array, t: int | Int[Array, ""], context: Array | None
     ) -> Float[Array, "..."]:
-        """E[x_0 | x_t] and log(Var[x_0 | x_t] / (1 - alpha_bar_t))."""
+        """Return E[x_0 | x_t] and log(Var[x_0 | x_t] / (1 - alpha_bar_t))."""
         del context
         alpha_bar, noise = self.schedule.alpha_bar()[t], self.schedule.one_minus_alpha_bar()[t]
+        # l / (a^2 l + s^2): Var[x_0 | x_t] / s^2 in the basis of eigenvectors.
         ratio = self.eigenvalues / (alpha_bar * self.eigenvalues + noise)
-        change = jnp.ravel(x_t - jnp.sqrt(alpha_bar) * self.mean)
+        residual = jnp.ravel(x_t - jnp.sqrt(alpha_bar) * self.mean)
         if self.eigenvectors is None:
-            change = jnp.sqrt(alpha_bar) * ratio * change
+            shift = jnp.sqrt(alpha_bar) * ratio * residual
         else:
-            rotated = change @ self.eigenvectors
-            change = self.eigenvectors @ (jnp.sqrt(alpha_bar) * ratio * rotated)
-            ratio = self.eigenvectors**2 @ ratio
-        mean = self.mean + change.reshape(self.mean.shape)
+            rotated = residual @ self.eigenvectors
+            shift = self.eigenvectors @ (jnp.sqrt(alpha_bar) * ratio * rotated)
+            ratio = self.eigenvectors**2 @ ratio  # the diagonal of U diag(ratio) U^T
+        mean = self.mean + shift.reshape(self.mean.shape)
         return with_variance(mean, ratio)
-
-
-# What known answers share ---------------------------------------------------------------------

@@ -1,20 +1,20 @@
-"""The exact denoiser of a Gaussian mixture.
+"""The analytic denoiser of a Gaussian mixture.
 
-With x_t = a x_0 + s eps, a = sqrt(alpha_bar_t), s^2 = 1 - alpha_bar_t, and x_0 of component k with
-probability w_k, then N(m_k, C_k), Bayes gives
+With x_t = a x_0 + s eps, a = sqrt(alpha_bar_t), s^2 = 1 - alpha_bar_t, and x_0 from component k,
+N(m_k, C_k), with probability w_k, Bayes' rule gives
 
-    P(k given x_t) proportional to w_k N(x_t; a m_k, a^2 C_k + s^2 I)
-    E[x_0 given x_t]   = sum_k P(k given x_t) mu_k,    mu_k = E[x_0 given x_t, k]
-    Var[x_0 given x_t] = sum_k P(k given x_t) (Var[x_0 given x_t, k] + (mu_k - E[x_0 given x_t])^2)
+    P(k | x_t) proportional to w_k N(x_t; a m_k, a^2 C_k + s^2 I)
+    E[x_0 | x_t]   = sum_k P(k | x_t) mu_k,    mu_k = E[x_0 | x_t, k]
+    Var[x_0 | x_t] = sum_k P(k | x_t) (Var[x_0 | x_t, k] + (mu_k - E[x_0 | x_t])^2)
 
 Log-densities of high-dimensional components are large and nearly equal, so float32 loses their
-difference. Isotropic components are compared with the nearest one, n, instead: with the residual
-r = x_t - a m_n, and S_k = a^2 v_k + s^2,
+differences. Isotropic components, C_k = v_k I, are compared with the nearest one, n, instead: with
+the residual r = x_t - a m_n, and S_k = a^2 v_k + s^2,
 
     |x_t - a m_k|^2 = |r|^2 - 2 a r.(m_k - m_n) + a^2 |m_k - m_n|^2,
 
-whose last term is a table, made in float64, and whose second is a matrix multiplication over any
-batch of events.
+whose last term is a table, computed in float64, and whose second is a matrix multiplication over
+any batch of events. The terms in |r|^2 combine to (1 / S_n - 1 / S_k) |r|^2 / 2 in the logits.
 """
 
 import abc
@@ -31,18 +31,18 @@ from .base import AbstractDenoiser, Numbers, check_schedule, finite, spectrum, w
 
 
 class AbstractComponents(eqx.Module):
-    """Components of a mixture over flat events, of one form of covariance."""
+    """The components of a mixture over flat events, with one form of covariance."""
 
     @abc.abstractmethod
     def moments(
         self, x_t: Float[Array, " d"], alpha_bar: Array, noise: Array, log_weights: Array
     ) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-        """E[x_0 given x_t], and Var[x_0 given x_t] / (1 - alpha_bar_t)."""
+        """Return E[x_0 | x_t], and Var[x_0 | x_t] / (1 - alpha_bar_t)."""
 
 
 @final
 class IsotropicComponents(AbstractComponents):
-    """Covariances v_k I, possibly all the same or 0: matrix multiplications only."""
+    """Covariances v_k I, possibly equal or 0, which need matrix multiplications only."""
 
     center: Float[Array, " d"]
     means: Float[Array, "components d"]  # less the center
@@ -62,37 +62,42 @@ class IsotropicComponents(AbstractComponents):
     ) -> tuple[Array, Array]:
         a, means, size = jnp.sqrt(alpha_bar), self.means, x_t.size
         x_t = x_t - a * self.center
-        spread = alpha_bar * self.variances + noise
-        # Roughly which component is likeliest: any choice nearby gives the same answer below.
+        spread = alpha_bar * self.variances + noise  # S_k
+        # The likeliest component n, from log-densities that float32 may round: the results below
+        # hold for any n, and are accurate for one that is near x_t.
         squares = x_t @ x_t - 2 * a * (means @ x_t) + alpha_bar * jnp.sum(means**2, axis=1)
-        rough = log_weights - 0.5 * (squares / spread + size * jnp.log(spread))
-        near = jnp.argmax(jax.lax.stop_gradient(rough))
-        near_mean, near_spread = means[near], spread[near]
+        approx_logits = log_weights - 0.5 * (squares / spread + size * jnp.log(spread))
+        nearest = jnp.argmax(jax.lax.stop_gradient(approx_logits))
+        nearest_mean, nearest_spread = means[nearest], spread[nearest]
 
-        residual = x_t - a * near_mean
-        along = means @ residual - near_mean @ residual
-        wider = alpha_bar * (self.variances - self.variances[near])
-        logits = (a * along - 0.5 * alpha_bar * self.distances[near]) / spread
-        logits += 0.5 * wider / (near_spread * spread) * (residual @ residual)
-        logits += log_weights - 0.5 * size * jnp.log1p(wider / near_spread)
+        # Log-densities of the components relative to that of n.
+        residual = x_t - a * nearest_mean
+        projections = means @ residual - nearest_mean @ residual
+        spread_diff = alpha_bar * (self.variances - self.variances[nearest])
+        logits = (a * projections - 0.5 * alpha_bar * self.distances[nearest]) / spread
+        logits += 0.5 * spread_diff / (nearest_spread * spread) * (residual @ residual)
+        logits += log_weights - 0.5 * size * jnp.log1p(spread_diff / nearest_spread)
         probs = jax.nn.softmax(logits)
 
-        # mu_k = gain_k x_t + kept_k m_k, in centered coordinates, where a gain_k + kept_k = 1.
-        gain, kept = a * self.variances / spread, noise / spread
-        mean = self.center + (probs @ gain) * x_t + (probs * kept) @ means
+        # mu_k = gain_k x_t + shrinkage_k m_k, centered, where a gain_k + shrinkage_k = 1.
+        gain, shrinkage = a * self.variances / spread, noise / spread
+        mean = self.center + (probs @ gain) * x_t + (probs * shrinkage) @ means
 
-        # Spread of the mu_k around mu_n, which itself needs no term: nothing cancels when it is
-        # nearly certain.
-        others = jnp.where(jnp.arange(probs.size) == near, 0.0, probs)
-        turn = gain - gain[near]
-        weights = jnp.stack([others * kept, others * kept * turn, others * kept**2])
-        offsets = weights @ means - weights.sum(axis=1, keepdims=True) * near_mean
-        first = (others @ turn) * residual + offsets[0]
+        # Variance of the mu_k, from their first and second moments around mu_n,
+        #     mu_k - mu_n = (gain_k - gain_n) r + shrinkage_k (m_k - m_n).
+        # Component n has no term, so that nothing cancels when its probability is nearly 1.
+        others = jnp.where(jnp.arange(probs.size) == nearest, 0.0, probs)
+        gain_diff = gain - gain[nearest]
+        weights = jnp.stack(
+            [others * shrinkage, others * shrinkage * gain_diff, others * shrinkage**2]
+        )
+        offsets = weights @ means - weights.sum(axis=1, keepdims=True) * nearest_mean
+        first = (others @ gain_diff) * residual + offsets[0]
         second = (
-            (others @ turn**2) * residual**2
+            (others @ gain_diff**2) * residual**2
             + 2 * residual * offsets[1]
             + weights[2] @ means**2
-            - near_mean * (2 * offsets[2] + weights[2].sum() * near_mean)
+            - nearest_mean * (2 * offsets[2] + weights[2].sum() * nearest_mean)
         )
         between = jnp.maximum(second - first**2, 0.0) / noise
         return mean, probs @ (self.variances / spread) + between
@@ -100,7 +105,10 @@ class IsotropicComponents(AbstractComponents):
 
 @final
 class GeneralComponents(AbstractComponents):
-    """Diagonal covariances, or full ones by their eigenvectors: every component, every event."""
+    """Diagonal covariances, or full ones by their eigenvectors.
+
+    Computations are over all pairs of component and event.
+    """
 
     means: Float[Array, "components d"]
     eigenvalues: Float[Array, "components d"]
@@ -122,36 +130,36 @@ class GeneralComponents(AbstractComponents):
         residual = x_t - a * self.means
         if self.eigenvectors is not None:
             residual = jnp.einsum("kij,ki->kj", self.eigenvectors, residual)
-        change = a * ratio * residual
+        shift = a * ratio * residual  # mu_k - m_k, in the basis of eigenvectors
         if self.eigenvectors is not None:
-            change = jnp.einsum("kij,kj->ki", self.eigenvectors, change)
+            shift = jnp.einsum("kij,kj->ki", self.eigenvectors, shift)
             ratio = jnp.einsum("kij,kj->ki", self.eigenvectors**2, ratio)
         logits = log_weights - 0.5 * jnp.sum(residual**2 / spread + jnp.log(spread), axis=1)
         probs = jax.nn.softmax(logits)
-        each = self.means + change
-        mean = probs @ each
-        return mean, probs @ ratio + probs @ (each - mean) ** 2 / noise
+        component_means = self.means + shift  # mu_k
+        mean = probs @ component_means
+        return mean, probs @ ratio + probs @ (component_means - mean) ** 2 / noise
 
 
 @final
 class GaussianMixture(AbstractDenoiser):
     """The exact denoiser of x_0 ~ sum_k weights[k] N(means[k], covariances[k]).
 
-    Isotropic components cost matrix multiplications only, over any batch of events, and memory
-    for the square of their number; others cost memory for every pair of event and component.
-    Log-densities are compared by differences, so that float32 serves in hundreds of dimensions.
+    Isotropic components require matrix multiplications only, over any batch of events, and memory
+    quadratic in their number; others require memory for every pair of event and component.
+    Log-densities are compared by differences, so that float32 suffices in hundreds of dimensions.
 
     Args:
-        schedule: the process's own.
+        schedule: the schedule of the process.
         weights: shape `(num_components,)`, summing to 1.
         means: shape `(num_components, *event_shape)`.
         covariances: one variance for all; one each, shape `(num_components,)`; diagonals, shape
             `(num_components, *event_shape)`; or matrices over the flattened event, shape
-            `(num_components, d, d)`. Zero makes point masses: an empirical prior.
+            `(num_components, d, d)`. Zero gives point masses, as of an empirical prior.
 
     Raises:
         TypeError: `schedule` is not a schedule.
-        ValueError: shapes that do not agree, weights that do not sum to 1, not a covariance.
+        ValueError: inconsistent shapes, weights that do not sum to 1, or invalid covariances.
 
     Example:
         >>> schedule = dp.schedules.LogSNRLinear(num_steps=100)
@@ -172,21 +180,21 @@ class GaussianMixture(AbstractDenoiser):
         self, schedule: AbstractSchedule, weights: Numbers, means: Numbers, covariances: Numbers
     ) -> None:
         check_schedule(schedule)
-        locs, spreads = finite("means", means), finite("covariances", covariances)
+        locs, covs = finite("means", means), finite("covariances", covariances)
         if locs.ndim == 0 or locs.size == 0:
             raise ValueError(
                 f"means has shape {locs.shape}; it needs shape (num_components, *event_shape)."
             )
         probs = check_probabilities("weights", weights, locs.shape[0])
-        used = probs > 0
+        used = probs > 0  # components of weight 0 have log-weights of -inf
         self.schedule = schedule
         self.log_weights = jnp.asarray(np.log(probs[used]), dtype=float)
-        self.components = _components(locs, spreads, used)
+        self.components = _components(locs, covs, used)
 
     def __call__(
         self, x_t: Array, t: int | Int[Array, ""], context: Array | None
     ) -> Float[Array, "..."]:
-        """E[x_0 | x_t] and log(Var[x_0 | x_t] / (1 - alpha_bar_t))."""
+        """Return E[x_0 | x_t] and log(Var[x_0 | x_t] / (1 - alpha_bar_t))."""
         del context
         mean, ratio = self.components.moments(
             jnp.ravel(x_t),
@@ -198,7 +206,7 @@ class GaussianMixture(AbstractDenoiser):
 
 
 def check_probabilities(name: str, values: Numbers, number: int) -> np.ndarray:
-    """Probabilities in float64, summing to 1 exactly if they do so nearly."""
+    """Return probabilities in float64, normalised if their sum is within 1e-4 of 1."""
     probs = finite(name, values)
     if probs.shape != (number,):
         raise ValueError(f"{name} has shape {probs.shape}; it needs shape {(number,)}.")
@@ -211,7 +219,7 @@ def check_probabilities(name: str, values: Numbers, number: int) -> np.ndarray:
 
 
 def _components(means: np.ndarray, covariances: np.ndarray, used: np.ndarray) -> AbstractComponents:
-    """Choose the cheapest form; components of weight 0 are left out."""
+    """Create components of the cheapest form, omitting those of weight 0."""
     number, *rest = means.shape
     flat = means.reshape(number, -1)[used]
     size = flat.shape[1]

@@ -1,16 +1,16 @@
 """Fitting a model to data.
 
-*What lives here*: `fit`, the losses it minimises, the loop that runs inside one compiled call,
-what it leaves behind, and the checkpoints that survive it.
+*What lives here*: `fit`, its losses, the compiled training loop, the result of a fit, and
+checkpoints.
 
 *The contract*: `fit(key, model, data, ...) -> FitResult`. A loss is an `AbstractLoss`: an unbiased,
-differentiable estimate from a minibatch in model units. An iteration draws all it needs from
-`fold_in(key, i)`, so that a run does not depend on where it was cut.
+differentiable estimate from a minibatch in model units. Iteration i draws its randomness from
+`fold_in(key, i)`, so the result does not depend on where a run is interrupted.
 
 *To add one*: a loss is a final subclass of `AbstractLoss` in `losses`, with a row in
 `tests/registry.py`.
 
-*What does not belong here*: the bound itself (objectives), and optimisers, which are optax's.
+*What does not belong here*: the ELBO itself (`likelihood`), and optimisers, which come from optax.
 """
 
 from . import losses

@@ -1,9 +1,9 @@
-"""Checkpoints: a fit that outlives the process it runs in.
+"""Checkpoints of a fit, from which another process can continue.
 
-The folder of a run holds `run.dppl`, which says what the run is (see `record`), and a folder for
-each of its last checkpoints, named by its iteration: the weights, their average, the optimiser's
-state, the reverse variance and the history. Those are written by Orbax, behind the training and
-atomically: a process that is killed in the middle of one leaves the one before.
+The folder of a run holds `run.dppl`, the settings of the run (see `record`), and a folder for each
+retained checkpoint, named by its iteration: the weights, their average, the optimiser's state, the
+reverse variance and the history. Orbax writes them asynchronously and atomically: if the process is
+killed during a write, the previous checkpoint remains.
 """
 
 import contextlib
@@ -29,36 +29,36 @@ from .training import FitState
 
 @final
 class Checkpoints(eqx.Module):
-    """Where `fit` keeps checkpoints, and how often: `fit(..., checkpoints=Checkpoints(folder))`.
+    """Folder and frequency of checkpoints, for `fit(..., checkpoints=Checkpoints(folder))`.
 
-    A run that is killed goes on from its last checkpoint when the same call is made again, and
-    ends with the same numbers, bit for bit on the same kind of CPU, as one that never was. (On a
-    GPU that needs XLA_FLAGS=--xla_gpu_deterministic_ops=true as well.) Once finished, the same call
-    returns its result at once. A folder holds one run: the key, model, data, loss, batch size,
-    averaging and what is trained must be those it was started with, and the optimiser of the same
-    kind. More iterations may be asked for, if the optimiser is given and its schedule is as long,
-    as that of `default_optimizer(num_iterations)` is; `resume` is where a run starts, and what the
-    folder holds of it is further on. A checkpoint is also written when a fit
-    ends, by an interrupt (Ctrl-C) or by an error too.
+    If a run is killed, repeating the call continues from its last checkpoint and yields the same
+    numbers as an uninterrupted run, bit for bit on the same kind of CPU. (On a GPU this also
+    requires XLA_FLAGS=--xla_gpu_deterministic_ops=true.) Once the run is finished, the same call
+    returns its result without training. A folder holds one run: the key, model, data, loss, batch
+    size, averaging and trainable parameters must be those it was started with, and the optimiser
+    of the same kind. The number of iterations can be increased if the optimiser is passed and its
+    schedule has that length, as for `default_optimizer(num_iterations)`. `resume` sets the start
+    of a run; a later checkpoint in the folder takes precedence. A checkpoint is also written when
+    a fit ends, including by an interrupt (Ctrl-C) or an error.
 
-    Needs orbax-checkpoint (`pip install diffppl[checkpoints]`).
+    Requires orbax-checkpoint (`pip install diffppl[checkpoints]`).
 
     Args:
-        folder: of one run, made if there is none. It takes up to `keep` + 1 checkpoints, each
+        folder: folder of one run, created if missing. It holds up to `keep` + 1 checkpoints, each
             four times the size of the weights with Adam and a moving average.
-        every: iterations between two checkpoints, at least. They are written at the end of the
-            next chunk of `fit`, by other threads. Measured for a million weights (19 MB): 10 ms of
-            the training's own thread and 0.2 s of theirs.
-        keep: how many to keep, the last ones.
+        every: minimum number of iterations between checkpoints. They are written at the end of the
+            next chunk of `fit`, by other threads. Measured for a million weights (19 MB): 10 ms in
+            the training thread and 0.2 s in the others.
+        keep: number of checkpoints to keep, the most recent ones.
 
     Raises:
-        ImportError: there is no orbax-checkpoint.
+        ImportError: orbax-checkpoint is not installed.
         ValueError: `every` or `keep` is not a positive whole number.
 
     Example:
         >>> checkpoints = dp.Checkpoints("runs/roll", every=1_000)
         >>> result = dp.fit(key, model, data, num_iterations=50_000, checkpoints=checkpoints)
-        >>> model = dp.Checkpoints("runs/roll").latest()    # from anywhere, while it runs or after
+        >>> model = dp.Checkpoints("runs/roll").latest()  # from any process, at any time
     """
 
     folder: Path = eqx.field(static=True)
@@ -72,15 +72,15 @@ class Checkpoints(eqx.Module):
         self.folder = Path(check_path("folder", folder)).expanduser().absolute()
 
     def latest(self, *, like: Any = None) -> DiffusionModel:
-        """The model as of the last checkpoint, with the averaged weights if they were averaged.
+        """Return the model of the last checkpoint, with the averaged weights if there are any.
 
         Args:
-            like: a model of the same shape, if it has classes that diffppl does not know (as for
-                `load`).
+            like: a model of the same structure, required if it has classes from outside diffppl
+                (as for `load`).
 
         Raises:
             FileNotFoundError: the folder has no checkpoint.
-            LoadError: the model needs `like`.
+            LoadError: the model requires `like`.
         """
         path = self.folder / FILE
         if not path.exists():
@@ -90,14 +90,15 @@ class Checkpoints(eqx.Module):
             _, parts = _newest(self, manager, writing=False)
         if parts is None:
             raise FileNotFoundError(f"{str(self.folder)!r} has no checkpoint yet.")
+        # The record holds the initial model; its trained arrays are replaced, matched by name.
         weights = [*parts.get("average", parts["params"]), *parts.get("variance", [])]
         names = [*record["trainable"], *record["variance"]]
-        changed = dict(zip(names, map(jnp.asarray, weights), strict=True))
+        trained = dict(zip(names, map(jnp.asarray, weights), strict=True))
         leaves, structure = jax.tree_util.tree_flatten_with_path(record["model"])
         return jax.tree.unflatten(
             structure,
             [
-                changed.get(name_of(*leaf), leaf[1]) if is_kept(leaf[1]) else leaf[1]
+                trained.get(name_of(*leaf), leaf[1]) if is_kept(leaf[1]) else leaf[1]
                 for leaf in leaves
             ],
         )
@@ -105,36 +106,36 @@ class Checkpoints(eqx.Module):
 
 @final
 class Run:
-    """A run's folder, open for writing.
+    """The folder of a run, open for writing.
 
     Args:
-        checkpoints: where.
-        record: what the run is.
+        checkpoints: folder and frequency of the checkpoints.
+        record: settings of the run.
 
     Attributes:
-        model: the one that the run started from.
+        model: the initial model of the run.
 
     Raises:
         OSError: the folder cannot be written.
-        ValueError: it holds another run.
+        ValueError: the folder holds another run.
     """
 
     def __init__(self, checkpoints: Checkpoints, record: Record) -> None:
         self.model = begun(checkpoints.folder, record)
         self._checkpoints = checkpoints
         self._manager: Any = None
-        self._first = self._last = 0  # iterations: where it began, and the last checkpoint's
+        self._first = self._last = 0  # iteration at the start, and at the last checkpoint
 
     def restore(
         self, state: FitState, history: History, num_iterations: int
     ) -> tuple[FitState, History]:
-        """The run's last state, or if it has none the one given, which is a fresh one.
+        """Return the state and history of the last checkpoint, or the fresh ones if there is none.
 
         Raises:
-            ValueError: it has more than `num_iterations` already, or cannot be read.
+            ValueError: it has more than `num_iterations` iterations, or cannot be read.
 
         Warns:
-            UserWarning: the last checkpoint cannot be read, and one before it could.
+            UserWarning: the last checkpoint cannot be read, but an earlier one can.
         """
         self._first = self._last = int(state.iteration)
         self._manager = _manager(self._checkpoints, writing=True)
@@ -144,7 +145,7 @@ class Run:
         if iteration > num_iterations:
             raise ValueError(
                 f"num_iterations={num_iterations} counts those already done, and the run in "
-                f"{str(self._checkpoints.folder)!r} has {iteration}: ask for as many, or more."
+                f"{str(self._checkpoints.folder)!r} has {iteration}: pass as many, or more."
             )
         self._first = self._last = iteration
         fresh = _trees(state)
@@ -153,24 +154,24 @@ class Run:
         return FitState(**restored), history
 
     def save(self, iteration: int, state: FitState, history: History) -> None:
-        """Begin to write a checkpoint, if one is due and none is being written."""
+        """Start to write a checkpoint, if one is due and none is being written."""
         due = iteration - self._last >= self._checkpoints.every
         if due and not (self._manager and self._manager.is_saving_in_progress()):
             self._write(iteration, state, history)
 
     def close(self, iteration: int, state: FitState, history: History) -> None:
-        """Write a last checkpoint, if there is anything new, and wait for it."""
+        """Write a last checkpoint, if there are new iterations, and wait for it."""
         if iteration > self._first:
             self._write(iteration, state, history)
-        with self._forgiven():
+        with self._failures_as_warnings():
             if self._manager is not None:
                 self._manager.close()
 
     def _write(self, iteration: int, state: FitState, history: History) -> None:
-        with self._forgiven():  # the one before
+        with self._failures_as_warnings():  # those of the previous write
             if self._manager is not None:
                 self._manager.wait_until_finished()
-        with self._forgiven():
+        with self._failures_as_warnings():
             self._last = iteration
             if self._manager is None:
                 self._manager = _manager(self._checkpoints, writing=True)
@@ -179,13 +180,13 @@ class Run:
                 self._manager.save(iteration, args=arrays, force=True)
 
     @contextlib.contextmanager
-    def _forgiven(self) -> Iterator[None]:
-        """Warn of what fails: a run is worth more than its checkpoint."""
+    def _failures_as_warnings(self) -> Iterator[None]:
+        """Warn if a write fails, so that training continues without the checkpoint."""
         try:
             yield
-        except BaseException as error:
-            # The manager counts what it began to write, where another one will look at what there
-            # is. What is not whole must not take up a disk that may be full.
+        except BaseException as error:  # interrupts as well: the clean-up is the same
+            # This manager counts the failed checkpoint as written, whereas a new one lists the
+            # folder. Incomplete files are deleted because the disk may be full.
             manager, self._manager = self._manager, None
             with contextlib.suppress(Exception):
                 manager.close()
@@ -196,18 +197,18 @@ class Run:
             warnings.warn(
                 f"the checkpoint at iteration {self._last} could not be written to "
                 f"{str(self._checkpoints.folder)!r} ({type(error).__name__}: {error}). The fit "
-                "goes on, and the next one will be tried.",
+                "continues, and the next checkpoint will be attempted.",
                 stacklevel=6,
             )
 
 
 def open_run(checkpoints: Any, record: Record) -> Run:
-    """The run in a folder, new or begun before."""
+    """Open the folder of a new or an existing run."""
     check_instance("checkpoints", checkpoints, Checkpoints, remedy=", made by Checkpoints(folder)")
     return Run(checkpoints, record)
 
 
-# What is in a checkpoint ------------------------------------------------------------------------
+# Contents of a checkpoint -----------------------------------------------------------------------
 
 _HISTORY = ("loss", "validation_iterations", "validation_elbo")
 
@@ -217,23 +218,23 @@ def _trees(state: FitState) -> dict[str, Any]:
 
 
 def _parts(state: FitState, history: History) -> dict[str, list[Any]]:
-    """All that changes, by name, as lists of arrays."""
+    """Return the arrays that change during a run, as one list for each name."""
     trees = _trees(state) | {name: getattr(history, name) for name in _HISTORY}
     kept = {name: list(filter(is_kept, jax.tree.leaves(tree))) for name, tree in trees.items()}
     return {name: arrays for name, arrays in kept.items() if arrays}
 
 
 def _fill(tree: Any, arrays: list[Any]) -> Any:
-    """The tree, with the arrays of a checkpoint on the devices where its own are."""
+    """Replace the arrays of a tree by those of a checkpoint, on the same devices."""
     leaves, structure = jax.tree.flatten(tree)
-    left = iter(arrays)
+    remaining = iter(arrays)
     return jax.tree.unflatten(
         structure,
-        [_like(leaf, next(left)) if is_kept(leaf) else leaf for leaf in leaves],
+        [_placed_like(leaf, next(remaining)) if is_kept(leaf) else leaf for leaf in leaves],
     )
 
 
-def _like(leaf: Any, saved: Any) -> Any:
+def _placed_like(leaf: Any, saved: Any) -> Any:
     return jax.device_put(saved, leaf.sharding) if isinstance(leaf, jax.Array) else saved
 
 
@@ -256,7 +257,7 @@ def _manager(checkpoints: Checkpoints, *, writing: bool) -> Any:
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(checkpoints.keep),
         create=writing,
-        cleanup_tmp_directories=writing,  # what a killed process left
+        cleanup_tmp_directories=writing,  # left by killed processes
     )
     return ocp.CheckpointManager(checkpoints.folder, options=options)
 
@@ -264,15 +265,15 @@ def _manager(checkpoints: Checkpoints, *, writing: bool) -> Any:
 def _newest(
     checkpoints: Checkpoints, manager: Any, *, writing: bool
 ) -> tuple[int, dict[str, list[Any]] | None]:
-    """The iteration of the last checkpoint that can be read, and what is in it; None if none."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # its own device may be gone
+    """Return iteration and contents of the last readable checkpoint, or (0, None) without any."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # the original may not exist
     arguments = _orbax().args.StandardRestore(fallback_sharding=sharding)
     where = repr(str(checkpoints.folder))
     damaged: dict[int, Exception] = {}
     for iteration in sorted(manager.all_steps(), reverse=True):
         try:
             parts = manager.restore(iteration, args=arguments)
-        except Exception as error:
+        except Exception as error:  # any failure counts as damage
             damaged[iteration] = error
             continue
         if damaged:
@@ -281,12 +282,13 @@ def _newest(
                 f"({list(damaged.values())[0]}): going on from iteration {iteration}.",
                 stacklevel=4,
             )
+        # Readers leave the folder alone; a writer will save these iterations again.
         for broken in damaged if writing else ():
             manager.delete(broken)
         return iteration, parts
     for iteration, error in damaged.items():
         raise ValueError(
-            f"none of the checkpoints in {where} can be read, not even the one at iteration "
-            f"{iteration}: {error}"
+            f"none of the checkpoints in {where} can be read; the error of the one at "
+            f"iteration {iteration} is: {error}"
         ) from error
     return 0, None

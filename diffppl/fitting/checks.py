@@ -1,4 +1,4 @@
-"""Errors of `fit`, before its long work."""
+"""Checks of the arguments of `fit`, before training."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ from .losses import AbstractLoss
 from .result import FitResult
 from .training import FitState
 
-# Slips of the pen, and what was meant.
+# Frequent misnomers, and the arguments that `fit` has instead.
 MEANT = {
     "learning_rate": "optimizer=default_optimizer(num_iterations, learning_rate)",
     "lr": "optimizer=default_optimizer(num_iterations, learning_rate)",
@@ -33,7 +33,7 @@ MEANT = {
 
 
 def check_names(unknown: dict[str, Any]) -> None:
-    """TypeError for arguments that `fit` does not have, with the one that may have been meant."""
+    """Raise a `TypeError` for an unknown argument of `fit`, with the likely intended one."""
     for name in unknown:
         meant = MEANT.get(name)
         remedy = f": pass {meant}" if meant else "; see help(diffppl.fit)"
@@ -43,7 +43,7 @@ def check_names(unknown: dict[str, Any]) -> None:
 def check_options(
     model: Any, loss: Any, optimizer: Any, ema_decay: Any, scaling: Any, resume: Any
 ) -> None:
-    """Refuse options of the wrong kind, in the words of the caller."""
+    """Check the types and ranges of options, and that `model` and `scaling` agree with `resume`."""
     check_instance("model", model, DiffusionModel)
     check_instance("loss", loss, AbstractLoss)
     if optimizer is not None:
@@ -62,8 +62,8 @@ def check_options(
 
 
 def _kind(tree: Any) -> Any:
-    """Structure, shapes and dtypes; a model's without its scalings and its fitted variance."""
-    if isinstance(tree, DiffusionModel):
+    """Return structure, shapes and dtypes; of a model, without scalings and fitted variance."""
+    if isinstance(tree, DiffusionModel):  # the rest is set by `fit`
         prediction = replace_fitted(tree.prediction, lambda _: None)
         tree = (tree.process, tree.network, prediction, tree.event_shape)
     leaves, structure = jax.tree.flatten(tree)
@@ -71,18 +71,18 @@ def _kind(tree: Any) -> Any:
 
 
 def resumed(fresh: FitState, resume: FitResult, num_iterations: int) -> FitState:
-    """The state of `resume`, checked against a fresh one of the same fit.
+    """Return the state of `resume`, checked against the initial state of the same fit.
 
     Raises:
-        ValueError: it has all the iterations already, or other trained arrays, or another
-            optimiser's state.
+        ValueError: it already has all iterations, other trained arrays, or the state of another
+            optimiser.
     """
     state = resume.state
     done = int(state.iteration)
     if num_iterations <= done:
         raise ValueError(
             f"num_iterations={num_iterations} counts those already done, and resume has {done}; "
-            "ask for more."
+            "pass a larger number."
         )
     if jax.tree.structure(fresh.params) != jax.tree.structure(state.params):
         raise ValueError("trainable names other arrays than the fit that resume comes from.")
@@ -90,6 +90,7 @@ def resumed(fresh: FitState, resume: FitResult, num_iterations: int) -> FitState
         raise ValueError(
             "optimizer is not the kind that resume was fit with: its state differs. Pass the same."
         )
+    # Averaging was switched on or off: it starts from the last weights, or ends.
     if fresh.average is None or state.average is None:
         return dataclasses.replace(state, average=fresh.average)
     return state

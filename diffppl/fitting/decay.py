@@ -1,11 +1,10 @@
-"""Checks that an optimiser still updates its parameters at the iterations that are left.
+"""Check that an optimiser still updates its parameters at the remaining iterations.
 
-A learning rate that has decayed to zero trains nothing, without any sign of it: the loss stays
-noisy and flat. That happens where a finished run is resumed with the optimiser that it ended with,
-and where a schedule is shorter than its fit. The length of the updates is therefore computed
-beforehand, with small arrays of ones in place of parameters and gradients. The counters of an
-optimiser are the whole numbers in its state; they are extrapolated from how fast they rise at
-first.
+With a learning rate that has decayed to zero, the loss is noisy and flat and no error is raised.
+This happens if a finished run is resumed with the same optimiser, or if a schedule is shorter than
+the fit. The norm of the updates is therefore computed before training, with small arrays of ones in
+place of parameters and gradients. The counters of an optimiser are the integers in its state; they
+are extrapolated linearly from their first increments.
 """
 
 from typing import Any
@@ -17,42 +16,42 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-FEW_STEPS = 64  # more than the minibatches that an optimiser may accumulate before an update
-MIN_CHANGE = 1e-5  # of the longest update
-SHARE = 0.01  # of a run: the learning rate of a schedule that ends with it is small there
+FEW_STEPS = 64  # more than the number of minibatches that an optimiser accumulates per update
+MIN_CHANGE = 1e-5  # relative to the largest update
+SHARE = 0.01  # of a run: not checked at its end, where the rate of its own schedule is small
 
 
 def check_moves(
     optimizer: optax.GradientTransformation, params: PyTree, done: int, num_iterations: int
 ) -> None:
-    """Refuse an optimiser without updates in the second half of the iterations that are left.
+    """Raise if an optimiser makes no updates in the second half of the remaining iterations.
 
     Args:
         optimizer: of the run.
-        params: what it trains.
-        done: iterations already done.
-        num_iterations: how many there will be in all.
+        params: the trained parameters.
+        done: number of completed iterations.
+        num_iterations: total number of iterations.
 
     Raises:
-        ValueError: its steps will be less than a hundred-thousandth of what they were.
+        ValueError: all updates there are smaller than 1e-5 times the largest one.
     """
     if num_iterations - done <= SHARE * num_iterations:
         return
     half = done + (num_iterations - done) // 2
     before = np.linspace(0, half, 9).astype(int)[:-1]
     after = np.linspace(half, num_iterations - 1, 5).astype(int)
-    toys = jax.tree.map(lambda leaf: np.ones((1,) * leaf.ndim, leaf.dtype), params)
+    ones = jax.tree.map(lambda leaf: np.ones((1,) * leaf.ndim, leaf.dtype), params)
     try:
-        lengths = step_lengths(optimizer, toys, jnp.asarray(np.append(before, after), jnp.int32))
-    except Exception:  # some optimisers depend on the shapes or values of their parameters
+        norms = step_lengths(optimizer, ones, jnp.asarray(np.append(before, after), jnp.int32))
+    except Exception:  # optimisers that depend on the shapes or values of parameters
         return
-    lengths = np.asarray(lengths)
-    most = np.max(lengths, where=np.isfinite(lengths), initial=0.0)
-    if np.all(lengths[before.size :] < MIN_CHANGE * most):
+    norms = np.asarray(norms)
+    largest = np.max(norms, where=np.isfinite(norms), initial=0.0)
+    if np.all(norms[before.size :] < MIN_CHANGE * largest):
         raise ValueError(
-            f"optimizer would make no steps in iterations {half} to {num_iterations}, nor perhaps "
+            f"optimizer would make no steps in iterations {half} to {num_iterations}, and possibly "
             "before: its learning rate has decayed to zero by then. Pass one whose schedule is as "
-            f"long as num_iterations={num_iterations}, those already done included, such as "
+            f"long as num_iterations={num_iterations}, including those already done, such as "
             f"default_optimizer({num_iterations}) where it was a default_optimizer."
         )
 
@@ -61,27 +60,28 @@ def check_moves(
 def step_lengths(
     optimizer: optax.GradientTransformation, ones: PyTree, iterations: Int[Array, " points"]
 ) -> Float[Array, " points"]:
-    """The norm of the longest of a few steps, at each of some iterations, with a gradient of 1."""
-    moving = optax.with_extra_args_support(optimizer)
+    """Return the largest norm of the next `FEW_STEPS` updates at each iteration, gradients of 1."""
+    transform = optax.with_extra_args_support(optimizer)
 
-    def total(params: PyTree) -> Array:
+    def loss(params: PyTree) -> Array:
         return sum(map(jnp.sum, jax.tree.leaves(params)), jnp.zeros(()))
 
     def step(state: Any, _: None) -> tuple[Any, Array]:
-        extra = {"value": total(ones), "grad": ones, "value_fn": total}
-        updates, state = moving.update(ones, state, ones, **extra)
+        # For line searches: a loss whose gradient is 1.
+        extra = {"value": loss(ones), "grad": ones, "value_fn": loss}
+        updates, state = transform.update(ones, state, ones, **extra)
         return state, optax.tree.norm(updates)
 
-    start = moving.init(ones)
+    start = transform.init(ones)
     later, _ = jax.lax.scan(step, start, length=FEW_STEPS)
 
-    def at(iteration: Array) -> Array:
-        def count(first: Any, last: Any) -> Any:
+    def largest_norm(iteration: Array) -> Array:
+        def extrapolate(first: Any, last: Any) -> Any:
             is_counter = eqx.is_array(first) and jnp.issubdtype(first.dtype, jnp.integer)
-            rise = (last - first) / FEW_STEPS if is_counter else 0
-            return (first + rise * iteration).astype(first.dtype) if is_counter else first
+            slope = (last - first) / FEW_STEPS if is_counter else 0
+            return (first + slope * iteration).astype(first.dtype) if is_counter else first
 
-        _, lengths = jax.lax.scan(step, jax.tree.map(count, start, later), length=FEW_STEPS)
-        return jnp.max(lengths)
+        _, norms = jax.lax.scan(step, jax.tree.map(extrapolate, start, later), length=FEW_STEPS)
+        return jnp.max(norms)
 
-    return jax.lax.map(at, iterations)
+    return jax.lax.map(largest_norm, iterations)

@@ -1,8 +1,8 @@
-"""Fitting a model to data: `fit`, and what it returns.
+"""Fitting a model to data: `fit` and its default optimiser.
 
 The negative ELBO (or another loss, see `losses`) is minimised by stochastic gradient descent over
-minibatches. Gradients reach a learned schedule because the noise of each iteration is frozen: x_t
-is a differentiable function of the schedule once its key is given.
+minibatches. A learned schedule receives reparameterised gradients: with the key of an iteration
+fixed, x_t is a differentiable function of the schedule.
 
 References:
     Sohl-Dickstein et al. 2015, sections 2.3 and 2.4; Kingma and Ba 2015 (Adam).
@@ -60,55 +60,58 @@ def fit(
 ) -> FitResult:
     """Fit a model to data.
 
-    Trained are the network's inexact arrays and, if the schedule is `schedules.Learned`, its
-    levels. Nothing of what is passed in changes: the fitted model is in the result. An interrupt
-    (Ctrl-C) ends the fit and returns what there is, with a warning.
+    Trains the network's inexact arrays and, for `schedules.Learned`, the levels of the schedule.
+    The arguments are not modified; the fitted model is in the result. An interrupt (Ctrl-C) ends
+    the fit, which then returns the partial result with a warning.
 
     Args:
-        key: a typed JAX key. Iteration i draws from `fold_in` of i alone.
-        model: the model to start from.
+        key: a typed JAX key. Iteration i draws from its `fold_in` of i only.
+        model: the initial model.
         data: in the user's units, shape `(n, *event_shape)`; or an `AbstractSource` of `dp.data`,
             from which minibatches are drawn.
-        num_iterations: how many minibatches, in all (those of `resume` included).
-        batch_size: data in a minibatch; rows of an array are drawn with replacement.
+        num_iterations: total number of minibatches, including those of `resume`.
+        batch_size: size of a minibatch; rows of an array are drawn with replacement.
         context: one per datum, shape `(n, *context_shape)`, if the network takes one. A source
             draws its own.
         loss: `losses.ELBOLoss()`, `losses.SimpleLoss()` or `losses.WeightedLoss(weights)`.
         optimizer: any optax optimiser; `default_optimizer(num_iterations)` if None.
-        ema_decay: of the moving average of the weights that makes `result.model`; None for none.
-        scaling: from the chain's units to the user's. If None, real data whose model has none
-            get `Scaling.from_data` of them, or of up to 10,000 draws of a source: a location and
-            a scale for each column of a table, one of each for images. (Contexts are scaled as
-            well, unless the model has a `context_scaling`.)
-        validation_data, validation_context: held out; their ELBO is shown and recorded.
-        validation_every: iterations between two validations; by default a twentieth of them all.
-        trainable: what to train instead, as a pytree of booleans or functions that
-            `equinox.partition(model, trainable)` takes. Only inexact arrays of the network and the
-            levels of a learned schedule are trained; a `FittedVariance` is estimated beside them.
-        resume: a result to go on from. With the same key, data and options the run is then the
-            one that was never interrupted. A finished run may go on with more iterations: the
-            default optimiser then has the learning rate of the longer run; another one must have a
-            schedule that is as long.
-        checkpoints: a `Checkpoints(folder)`, so that the same call, made again after the process
-            was killed, goes on from the last one.
-        chunk: iterations per compiled call; the bar and the checks for NaN come once per chunk.
-        progress: show a bar.
-        **unknown: none; a `TypeError` says what was meant.
+        ema_decay: decay of the moving average of the weights, with which `result.model` is
+            returned; None for no averaging.
+        scaling: map from the chain's units to the user's. If None, a model of real data without
+            one uses `Scaling.from_data` of the data, or of up to 10,000 draws of a source: a
+            location and a scale for each column of a table, one of each for images. (Contexts are
+            scaled as well, unless the model has a `context_scaling`.)
+        validation_data, validation_context: held-out data, whose ELBO is displayed and recorded.
+        validation_every: iterations between validations; by default `num_iterations // 20`.
+        trainable: which parameters to train, as a pytree of booleans or functions accepted by
+            `equinox.partition(model, trainable)`. Only inexact arrays of the network and the
+            levels of a learned schedule are trained; a `FittedVariance` is estimated separately.
+        resume: a result to continue from. With the same key, data and options, the run equals an
+            uninterrupted one. A finished run can be extended with more iterations: the default
+            optimiser then has the learning rate of the longer run; another one must have a
+            schedule of that length.
+        checkpoints: a `Checkpoints(folder)`: if the process is killed, repeating the call
+            continues from the last checkpoint.
+        chunk: iterations per compiled call; the progress bar and the check for NaN are updated
+            once per chunk.
+        progress: whether to show a progress bar.
+        **unknown: raises a `TypeError` that names the intended argument.
 
     Returns:
         A `FitResult`: `model`, `last_model`, `history` and the `state` to resume from.
 
     Raises:
-        TypeError, ValueError: bad input, a folder of another run, or an optimizer whose learning
-            rate has decayed to zero for half of the iterations or more, before any long work.
-        OSError: the folder of the checkpoints cannot be written, likewise.
-        NonFiniteLossError: the loss or its gradient became NaN or infinite; it carries the last
-            good result.
+        TypeError, ValueError: invalid input, a folder of another run, or an optimizer whose
+            learning rate has decayed to zero for half of the iterations or more. Raised before
+            training.
+        OSError: the folder of the checkpoints cannot be written. Raised before training.
+        NonFiniteLossError: the loss or its gradient became NaN or infinite. Its `result` is the
+            one before the chunk in which this happened.
 
     Warns:
-        UserWarning: scaled data are not of unit second moment; columns that never vary, are lost in
-            the noise of the first level or in rounding, or have values far outside; a chain that
-            does not end in noise; or a checkpoint could not be written, as on a full disk.
+        UserWarning: scaled data without unit second moment; columns that are constant, below the
+            noise of the first level or the floating-point resolution, or have outliers; a chain
+            that does not end in noise; or a checkpoint that could not be written (full disk).
 
     Example:
         >>> result = dp.fit(jax.random.key(0), model, data, num_iterations=5_000)
@@ -123,35 +126,35 @@ def fit(
     check_flag("progress", progress)
     every = max(num_iterations // 20, 1) if validation_every is None else validation_every
     every = check_size("validation_every", every)
-    found = read(data, context, model)
+    dataset = read(data, context, model)
     loss.check(model)
     mask = mask_of(model, trainable)
     key_train, key_validation, key_examples = jax.random.split(key, 3)
-    examples, contexts = typical(key_examples, found, model)
+    examples, contexts = typical(key_examples, dataset, model)
     if resume is None:
         model = prepared(model, scaling, examples, contexts)
     else:
         model = resume.last_model
-    by_default = optimizer is None  # and then it depends on how many iterations there will be
+    is_default = optimizer is None  # its schedule then depends on num_iterations
     optimizer = default_optimizer(num_iterations) if optimizer is None else optimizer
     run = None
     if checkpoints is not None:
-        about = record(
+        settings = record(
             key,
             model,
             mask,
             optimizer,
-            data=found,
+            data=dataset,
             loss=loss,
             ema_decay=ema_decay,
             batch_size=batch_size,
-            num_iterations=num_iterations if by_default else None,
+            num_iterations=num_iterations if is_default else None,
         )
-        run = open_run(checkpoints, about)
-        model = run.model
+        run = open_run(checkpoints, settings)
+        model = run.model  # with the scaling computed when the run was started
     params, frozen = eqx.partition(model, mask)
     validation = _validation(model, validation_data, validation_context, batch_size)
-    batches = reader(found, model)
+    batches = reader(dataset, model)
     recipe = Recipe(
         frozen=frozen,
         loss=loss,
@@ -166,7 +169,7 @@ def fit(
     if run is not None:
         state, history = run.restore(state, history, num_iterations)
     done = first = int(state.iteration)
-    if not by_default:
+    if not is_default:
         check_moves(optimizer, params, done, num_iterations)
     warn_if_misfit(model, examples, column_names(data))
 
@@ -180,13 +183,13 @@ def fit(
     try:
         while done < num_iterations:
             stop = min(done + chunk, num_iterations)
-            if validation is not None:
+            if validation is not None:  # a chunk ends where a validation is due
                 stop = min(stop, (done // every + 1) * every)
             new, losses, finite = run_chunk(
                 key_train, state, recipe, batches.source, jnp.asarray(stop, jnp.int32), chunk
             )
             losses, finite, now = jax.device_get((losses, finite, new.iteration))
-            if not finite:
+            if not finite:  # `result` still refers to the state before this chunk
                 raise NonFiniteLossError(int(now), float(losses[now - done - 1]), result())
             losses = losses[: now - done]
             state, history, done = new, history.with_losses(losses), int(now)
@@ -198,11 +201,11 @@ def fit(
             if run is not None:
                 run.save(done, state, history)
     except KeyboardInterrupt:
-        if done == first:
+        if done == first:  # there is no partial result
             raise
         warnings.warn(
-            f"fit was interrupted after {done} of {num_iterations} iterations; this is what there "
-            "is so far. Pass the result as resume= to go on.",
+            f"fit was interrupted after {done} of {num_iterations} iterations and returns the "
+            "partial result. Pass it as resume= to continue.",
             stacklevel=2,
         )
     finally:
@@ -215,17 +218,18 @@ def fit(
 def default_optimizer(
     num_iterations: int, learning_rate: float = 1e-3
 ) -> optax.GradientTransformation:
-    """Adam, with gradients clipped to a norm of 1, a warm-up and a cosine decay to zero.
+    """Return Adam with gradients clipped to norm 1, a warm-up and a cosine decay to zero.
 
     Args:
-        num_iterations: of the whole fit.
-        learning_rate: after the warm-up, which takes a twentieth of the fit, at most 500.
+        num_iterations: total number of iterations of the fit.
+        learning_rate: peak rate, after a warm-up of a twentieth of the fit (at most 500
+            iterations).
     """
     rate = check_float("learning_rate", learning_rate, 0.0)
     return _default_optimizer(check_size("num_iterations", num_iterations), rate)
 
 
-@functools.cache  # the same functions again, so that a second fit like the first compiles nothing
+@functools.cache  # identical functions for identical arguments, so that no fit recompiles
 def _default_optimizer(num_iterations: int, learning_rate: float) -> optax.GradientTransformation:
     warmup = min(max(num_iterations // 20, 1), 500)
     rate = optax.warmup_cosine_decay_schedule(
@@ -234,17 +238,18 @@ def _default_optimizer(num_iterations: int, learning_rate: float) -> optax.Gradi
         warmup_steps=warmup,
         decay_steps=max(num_iterations, warmup + 1),
     )
-    # Over one long vector: a deep network has hundreds of small arrays, each with its own kernels.
+    # Flattened: each of the hundreds of small arrays of a deep network would need its own kernels.
     return optax.flatten(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)))
 
 
 def _validation(model: DiffusionModel, data: Any, context: Any, block: int) -> tuple | None:
-    """The arguments of `mean_elbo` after the model, or None."""
+    """Return the arguments of `mean_elbo` after the model, or None without validation data."""
     if data is None:
         if context is not None:
             raise ValueError("validation_context was given without validation_data.")
         return None
     data = check_data("validation_data", data, model)
     context = check_context(context, model, data.shape[0], "validation_context")
+    # Short chains: all terms of the bound, which leaves no sampling error of t.
     steps = AllSteps() if model.num_steps <= 16 else SampledSteps(8)
     return model.to_model(data), context, steps, block

@@ -1,8 +1,8 @@
-"""How `fit` reads its data: an array, or a source of minibatches.
+"""The data of `fit`: an array, or a source of minibatches.
 
-An array stays on the host as it is until the model's scaling is known, and is brought to the
-model's units there, once and in double precision. A source draws in the user's units and in JAX's
-precision, minibatch by minibatch.
+An array stays on the host until the model's scaling is known, and is converted to the model's units
+there, once and in double precision. A source draws minibatches in the user's units and in JAX's
+precision.
 """
 
 import math
@@ -20,36 +20,36 @@ from ..model import DiffusionModel
 from ..model.inputs import check_context, check_data
 from ..model.scaling import Scaling
 
-# Of a source, so many events (and at most so many numbers, if that leaves a hundred events) give
-# the scaling and the warnings: its mean square is then known to about a percent.
+# Size of the draw of a source that determines the scaling and the warnings: events, and numbers
+# (but at least a hundred events). The mean square then has an error of about a percent.
 MAX_EVENTS, MAX_NUMBERS = 10_000, 2**22
 
 
 @final
 class Rows(eqx.Module):
-    """An array of data in the user's units, and their contexts."""
+    """An array of data in the user's units, with its contexts."""
 
     data: np.ndarray | Array
     context: Array | None
 
 
 class Reader(NamedTuple):
-    """Minibatches, and what still brings them to the model's units."""
+    """A source of minibatches, and the scaling still to be applied to them."""
 
     source: AbstractSource
     scaling: Scaling | None
 
 
 def read(data: Any, context: Any, model: DiffusionModel) -> Rows | AbstractSource:
-    """`data`, once it is known to be of this model.
+    """Check `data` and `context` against a model, and return them as `Rows` or as a source.
 
     Raises:
-        TypeError, ValueError: an array that is not data of the model, or a source of other events
-            or contexts than the model's.
+        TypeError, ValueError: an array that is not data of the model, or a source whose events or
+            contexts differ in shape from the model's.
     """
     if isinstance(data, AbstractSource) and context is not None:
-        raise ValueError("context was given, but data is a source, which draws its own: leave it.")
-    if isinstance(data, InMemory):
+        raise ValueError("context was given, but data is a source, which draws its own: omit it.")
+    if isinstance(data, InMemory):  # checked and scaled as an array
         data, context = data.data, data.context
     if isinstance(data, type):
         raise TypeError(f"data={described(data)} must be an array or a source of minibatches.")
@@ -60,6 +60,7 @@ def read(data: Any, context: Any, model: DiffusionModel) -> Rows | AbstractSourc
             check_precision("context", np.asarray(context))
         return Rows(rows, contexts)
     kind = type(data).__name__
+    # Shapes only; the values are checked on the draw of `typical`.
     x_0, contexts = eqx.filter_eval_shape(data.batch, jax.random.key(0), 2)
     if x_0.shape != (2, *model.event_shape):
         raise ValueError(
@@ -78,11 +79,11 @@ def read(data: Any, context: Any, model: DiffusionModel) -> Rows | AbstractSourc
 def typical(
     key: Array, found: Rows | AbstractSource, model: DiffusionModel
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Data and contexts that stand for all: an array's whole, of a source many draws.
+    """Return representative data and contexts: those of an array, or draws of a source.
 
     Raises:
         ValueError: the source draws NaN, values outside the process's support, or contexts that
-            are NaN or no labels.
+            are NaN or invalid labels.
     """
     if isinstance(found, AbstractSource):
         numbers = math.prod(found.event_shape)
@@ -102,13 +103,14 @@ def _draw(key: Array, source: AbstractSource, size: int) -> tuple[Array, Array |
 
 
 def reader(found: Rows | AbstractSource, model: DiffusionModel) -> Reader:
-    """The minibatches of a model whose scaling is known."""
+    """Return the minibatches for a model with its final scaling."""
     if isinstance(found, AbstractSource):
         return Reader(found, model.scaling)
+    # Scaled once, on the host: no scaling remains for the minibatches.
     return Reader(InMemory(model.to_model(found.data), found.context), None)
 
 
 def column_names(data: Any) -> list[str] | None:
-    """Those of a table that has any, such as a pandas DataFrame."""
+    """Return the column names of a table, such as a pandas DataFrame, or None."""
     names = getattr(data, "columns", None)
     return None if names is None else [str(name) for name in names]

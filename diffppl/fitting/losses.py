@@ -1,15 +1,15 @@
-"""What `fit` minimises.
+"""Losses that `fit` minimises.
 
 | loss           | value                                                  | for                   |
 | -------------- | ------------------------------------------------------ | --------------------- |
-| `ELBOLoss`     | minus the bound K of `objectives`, nats per event      | every model           |
-| `WeightedLoss` | sum_{t=2..T} w_t E KL_t, with weights of your own      | real data             |
+| `ELBOLoss`     | minus the ELBO K of `likelihood`, nats per event       | every model           |
+| `WeightedLoss` | sum_{t=2..T} w_t E KL_t, with user-defined weights     | real data             |
 | `SimpleLoss`   | mean over t = 2..T of the squared error of the noise   | real data             |
 
-and `ContextDropout(loss)` is any of them where some of the minibatch goes without its context.
+`ContextDropout(loss)` is one of them with the context of part of each minibatch removed.
 
-Here KL_t = KL(q(x_{t-1} given x_t, x_0), p(x_{t-1} given x_t)). Only the ELBO bounds log p(x_0),
-and only the ELBO says what a noise level is worth, so a learned schedule needs it.
+Here KL_t = KL(q(x_{t-1} | x_t, x_0), p(x_{t-1} | x_t)). Only the ELBO bounds log p(x_0), and only
+the ELBO is an objective for the noise levels, so a learned schedule requires it.
 
 To add a loss, subclass `AbstractLoss`, mark it `typing.final`, and add a row to the tests'
 registry.
@@ -39,7 +39,7 @@ from ..schedules import Learned
 
 
 class AbstractLoss(eqx.Module):
-    """A scalar to minimise. Subclasses say what it is, what it needs, and compute it."""
+    """A scalar training objective. Subclasses define its label, its requirements and its value."""
 
     def __check_init__(self) -> None:
         check_fields(self)
@@ -51,21 +51,21 @@ class AbstractLoss(eqx.Module):
 
     @abc.abstractmethod
     def check(self, model: DiffusionModel) -> None:
-        """ValueError if the model cannot be fit with this loss."""
+        """Raise a `ValueError` if the model cannot be fitted with this loss."""
 
     @abc.abstractmethod
     def __call__(
         self, key: Array, model: DiffusionModel, x_0: Array, context: Array | None
     ) -> Float[Array, ""]:
-        """An unbiased estimate from a minibatch in *model* units; pure and differentiable."""
+        """Estimate the loss from a minibatch in *model* units: unbiased, pure, differentiable."""
 
 
 @final
 class ELBOLoss(AbstractLoss):
-    """Minus the evidence lower bound, in nats per event of the user's units.
+    """The negative evidence lower bound, in nats per event in the user's units.
 
     Args:
-        steps: which steps of the chain a minibatch visits.
+        steps: estimator of the sum over the steps of the chain.
     """
 
     steps: AbstractSteps = SampledSteps(1)
@@ -75,7 +75,7 @@ class ELBOLoss(AbstractLoss):
         return "negative ELBO (nats per event)"
 
     def check(self, model: DiffusionModel) -> None:
-        """Every model has a bound."""
+        """Accept every model."""
 
     def __call__(
         self, key: Array, model: DiffusionModel, x_0: Array, context: Array | None
@@ -85,12 +85,12 @@ class ELBOLoss(AbstractLoss):
 
 @final
 class WeightedLoss(AbstractLoss):
-    """A weighted sum of the divergences of the reverse steps, in nats per event.
+    """A weighted sum of the KL divergences of the reverse steps, in nats per event.
 
     Args:
-        weights: one for each of t = 2..T, shape `(num_steps - 1,)`; not negative. All 1 is the
-            ELBO but for its constants.
-        steps: which steps of the chain a minibatch visits.
+        weights: non-negative, one for each of t = 2..T, shape `(num_steps - 1,)`. With weights of
+            1 the loss is the negative ELBO up to constants.
+        steps: estimator of the sum over the steps of the chain.
     """
 
     weights: Float[Array, " num_steps_less_one"]
@@ -112,7 +112,7 @@ class WeightedLoss(AbstractLoss):
         return "weighted divergence (nats per event)"
 
     def check(self, model: DiffusionModel) -> None:
-        """Real data, a fixed schedule and a weight for each step."""
+        """Require real data, a fixed schedule and a weight for each step."""
         _require_fixed_gaussian(self, model)
         if self.weights.shape != (model.num_steps - 1,):
             raise ValueError(
@@ -124,6 +124,7 @@ class WeightedLoss(AbstractLoss):
     def __call__(
         self, key: Array, model: DiffusionModel, x_0: Array, context: Array | None
     ) -> Float[Array, ""]:
+        # The terms of the bound are -KL_t.
         return -self.weights @ self.steps.sum_terms(key, model, x_0, context)[1]
 
 
@@ -131,13 +132,13 @@ class WeightedLoss(AbstractLoss):
 class SimpleLoss(AbstractLoss):
     """The mean squared error of the noise, per coordinate, averaged over t = 2..T.
 
-    Each divergence is re-weighted so that |eps - E[eps given x_t]|^2 counts once, whatever the
-    prediction. Compared with the ELBO, steps with much noise count more: samples often look
-    better, and the bound is worse. A learned variance is trained too, by its divergences under
-    the weights that a raw output of zero would have; a fitted one does not enter.
+    Each divergence is re-weighted so that |eps - E[eps | x_t]|^2 has weight 1 for every type of
+    prediction. Compared with the ELBO, the weight of steps with much noise is larger: samples often
+    look better, and the bound is worse. A learned variance is trained too, by the divergences with
+    the weights of a raw output of zero; a fitted variance does not enter.
 
     Args:
-        steps: which steps of the chain a minibatch visits.
+        steps: estimator of the sum over the steps of the chain.
     """
 
     steps: AbstractSteps = SampledSteps(1)
@@ -147,18 +148,18 @@ class SimpleLoss(AbstractLoss):
         return "mean squared error of the noise"
 
     def check(self, model: DiffusionModel) -> None:
-        """Real data and a fixed schedule that leaves some signal."""
+        """Require real data and a fixed schedule with alpha_bar_T > 0."""
         _require_fixed_gaussian(self, model)
         if float(model.process.schedule.alpha_bar()[-1]) == 0:
             raise ValueError(
                 "loss=SimpleLoss() gives no weight to a last step with alpha_bar_T = 0, so the "
-                "network would never learn it. Use losses.ELBOLoss(), or another schedule."
+                "network would not be trained on it. Use losses.ELBOLoss(), or another schedule."
             )
 
     def __call__(
         self, key: Array, model: DiffusionModel, x_0: Array, context: Array | None
     ) -> Float[Array, ""]:
-        # With the lower variance a divergence is the squared error, but for its weight.
+        # A fitted variance becomes the lower one, with which KL_t is the squared error over w_t.
         model = replace_fitted(model, lambda _: LowerVariance())
         per_step = self.steps.sum_terms(key, model, x_0, context)[1]
         squared_errors = -noise_weights(model) * per_step
@@ -171,19 +172,18 @@ def _rate(rate: Any) -> float:
 
 @final
 class ContextDropout(AbstractLoss):
-    """Another loss, where part of each minibatch goes without its context.
+    """Another loss, with the context of part of each minibatch removed.
 
-    The network then learns p(x_0) beside p(x_0 given context): `model()`, and `model.guided(w)`.
-    A fixed share of the minibatch goes without, and the two parts are weighted by `rate` exactly,
-    so that a small batch is no different from a large one.
+    The network then learns p(x_0) and p(x_0 | context), as required by `model()` and
+    `model.guided(w)`. A fixed share of the minibatch has no context, and the two parts have the
+    exact weights `rate` and 1 - `rate`, so the objective does not depend on the batch size.
 
     Args:
-        loss: what is lost, with a context and without.
-        rate: the weight of what goes without, between 0 and 1.
+        loss: the loss of both parts.
+        rate: the weight of the part without context, between 0 and 1.
 
     Raises:
-        ValueError: `rate` is not between 0 and 1, or (from `fit`) the network cannot do without
-            a context.
+        ValueError: `rate` is not between 0 and 1, or (from `fit`) the network requires a context.
 
     Example:
         >>> loss = dp.losses.ContextDropout(dp.losses.SimpleLoss(), rate=0.2)
@@ -198,11 +198,11 @@ class ContextDropout(AbstractLoss):
         return self.loss.label
 
     def check(self, model: DiffusionModel) -> None:
-        """A network that may do without its context, and what the other loss needs."""
+        """Require a network with an optional context, and what `loss` requires."""
         if model.context_shape is None or model.needs_context:
             raise ValueError(
-                "loss=ContextDropout needs a network with a context that it can do without, such "
-                "as networks.OptionalContext(network, context_shape)."
+                "loss=ContextDropout requires a network with an optional context, such as "
+                "networks.OptionalContext(network, context_shape)."
             )
         self.loss.check(model)
 
@@ -212,29 +212,31 @@ class ContextDropout(AbstractLoss):
         n = x_0.shape[0]
         if context is None or n < 2:
             raise ValueError(
-                "loss=ContextDropout needs contexts, and batch_size=2 or more: some with, and "
-                "some without."
+                "loss=ContextDropout needs contexts, and batch_size=2 or more: it removes the "
+                "context of some data and keeps that of others."
             )
+        # At least one datum in each part; the weights below correct for the rounding.
         k = min(max(round(self.rate * n), 1), n - 1)
         key_with, key_without = jax.random.split(key)
-        given = self.loss(key_with, model, x_0[k:], context[k:])
-        without = self.loss(key_without, model, x_0[:k], None)
-        return (1 - self.rate) * given + self.rate * without
+        conditional = self.loss(key_with, model, x_0[k:], context[k:])
+        unconditional = self.loss(key_without, model, x_0[:k], None)
+        return (1 - self.rate) * conditional + self.rate * unconditional
 
 
 def noise_weights(model: DiffusionModel) -> Float[Array, " num_steps_less_one"]:
-    """w_t for t = 2..T such that w_t KL_t is the squared error of the noise.
+    """Return w_t for t = 2..T such that w_t KL_t is the squared error of the noise.
 
-    The means of the two kernels differ by b_t (E[x_0 given x_t] - x_0), which is
+    The means of the two kernels differ by b_t (E[x_0 | x_t] - x_0), which is
     b_t sqrt((1 - alpha_bar_t) / alpha_bar_t) times the error of the noise; a reverse variance
     sigma_t^2 then gives w_t = 2 sigma_t^2 alpha_bar_t / (b_t^2 (1 - alpha_bar_t)).
     """
     process, prediction = model.process, model.prediction
     zero = jnp.zeros(())
-    raw = jnp.zeros(prediction.output_shape(process, ()))  # one coordinate stands for all
+    raw = jnp.zeros(prediction.output_shape(process, ()))  # the same for every coordinate
 
     def weight(t: Array) -> Array:
         kernel = process.reverse(zero, prediction.estimate(process, raw, zero, t), t)
+        # b_t is the coefficient of x_0 in the mean of q(x_{t-1} | x_t, x_0).
         b = process.posterior(zero, jnp.ones(()), t).mean
         schedule = process.schedule
         return (
@@ -258,6 +260,6 @@ def _require_fixed_gaussian(loss: AbstractLoss, model: DiffusionModel) -> None:
         )
     if is_learned:
         raise ValueError(
-            f"loss={name} cannot learn a schedule: re-weighted divergences do not say what a "
-            "noise level is worth. Use losses.ELBOLoss(), or a fixed schedule."
+            f"loss={name} cannot learn a schedule: re-weighted divergences are no objective for "
+            "the noise levels. Use losses.ELBOLoss(), or a fixed schedule."
         )

@@ -1,4 +1,4 @@
-"""What `fit` warns of before it begins: data that the chain, or the precision, does not suit."""
+"""Warnings of `fit` about data that do not suit the chain or the floating-point precision."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,64 +14,66 @@ from ..model.inputs import left_at_the_end
 from ..model.scaling import spread_of
 from ..processes import GaussianDiffusion
 
-# The mean KL(q(x_T given x_0), pi) that a chain may end with, in nats. Where it is
-# alpha_bar_T |x_0|^2 / 2, as for real data, that is a last noise level of 3.2 times the length of
-# the data; and the samples' start is then off by at most sqrt(0.05 / 2) = 0.16 in total variation.
+# The largest mean KL(q(x_T | x_0), pi) without a warning, in nats. For real data it is
+# alpha_bar_T |x_0|^2 / 2, so that the last noise level is 3.2 times the length of the data. By
+# Pinsker's inequality the samples start within sqrt(0.05 / 2) = 0.16 in total variation.
 MAX_NATS_LEFT = 0.05
-MAX_FLOOR = 0.5  # of a column's spread: what the first level hides
-MAX_WIDER = 0.1  # of a column's variance: what the last step adds, if the column is a narrow one
-FAR = 30.0  # scales from the centre
-COARSEST = 0.1  # of a column's spread: how far apart two numbers may be
+MAX_FLOOR = 0.5  # noise of the first level, relative to a column's spread
+MAX_WIDER = 0.1  # variance that the final step adds to a narrow column, relative to the column's
+FAR = 30.0  # distance of an outlier from the centre, in scales
+COARSEST = 0.1  # spacing of floating-point numbers, relative to a column's spread
 MAX_NAMED = 4  # columns in one message
 
 
 def warn_if_misfit(model: DiffusionModel, data: np.ndarray, names: list[str] | None) -> None:
-    """Warn of columns and levels that do not suit one another, each with its remedy.
+    """Warn about columns and levels that do not suit one another, with the remedies.
 
     Args:
-        model: with the scaling that it will be fitted with.
-        data: those that stand for all, in the user's units.
-        names: of the columns, if they have any.
+        model: with the scaling used in the fit.
+        data: representative data, in the user's units.
+        names: names of the columns, if they have any.
     """
     data = data[:: max(1, data.shape[0] // 10_000)]
     x = np.asarray(model.to_model(data))
     is_far = np.zeros(x.shape, bool)
     if isinstance(model.process, GaussianDiffusion):
         is_far = np.abs(x) > FAR
-        for line in _about_columns(model, _columns(model, data, x, is_far, names)):
-            warnings.warn(line, stacklevel=3)
-    rest = x[~is_far.reshape(len(x), -1).any(axis=1)]
-    if rest.size:
-        _warn_of_the_end(model, jnp.asarray(rest))
+        columns = _column_statistics(model, data, x, is_far, names)
+        for message in _column_messages(model, columns):
+            warnings.warn(message, stacklevel=3)
+    # Outliers have a message of their own, and would dominate a mean of squares.
+    bulk = x[~is_far.reshape(len(x), -1).any(axis=1)]
+    if bulk.size:
+        _warn_if_not_noise(model, jnp.asarray(bulk))
 
 
-def _warn_of_the_end(model: DiffusionModel, data: Any) -> None:
-    left = float(-jnp.mean(jax.vmap(lambda x: prior_term(model, x))(data)))
-    if left <= MAX_NATS_LEFT:
+def _warn_if_not_noise(model: DiffusionModel, data: Any) -> None:
+    nats = float(-jnp.mean(jax.vmap(lambda x: prior_term(model, x))(data)))
+    if nats <= MAX_NATS_LEFT:
         return
     signal = ""
     if isinstance(model.process, GaussianDiffusion):
         signal = f", E|sqrt(alpha_bar_T) x_0| = {float(left_at_the_end(model, data)):.3g}"
     warnings.warn(
-        f"the chain does not end in noise: at t = {model.num_steps} it still holds {left:.3g} "
-        f"nats about a datum (at most {MAX_NATS_LEFT} is good){signal}. Samples "
-        "start from pure noise, so the weights of the modes will be wrong: use a schedule "
-        "that goes further, such as schedules.LogSNRLinear with a larger noise_to_signal.",
+        f"the chain does not end in noise: at t = {model.num_steps} the mean KL(q(x_T | x_0), pi) "
+        f"is {nats:.3g} nats (at most {MAX_NATS_LEFT} is recommended){signal}. Samples start from "
+        "pure noise, so the weights of the modes will be wrong: use a schedule that ends with more "
+        "noise, such as schedules.LogSNRLinear with a larger noise_to_signal.",
         stacklevel=4,
     )
 
 
 class Columns(NamedTuple):
-    """What is to be known of each column; of other events than vectors, of all numbers as one.
+    """Statistics of each column; events that are not vectors are treated as a single column.
 
     Attributes:
-        names: by which they are called.
-        centre, spread: in the user's units; the spread of a column that never varies is 0.
-        scale: of the model.
-        mean, deviation: in the chain's units, but for outliers.
-        largest: magnitude, in the user's units.
-        far: the share of values more than `FAR` scales from the centre, and the farthest.
-        is_rounded: whether the data have a precision no better than JAX's.
+        names: names used in messages.
+        centre, spread: in the user's units; the spread of a constant column is 0.
+        scale: scale of the model's scaling.
+        mean, deviation: in the chain's units, without outliers.
+        largest: largest magnitude, in the user's units.
+        far: share of values more than `FAR` scales from the centre, and the largest distance.
+        is_rounded: whether the precision of the data is no better than JAX's.
     """
 
     names: list[str]
@@ -85,7 +87,7 @@ class Columns(NamedTuple):
     is_rounded: bool
 
 
-def _columns(
+def _column_statistics(
     model: DiffusionModel,
     data: np.ndarray,
     x: np.ndarray,
@@ -97,15 +99,15 @@ def _columns(
     axes = 0 if data.ndim == 2 else None
     count = centre.size
     if data.ndim != 2:
-        called = ["data"]
+        labels = ["data"]
     elif names is None or len(names) != count:
-        called = [f"column {j} of data" for j in range(count)]
+        labels = [f"column {j} of data" for j in range(count)]
     else:
-        called = [f"column {name!r} of data" for name in names]
+        labels = [f"column {name!r} of data" for name in names]
     mean, deviation = map(np.atleast_1d, spread_of(x))
     scale = np.broadcast_to(np.asarray(model.scaling.scale, np.float64), model.event_shape)
     return Columns(
-        names=called,
+        names=labels,
         centre=centre,
         spread=spread,
         scale=np.abs(np.atleast_1d(scale if data.ndim == 2 else scale.mean())),
@@ -117,49 +119,51 @@ def _columns(
     )
 
 
-def _about_columns(model: DiffusionModel, columns: Columns) -> Iterator[str]:
+def _column_messages(model: DiffusionModel, columns: Columns) -> Iterator[str]:
     varies = columns.spread > 0
     moment = np.mean((columns.mean**2 + columns.deviation**2)[varies]) if varies.any() else 1.0
     if abs(moment - 1) > 0.05:
         yield (
-            f"data have a mean square of {moment:.3g} in the chain's units, where the chain "
-            "expects 1: pass scaling=Scaling.from_data(data)."
+            f"data have a mean square of {moment:.3g} in the chain's units, instead of 1: "
+            "pass scaling=Scaling.from_data(data)."
         )
     if len(varies) > 1 or not varies.any():
-        yield from _line(
+        yield from _message(
             columns,
             ~varies,
             "never varies",
             lambda j: f"always {columns.centre[j]:.6g}",
-            "There a density has no bound, and draws have the noise of the first level. Leave it "
-            "out.",
+            "Its density is unbounded, and draws have the noise of the first level. Leave it out.",
         )
+    # The noise-to-signal ratio of the first level is its noise in the chain's units.
     schedule = model.process.schedule
     floor = float(jnp.sqrt(schedule.one_minus_alpha_bar()[1] / schedule.alpha_bar()[1]))
     variance = np.where(varies, columns.deviation, 1.0) ** 2
+    # The final step adds a variance of 2 floor^2 (1 - variance) to a narrow column.
     is_wider = 2 * floor**2 * (1 - variance) > MAX_WIDER * variance
-    yield from _line(
+    yield from _message(
         columns,
         varies & (is_wider | (floor > MAX_FLOOR * columns.deviation)),
         "hardly exceeds the noise of the first level",
         lambda j: f"spread {columns.spread[j]:.3g}, noise {floor * columns.scale[j]:.3g}",
-        f"That noise is {floor:.3g} of the model's scale, and finer detail is lost in it. Use "
+        f"That noise is {floor:.3g} of the model's scale, and hides finer detail. Use "
         "scaling=Scaling.from_data(data), where each column of a table has its own scale, or a "
         "schedule that begins with less noise.",
     )
     share, farthest = columns.far
-    yield from _line(
+    yield from _message(
         columns,
         varies & (share > 0),
         f"has values more than {FAR:g} scales from the centre",
         lambda j: f"{share[j]:.2%} of it, up to {farthest[j]:.3g}",
-        "A network learns little there, and at the cost of the rest. Take logarithms (or "
-        "numpy.arcsinh) first, or leave such values out.",
+        "Networks fit such values poorly, and the others less well because of them. Take "
+        "logarithms (or numpy.arcsinh) first, or leave such values out.",
     )
+    # Spacing of JAX's floating-point numbers at the largest value of a column.
     default = jnp.finfo(jnp.result_type(float))
     step = float(default.eps) * columns.largest
     where = "Data" if columns.is_rounded else "The fit is in float64, but draws"
-    yield from _line(
+    yield from _message(
         columns,
         varies & (step > COARSEST * columns.spread),
         f"is too far from 0 for {default.dtype}",
@@ -169,12 +173,12 @@ def _about_columns(model: DiffusionModel, columns: Columns) -> Iterator[str]:
     )
 
 
-def _line(
-    columns: Columns, which: np.ndarray, what: str, about: Callable[[int], str], remedy: str
+def _message(
+    columns: Columns, mask: np.ndarray, problem: str, detail: Callable[[int], str], remedy: str
 ) -> Iterator[str]:
-    """One message about the columns in question; nothing if there are none."""
-    found = np.flatnonzero(which)
-    if found.size:
-        named = [f"{columns.names[j]} ({about(j)})" for j in found[:MAX_NAMED]]
-        more = f" and {found.size - MAX_NAMED} more" if found.size > MAX_NAMED else ""
-        yield f"{', '.join(named)}{more}: {what}. {remedy}"
+    """Yield one message about the columns in a mask, if there are any."""
+    indices = np.flatnonzero(mask)
+    if indices.size:
+        named = [f"{columns.names[j]} ({detail(j)})" for j in indices[:MAX_NAMED]]
+        more = f" and {indices.size - MAX_NAMED} more" if indices.size > MAX_NAMED else ""
+        yield f"{', '.join(named)}{more}: {problem}. {remedy}"

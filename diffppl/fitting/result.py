@@ -1,4 +1,4 @@
-"""What a fit leaves behind: the model, its history, and the state to go on from."""
+"""Result of a fit: the model, its history, and the state from which it can be resumed."""
 
 from typing import TYPE_CHECKING, Any, final
 
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 @final
 class History(eqx.Module):
-    """How a fit went.
+    """Losses and validations of a fit.
 
     Attributes:
         label: name and unit of the loss.
-        loss: of each iteration's minibatch.
-        validation_iterations: after how many iterations each validation was made.
-        validation_elbo: its ELBO, in nats per event: a lower bound on log p, higher is better.
+        loss: loss of the minibatch of each iteration.
+        validation_iterations: number of completed iterations at each validation.
+        validation_elbo: ELBO of each validation, in nats per event: a lower bound on log p, higher
+            is better.
     """
 
     label: str = eqx.field(static=True)
@@ -42,17 +43,17 @@ class History(eqx.Module):
         self.validation_elbo = np.asarray(validation_elbo, np.float64)
 
     def with_losses(self, losses: np.ndarray) -> "History":
-        """This history and the iterations that came after it."""
+        """Return this history, extended by the losses of further iterations."""
         loss = np.concatenate([self.loss, losses])
         return History(self.label, loss, self.validation_iterations, self.validation_elbo)
 
     def with_validation(self, iteration: int, elbo: float) -> "History":
-        """This history and the validation that came after it."""
+        """Return this history, extended by a validation."""
         iterations = np.append(self.validation_iterations, iteration)
         return History(self.label, self.loss, iterations, np.append(self.validation_elbo, elbo))
 
     def summary(self) -> str:
-        """The last hundred losses and the last validation, in a few words."""
+        """Return the mean of the last hundred losses and the last validation, as text."""
         words = []
         if self.loss.size:
             words.append(f"loss {self.loss[-100:].mean():.4g}")
@@ -61,7 +62,8 @@ class History(eqx.Module):
         return ", ".join(words)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        from .. import plots  # it draws what stands below it
+        """Plot the losses and the validations; see `plots.history`."""
+        from .. import plots  # plots imports this module
 
         return plots.history(self, ax=ax)
 
@@ -71,14 +73,14 @@ class History(eqx.Module):
 
 @final
 class FitResult(eqx.Module):
-    """What `fit` returns.
+    """Result of `fit`.
 
     Attributes:
-        model: the fitted model, with the moving average of the weights (or the last ones, if
-            there was none).
+        model: the fitted model, with the moving average of the weights (or the last weights, if
+            they were not averaged).
         last_model: the model with the last weights.
         history: the losses and validations.
-        state: what `fit(..., resume=result)` goes on from.
+        state: the state from which `fit(..., resume=result)` continues.
     """
 
     model: DiffusionModel
@@ -91,10 +93,10 @@ class FitResult(eqx.Module):
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss, or its gradient, became NaN or infinite.
+    """Raised if the loss, or its gradient, becomes NaN or infinite.
 
     Attributes:
-        result: what there was before the chunk of iterations in which it happened.
+        result: the result before the chunk of iterations in which this happened.
     """
 
     result: FitResult
@@ -106,8 +108,8 @@ class NonFiniteLossError(RuntimeError):
             "that is too large for this network (try optimizer=default_optimizer(num_iterations, "
             "learning_rate=1e-4)), gradients that are not clipped, data far from unit scale (see "
             "the warnings), a network that overflows, or a source of data that draws NaN, values "
-            "that the process does not allow or labels that there are not. This error's `result` "
-            f"is what there was after {int(result.state.iteration)} iterations; with the cause "
-            "mended it can be passed as resume=. (The same call would fail again.)"
+            "outside the support of the process or invalid labels. This error's `result` is that "
+            f"after {int(result.state.iteration)} iterations; once the cause is fixed, it can be "
+            "passed as resume=. (The same call would fail again.)"
         )
         self.result = result

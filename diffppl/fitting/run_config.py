@@ -1,8 +1,8 @@
-"""What a fit is, in writing: enough to tell whether a folder holds the same one.
+"""Fingerprint of a training run, by which a folder of checkpoints is recognised.
 
-`run.dppl`, a file of `serialisation`, has the model that the run starts from, and in a few words
-all else that its numbers depend on. A run goes on with the numbers of that file: a scaling that
-another machine computes anew from the data may differ in its last digit.
+`run.dppl`, a file of `serialisation`, holds the initial model of the run, and names or checksums of
+everything else that determines its numbers. A run continues with the model of that file: a scaling
+that another machine computes from the same data may differ in its last digit.
 """
 
 import json
@@ -30,23 +30,23 @@ Record = dict[str, Any]
 
 
 def is_kept(leaf: Any) -> bool:
-    """Whether a leaf is written: an array (or its shape) that is not empty, which Orbax has not."""
+    """Whether a leaf is stored: an array (or its shape) that is not empty, as Orbax requires."""
     return isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct) and leaf.size > 0
 
 
 def name_of(path: Any, leaf: Any) -> str:
-    """Place, dtype and shape of an array in a tree."""
+    """Return the path, dtype and shape of an array in a tree."""
     return f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}"
 
 
 def names(tree: Any) -> list[str]:
-    """The name of each leaf that is written, in their order."""
+    """Return the names of the stored leaves, in order."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [name_of(*pair) for pair in leaves if is_kept(pair[1])]
 
 
 def fingerprint(value: Any) -> str:
-    """A checksum of everything in a value: classes, settings and numbers."""
+    """Return the class of a value and a checksum of its classes, settings and arrays."""
     value = jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, value)
     describer = Describer(foreign=True)
     text = json.dumps(describer.describe(value, type(value).__name__))
@@ -66,12 +66,12 @@ def record(
     num_iterations: int | None,
     **options: Any,
 ) -> Record:
-    """What the numbers of a run depend on.
+    """Return everything that determines the numbers of a run.
 
     Args:
         key, model, mask, optimizer: those of the run.
-        num_iterations: of the run, if the optimiser depends on it; else None.
-        options: the others, by what the user calls them.
+        num_iterations: of the run, if the optimiser depends on it; None otherwise.
+        **options: other arguments of `fit`, by their names.
     """
     params = eqx.filter(model, mask)
     return {
@@ -81,24 +81,24 @@ def record(
         "variance": names(only_fitted(model)),
         "optimizer": names(eqx.filter_eval_shape(optimizer.init, params)),
         "num_iterations": num_iterations,
-        **{name: _in_words(value) for name, value in options.items()},
+        **{name: _entry(value) for name, value in options.items()},
     }
 
 
-def _in_words(value: Any) -> Any:
+def _entry(value: Any) -> Any:
     return value if isinstance(value, int | float | None) else fingerprint(value)
 
 
 def begun(folder: Path, record: Record) -> Any:
-    """The model that the run in a folder started from; if it has none, that of `record`, written.
+    """Return the initial model of the run in a folder; in an empty folder, write `record`.
 
     Raises:
         OSError: the folder cannot be written.
-        ValueError: it holds another run, or something else.
+        ValueError: the folder holds another run or other files.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # better known now
+        tempfile.TemporaryFile(dir=folder).close()  # fails now, not after training
     except OSError as error:
         what = f"checkpoints.folder cannot be written: {error.strerror}"
         raise OSError(error.errno, what, str(folder)) from error
@@ -114,28 +114,29 @@ def begun(folder: Path, record: Record) -> Any:
     try:
         old = load(path, like=record)
     except LoadError as error:
-        _refuse(folder, f"its model is another ({error})")
+        _raise_other_run(folder, f"model differs ({error})")
     for name, now in record.items():
         then = old.get(name)
         if name == "model":
-            if not eqx.tree_equal(then, now, rtol=1e-4, atol=1e-6):  # the same but for rounding
-                _refuse(folder, "model differs in its structure or its numbers")
+            if not eqx.tree_equal(then, now, rtol=1e-4, atol=1e-6):  # equal up to rounding
+                _raise_other_run(folder, "model differs in its structure or its numbers")
         elif name == "num_iterations":
-            # What the default optimiser does at iteration i depends on how many there will be.
+            # The learning rate of the default optimiser depends on the number of iterations.
             if now not in (None, then):
-                _refuse(
+                _raise_other_run(
                     folder,
-                    f"num_iterations was {then}, on which the learning rate depends. (To go on to "
-                    f"{now}, pass optimizer=default_optimizer({now}): the learning rate is then "
+                    f"num_iterations was {then}, on which the learning rate depends. (To extend it "
+                    f"to {now}, pass optimizer=default_optimizer({now}): the learning rate is then "
                     "that of the longer run.)",
                 )
         elif then != now:
             is_short = len(f"{then}{now}") < 80
-            _refuse(folder, f"{name} was {then} and is {now}" if is_short else f"{name} differs")
+            change = f"{name} was {then} and is {now}" if is_short else f"{name} differs"
+            _raise_other_run(folder, change)
     return old["model"]
 
 
-def _refuse(folder: Path, what: str) -> NoReturn:
+def _raise_other_run(folder: Path, what: str) -> NoReturn:
     raise ValueError(
         f"checkpoints.folder={str(folder)!r} holds another run: {what}. Pass what that run was "
         "started with, or another folder."

@@ -1,11 +1,11 @@
-"""The inner loop of `fit`: many iterations in one compiled call.
+"""Training loop of `fit`: many iterations in one compiled call.
 
-An iteration i draws everything it needs from `fold_in(key, i)`: a minibatch from the source, and
-the loss's steps and noise. So a run does not depend on where it was cut into chunks, and one
-that is resumed is the run that was never interrupted.
+Iteration i draws its minibatch, and the steps and the noise of the loss, from `fold_in(key, i)`. A
+run therefore does not depend on its division into chunks, and a resumed run equals an uninterrupted
+one.
 
-Weights are averaged as a_i = d_i a_{i-1} + (1 - d_i) w_i with d_i = min(decay, (1+i)/(10+i)): the
-average forgets the random start also when the run is short.
+Weights are averaged as a_i = d_i a_{i-1} + (1 - d_i) w_i with d_i = min(decay, (1+i)/(10+i)), so
+that the contribution of the initial weights also decays in a short run.
 """
 
 from typing import Any, final
@@ -28,22 +28,24 @@ from ..schedules import AbstractSchedule, Learned
 from .losses import AbstractLoss
 from .reverse_variance import updated
 
-# What is trained --------------------------------------------------------------------------------
+# Trainable parameters ---------------------------------------------------------------------------
 
 
 def default_trainable(model: DiffusionModel) -> PyTree[bool]:
-    """The network's inexact arrays, and the levels of a learned schedule; nothing else."""
+    """Select the network's inexact arrays and the levels of a learned schedule."""
+    # The arrays of an analytic denoiser, and of a schedule in a network, are not weights.
     return _weights(model, AbstractDenoiser | AbstractSchedule)
 
 
-def _weights(model: DiffusionModel, tables: Any) -> PyTree[bool]:
-    """The same, where `tables` are the parts of a network that are none of its weights."""
+def _weights(model: DiffusionModel, fixed: Any) -> PyTree[bool]:
+    """Select the trainable arrays of a model; parts of its network of type `fixed` have none."""
 
-    def is_table(node: Any) -> bool:
-        return isinstance(node, tables)
+    def is_fixed(node: Any) -> bool:
+        return isinstance(node, fixed)
 
     nothing = jax.tree.map(lambda _: False, model)
-    network = jax.tree.map(eqx.is_inexact_array, model.network, is_leaf=is_table)
+    # A node of type `fixed` is a leaf here, and becomes False as a whole.
+    network = jax.tree.map(eqx.is_inexact_array, model.network, is_leaf=is_fixed)
     spec = eqx.tree_at(lambda model: model.network, nothing, network)
     if isinstance(model.process.schedule, Learned):
         spec = eqx.tree_at(lambda model: model.process.schedule.raw_drops, spec, replace=True)
@@ -51,13 +53,13 @@ def _weights(model: DiffusionModel, tables: Any) -> PyTree[bool]:
 
 
 def trained_leaves(model: DiffusionModel, trainable: PyTree) -> PyTree[bool]:
-    """For each leaf, whether it is an inexact array that `trainable` names and that can be trained.
+    """Select the inexact arrays that are named by `trainable` and can be trained.
 
-    A fixed schedule, a rate and a scaling cannot, whatever is named.
+    A fixed schedule, a rate and a scaling cannot be trained.
 
     Raises:
-        TypeError: `trainable` is of other things than booleans and functions.
-        ValueError: it has another structure than the model.
+        TypeError: `trainable` has leaves other than booleans and functions.
+        ValueError: `trainable` and the model differ in structure.
     """
     if not all(isinstance(leaf, bool) or callable(leaf) for leaf in jax.tree.leaves(trainable)):
         raise TypeError(
@@ -76,14 +78,14 @@ def trained_leaves(model: DiffusionModel, trainable: PyTree) -> PyTree[bool]:
 
 @final
 class FitState(eqx.Module):
-    """All that an iteration changes.
+    """State of a training run.
 
     Attributes:
         params: the trainable part of a model.
-        average: their moving average, or None.
-        opt_state: the optimiser's own.
-        variance: the reverse variance that the data ask for, if the model takes it from there.
-        iteration: how many iterations are done.
+        average: moving average of `params`, or None.
+        opt_state: state of the optimiser.
+        variance: estimate of the reverse variance, if the model has a fitted one.
+        iteration: number of completed iterations.
     """
 
     params: PyTree
@@ -98,28 +100,28 @@ class FitState(eqx.Module):
 
 @final
 class Recipe(eqx.Module):
-    """All that stays the same from one iteration to the next, but for the data."""
+    """Constants of a training run, apart from the data."""
 
     frozen: PyTree
     loss: AbstractLoss
     optimizer: optax.GradientTransformation
     ema_decay: Float[Array, ""] | None
     batch_size: int
-    scaling: Scaling | None = None  # of minibatches that come in the user's units
+    scaling: Scaling | None = None  # of minibatches in the user's units
 
 
 def initial_state(params: PyTree, recipe: Recipe) -> FitState:
-    """The state before the first iteration."""
+    """Return the state before the first iteration."""
     average = None if recipe.ema_decay is None else params
     variance = find_fitted(recipe.frozen)
-    if variance is not None and variance.errors is None:  # of a chain that has none
+    if variance is not None and variance.errors is None:  # the estimate was not started
         variance = None
     opt_state = recipe.optimizer.init(params)
     return FitState(params, average, opt_state, variance, jnp.zeros((), jnp.int32))
 
 
 def model_of(params: PyTree, state: FitState, recipe: Recipe) -> DiffusionModel:
-    """A model from its trained part, with the state's reverse variance."""
+    """Combine trained and frozen parts into a model with the reverse variance of `state`."""
     model = eqx.combine(params, recipe.frozen)
     return model if state.variance is None else replace_fitted(model, lambda _: state.variance)
 
@@ -127,12 +129,12 @@ def model_of(params: PyTree, state: FitState, recipe: Recipe) -> DiffusionModel:
 def _iterate(
     key: Array, state: FitState, recipe: Recipe, source: AbstractSource
 ) -> tuple[FitState, Float[Array, ""], Bool[Array, ""]]:
-    """One iteration: the new state, the loss, and whether it and its gradient are finite."""
+    """Return the state after an iteration, the loss, and whether loss and gradient are finite."""
     key_batch, key_loss, key_errors = jax.random.split(key, 3)
     x_0, context = source.batch(key_batch, recipe.batch_size)
     context = None if context is None else jnp.asarray(context, float)
     process = eqx.combine(state.params, recipe.frozen).process
-    is_allowed = jnp.all(process.support(x_0))  # before states are cast to whole numbers
+    is_allowed = jnp.all(process.support(x_0))  # before the cast, which truncates discrete data
     x_0 = jnp.asarray(x_0, process.dtype)
     x_0 = x_0 if recipe.scaling is None else recipe.scaling.to_model(x_0)
 
@@ -140,22 +142,22 @@ def _iterate(
         return recipe.loss(key_loss, model_of(params, state, recipe), x_0, context)
 
     loss, gradient = jax.value_and_grad(objective)(state.params)
-    if not isinstance(source, InMemory):  # whose rows were checked, every one
+    if not isinstance(source, InMemory):  # the rows of an array have been checked
         loss = jnp.where(is_allowed, loss, jnp.nan)
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
-    # A line search asks for the loss again, with this iteration's minibatch and noise.
+    # A line search re-evaluates the loss, with the minibatch and the noise of this iteration.
     extra = {"value": loss, "grad": gradient, "value_fn": objective}
     optimizer = optax.with_extra_args_support(recipe.optimizer)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, **extra)
     params = optax.apply_updates(state.params, updates)
     average = state.average
-    if recipe.ema_decay is not None:
+    if recipe.ema_decay is not None:  # see the module docstring; written as an increment
         decay = jnp.minimum(recipe.ema_decay, (1 + state.iteration) / (10 + state.iteration))
         average = jax.tree.map(
             lambda old, new: old + ((1 - decay) * (new - old)).astype(old.dtype), average, params
         )
     variance = state.variance
-    if variance is not None:
+    if variance is not None:  # with the weights of `FitResult.model`
         model = model_of(params if average is None else average, state, recipe)
         variance = updated(key_errors, model, variance, x_0, context, state.iteration)
     return FitState(params, average, opt_state, variance, state.iteration + 1), loss, finite
@@ -170,14 +172,14 @@ def run_chunk(
     stop: Int[Array, ""],
     length: int,
 ) -> tuple[FitState, Float[Array, " length"], Bool[Array, ""]]:
-    """Iterate until `stop` iterations are done, at most `length` more, or until a loss fails.
+    """Iterate until `stop` iterations, `length` more iterations or a non-finite loss is reached.
 
-    A loop with a traced end, not a scan, so that a shorter last chunk is the same compiled call.
-    The state that goes in is not donated: it must survive an interrupt, or a failure.
+    A while loop with a traced end, not a scan, so that a shorter last chunk uses the same compiled
+    function. The input state is not donated: it is required after an interrupt or a failure.
 
     Returns:
-        The state; the losses, of which those beyond the last iteration are NaN; and whether all
-        of them, and their gradients, were finite.
+        The state; the losses, which are NaN beyond the last iteration; and whether all losses and
+        gradients are finite.
     """
     start = state.iteration
 
@@ -207,7 +209,7 @@ def mean_elbo(
     steps: AbstractSteps,
     block: int,
 ) -> Float[Array, ""]:
-    """The ELBO of data in model units, `block` of them at a time, in nats per event."""
+    """Return the mean ELBO of data in model units, in nats per event, in blocks of `block` data."""
 
     def one(key: Array, x_0: Array, context: Array | None) -> Float[Array, ""]:
         contexts = None if context is None else context[None]

@@ -1,11 +1,11 @@
-"""Objects as plain descriptions and arrays, and back, without running any code of theirs.
+"""Conversion of objects to descriptions and arrays, and back, without running code of theirs.
 
-A description is made of JSON values. What JSON lacks is a dictionary with a tag:
+A description consists of JSON values. Types that JSON does not have are tagged dictionaries:
 
 | `is`       | other entries        | stands for                                                 |
 | ---------- | -------------------- | ---------------------------------------------------------- |
 | `module`   | `class`, `fields`    | an `eqx.Module` of a known class, field by field           |
-| `array`    | `index`              | a JAX array, at that place in the list of arrays           |
+| `array`    | `index`              | a JAX array, at that index of the list of arrays           |
 | `numpy`    | `index`              | a NumPy array                                              |
 | `scalar`   | `index`              | a NumPy scalar                                             |
 | `function` | `name`               | a known function, such as an activation                    |
@@ -13,11 +13,11 @@ A description is made of JSON values. What JSON lacks is a dictionary with a tag
 | `tuple`    | `items`              | a tuple                                                    |
 | `dict`     | `items`              | a dictionary, as a list of pairs                           |
 | `float`    | `value`              | NaN or an infinity                                         |
-| `foreign`  | `indices`, `name`    | anything else, by its arrays: `like` must supply the rest  |
+| `foreign`  | `indices`, `name`    | the arrays of any other object; `like` supplies the rest   |
 
 *Known* classes are the modules of this package and of `equinox.nn`; known functions are those of
-`ACTIVATIONS`. Both are looked up in dictionaries of what is already there: a description cannot
-make anything be imported, and modules are rebuilt without calling `__init__`.
+`ACTIVATIONS`. Both are looked up in dictionaries of loaded objects: a description cannot cause an
+import, and modules are rebuilt without calling `__init__`.
 """
 
 import dataclasses
@@ -36,6 +36,7 @@ import numpy as np
 _PACKAGE = __name__.partition(".")[0]
 _NN = "relu relu6 sigmoid softplus soft_sign silu gelu elu selu celu leaky_relu log_sigmoid mish"
 _JNP = "tanh sin cos exp expm1 log log1p abs square sqrt"
+# The default activations of `equinox.nn.MLP` are private functions of Equinox.
 _MLP_DEFAULTS = inspect.signature(eqx.nn.MLP.__init__).parameters
 
 ACTIVATIONS: dict[str, Callable] = {
@@ -47,11 +48,11 @@ ACTIVATIONS: dict[str, Callable] = {
 
 
 class LoadError(ValueError):
-    """A file that cannot be loaded; the message says which and why."""
+    """A file cannot be loaded; the message has its path and the reason."""
 
 
 def known_classes() -> dict[str, type]:
-    """The modules that descriptions may name: this package's own and those of `equinox.nn`."""
+    """Return the classes that descriptions may name: modules of this package and `equinox.nn`."""
     known = {f"equinox.nn.{name}": value for name, value in vars(eqx.nn).items()}
     known = {name: value for name, value in known.items() if _is_module(value)}
     todo = list(eqx.Module.__subclasses__())
@@ -59,7 +60,7 @@ def known_classes() -> dict[str, type]:
         cls = todo.pop()
         todo += cls.__subclasses__()
         if cls.__module__.partition(".")[0] == _PACKAGE:
-            # Equinox keeps nameless twins of classes; only what its module calls so is meant.
+            # Equinox may duplicate a class; keep the one that its module exports.
             if getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is cls:
                 known[f"{cls.__module__}.{cls.__qualname__}"] = cls
     return known
@@ -75,10 +76,10 @@ def _is_module(value: Any) -> bool:
 
 @final
 class Describer:
-    """Turns objects into descriptions, and gathers their arrays.
+    """Converts objects to descriptions and collects their arrays.
 
     Args:
-        foreign: whether what is not known is described by its arrays alone, or refused.
+        foreign: describe unknown objects by their arrays alone, instead of raising.
     """
 
     def __init__(self, *, foreign: bool) -> None:
@@ -89,15 +90,17 @@ class Describer:
 
     def _store(self, array: Any) -> int:
         values = np.asarray(array)
+        # In native byte order, which is little-endian wherever JAX runs.
         self.arrays.append(values.astype(values.dtype.newbyteorder("="), copy=False))
         return len(self.arrays) - 1
 
     def describe(self, value: Any, path: str) -> Any:
-        """The description of `value`; `path` is what errors call it.
+        """Return the description of `value`, which error messages call `path`.
 
         Raises:
-            TypeError: it is, or holds, something that is not known.
+            TypeError: it is or contains an unknown object, and `foreign` is false; or a JAX key.
         """
+        # Exact types: a subclass, such as a named tuple, would not be rebuilt as itself.
         if value is None or type(value) in (bool, int, str):
             return value
         if type(value) is float:
@@ -136,21 +139,21 @@ class Describer:
             raise TypeError(f"{path} holds a JAX key, which is not saved. Save its key_data.")
         if not self._foreign:
             raise TypeError(
-                f"{path} is a {kind}, which diffppl does not know how to rebuild: a file never "
-                "holds code. Save with save(path, model, needs_like=True), which keeps its arrays, "
-                "and load with load(path, like=model), where the same code has made a model of the "
-                "same shape. (Known are the modules of diffppl and of equinox.nn, and activations "
-                "of jax.nn.)"
+                f"{path} is a {kind}, which diffppl cannot rebuild: files contain no code. Save "
+                "with save(path, model, needs_like=True), which keeps its arrays, and load with "
+                "load(path, like=model), with a model of the same shape made by the same code. "
+                "(Supported are the modules of diffppl and of equinox.nn, and activations of "
+                "jax.nn.)"
             )
         return {"is": "foreign", "name": kind, "indices": [self._store(leaf) for leaf in leaves]}
 
 
 @final
 class Rebuilder:
-    """Turns descriptions back into objects.
+    """Rebuilds objects from descriptions.
 
     Args:
-        arrays: the gathered arrays.
+        arrays: the collected arrays.
     """
 
     def __init__(self, arrays: list[np.ndarray]) -> None:
@@ -158,10 +161,10 @@ class Rebuilder:
         self._classes = known_classes()
 
     def rebuild(self, description: Any, like: Any, path: str) -> Any:
-        """The object that is described, its foreign parts taken from `like`.
+        """Return the described object; `like` supplies the structure of its foreign parts.
 
         Raises:
-            LoadError: it is not a description, or not one for this version, or not for `like`.
+            LoadError: the description is invalid, or fits neither this version nor `like`.
         """
         if isinstance(description, list):
             return [
@@ -198,13 +201,13 @@ class Rebuilder:
                 return self._module(name, fields, like, path)
             case {"is": "foreign", "name": str(name), "indices": list(indices)}:
                 return self._foreign(name, indices, like, path)
-        return _fail(f"{path} is described by {str(description)[:80]}, which makes no sense.")
+        return _fail(f"{path} has the invalid description {str(description)[:80]}.")
 
     def _array(self, index: int, path: str) -> jax.Array:
         array = self._arrays[index]
         if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
             _fail(
-                f"{path} has dtype {array.dtype}, which JAX has switched off: call "
+                f"{path} has dtype {array.dtype}, which is disabled in JAX: call "
                 "jax.config.update('jax_enable_x64', True) first."
             )
         return jax.device_put(array)
@@ -219,7 +222,7 @@ class Rebuilder:
                 f"{path} is a {name} with fields {sorted(fields)}, but in this version of diffppl "
                 f"the class has {sorted(wanted)}: it was saved by another version."
             )
-        module = object.__new__(cls)
+        module = object.__new__(cls)  # without `__init__`, which takes other arguments
         for field, description in fields.items():
             value = self.rebuild(description, getattr(like, field, None), f"{path}.{field}")
             object.__setattr__(module, field, value)
@@ -228,22 +231,23 @@ class Rebuilder:
     def _foreign(self, name: str, indices: list[int], like: Any, path: str) -> Any:
         if like is None:
             _fail(
-                f"{path} is a {name}, of which the file has the arrays only. Pass like=model, with "
+                f"{path} is a {name}, of which the file has only the arrays. Pass like=model, with "
                 "a model of the same shape made by the same code."
             )
         leaves, structure = jax.tree.flatten(like)
         places = [i for i, leaf in enumerate(leaves) if eqx.is_array(leaf)]
         saved = [self._arrays[i] for i in indices]
-        ours = [(leaves[i].shape, leaves[i].dtype) for i in places]
-        theirs = [(array.shape, array.dtype) for array in saved]
-        if ours != theirs:
+        expected = [(leaves[i].shape, leaves[i].dtype) for i in places]
+        found = [(array.shape, array.dtype) for array in saved]
+        if expected != found:
             first = next(
-                (pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]), ""
+                (pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]), ""
             )
             _fail(
-                f"like does not fit at {path}: the file has the {len(theirs)} arrays of a {name}, "
-                f"and like has {len(ours)} there. The first that differ: {first or 'the last'}."
+                f"like does not fit at {path}: the file has the {len(found)} arrays of a {name}, "
+                f"and like has {len(expected)} there. The first to differ: {first or 'the last'}."
             )
+        # Saved arrays replace those of `like` in the order of its leaves.
         for i, index in zip(places, indices, strict=True):
             is_jax = isinstance(leaves[i], jax.Array)
             leaves[i] = self._array(index, path) if is_jax else self._arrays[index].copy()
@@ -251,7 +255,7 @@ class Rebuilder:
 
 
 def is_plain(dtype: Any) -> bool:
-    """Whether an array is numbers that a file can hold."""
+    """Return whether arrays of this dtype can be saved."""
     return isinstance(dtype, np.dtype) and dtype.name in DTYPES
 
 
@@ -262,6 +266,7 @@ DTYPES: dict[str, np.dtype] = {
 
 
 def _part(like: Any, key: int | str) -> Any:
+    """Return an item of `like`, and None if it has no such item."""
     try:
         return like[key]
     except (TypeError, KeyError, IndexError):

@@ -1,14 +1,14 @@
-"""Models in files: `save` and `load`.
+"""Saving and loading of models.
 
-A file is one line of text, a description in JSON (see `structure`) and the bytes of the arrays,
-one after the other, little-endian, in row-major order:
+A file is one line of text, a description in JSON (see `codec`) and the concatenated bytes of the
+arrays, little-endian, in row-major order:
 
     diffppl <format> <CRC-32 of the rest> <length of the JSON>
     {"arrays": [{"dtype": "float32", "shape": [2, 3]}, ...], "value": ...}
     ...
 
-Loading never runs code from a file, nor imports what a file names. Numbers come back bit by bit,
-in their own dtype, so a loaded model draws the same samples from the same key.
+Loading neither runs code from a file nor imports modules that a file names. Arrays are restored
+bit for bit with their dtypes, so a loaded model draws the same samples from the same key.
 """
 
 import json
@@ -32,17 +32,17 @@ _NAME = b"diffppl "
 def save(path: str | os.PathLike, model: Any, *, needs_like: bool = False) -> None:
     """Write a model, or any part of one, to a file.
 
-    The file appears whole or not at all: an interrupted save leaves an older one as it was.
+    The write is atomic: an interrupted save leaves an existing file unchanged.
 
     Args:
-        path: of the file; by custom it ends in `.dppl`.
+        path: path of the file; the customary extension is `.dppl`.
         model: a model, network, process or schedule; tuples, lists and dictionaries of them.
-        needs_like: save classes that diffppl does not know too, by their arrays alone. Such a
-            file needs `load(path, like=...)`.
+        needs_like: also save instances of unsupported classes (see `codec`), by their arrays
+            alone. Such a file requires `load(path, like=...)`.
 
     Raises:
-        TypeError: the model holds a class that diffppl does not know, or `path` is no path;
-            nothing is written.
+        TypeError: the model contains an unsupported class, or `path` is not a path; nothing is
+            written.
         OSError: the file cannot be written.
 
     Example:
@@ -51,7 +51,7 @@ def save(path: str | os.PathLike, model: Any, *, needs_like: bool = False) -> No
     """
     check_path("path", path)
     if not needs_like and isinstance(getattr(model, "model", None), eqx.Module):
-        raise TypeError(f"model={described(model)} is more than a model: pass its .model.")
+        raise TypeError(f"model={described(model)} is not a model but has one: pass its .model.")
     describer = Describer(foreign=needs_like)
     value = describer.describe(model, "model")
     arrays = [{"dtype": array.dtype.name, "shape": array.shape} for array in describer.arrays]
@@ -60,6 +60,7 @@ def save(path: str | os.PathLike, model: Any, *, needs_like: bool = False) -> No
     checksum = 0
     for part in parts:
         checksum = zlib.crc32(part, checksum)
+    # Written to a temporary file and moved into place, as `os.replace` is atomic.
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -74,19 +75,19 @@ def save(path: str | os.PathLike, model: Any, *, needs_like: bool = False) -> No
 
 
 def load(path: str | os.PathLike, *, like: Any = None) -> Any:
-    """Read what `save` wrote.
+    """Read a file written by `save`.
 
     Args:
-        path: of the file.
-        like: a model of the same shape, which supplies the structure of the classes that diffppl
-            does not know; only its structure is used, not its numbers.
+        path: path of the file.
+        like: a model of the same shape, which supplies the structure of instances of unsupported
+            classes; its numbers are not used.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        LoadError: it is not a diffppl file, is damaged or from a newer version, or needs `like`.
+        FileNotFoundError: the file does not exist.
+        LoadError: not a diffppl file, damaged, from a newer version, or `like` is required.
 
     Example:
-        >>> dp.save("mine.dppl", model, needs_like=True)    # model.network is a class of my own
+        >>> dp.save("mine.dppl", model, needs_like=True)    # model.network is a user's class
         >>> model = dp.load("mine.dppl", like=model)
     """
     content = Path(check_path("path", path)).read_bytes()
@@ -96,14 +97,14 @@ def load(path: str | os.PathLike, *, like: Any = None) -> Any:
             return _read(text, data, like)
         except LoadError:
             raise
-        except Exception as error:  # the checksum was right, so only a forged file comes here
-            raise LoadError(f"its description makes no sense ({error!r}).") from error
+        except Exception as error:  # valid checksum, invalid content: a forged file
+            raise LoadError(f"its description is invalid ({error!r}).") from error
     except LoadError as error:
         raise LoadError(f"{os.fspath(path)!r} cannot be loaded: {error}") from error.__cause__
 
 
 def _open(content: bytes) -> tuple[bytes, memoryview]:
-    """The description and the arrays' bytes, once the first line and the checksum are right."""
+    """Check the first line and the checksum; return the description and the bytes of the arrays."""
     if not content.startswith(_NAME):
         raise LoadError("it is not a file that diffppl.save wrote.")
     line, _, rest = content.partition(b"\n")
@@ -113,7 +114,7 @@ def _open(content: bytes) -> tuple[bytes, memoryview]:
         if version < 1:
             raise ValueError(version)
     except ValueError:
-        raise LoadError("it is damaged: its first line makes no sense.") from None
+        raise LoadError("it is damaged: its first line is invalid.") from None
     if version > _FORMAT:
         raise LoadError(
             f"it has format {version}, and this version of diffppl reads up to format {_FORMAT}: "
@@ -125,6 +126,7 @@ def _open(content: bytes) -> tuple[bytes, memoryview]:
 
 
 def _read(text: bytes, data: memoryview, like: Any) -> Any:
+    """Split the bytes into arrays and rebuild the object from its description."""
     content = json.loads(text)
     arrays, offset = [], 0
     for entry in content["arrays"]:

@@ -1,17 +1,17 @@
-"""Room 4: how likely is x_0.
+"""Likelihoods: estimates of log p(x_0) and bounds on it.
 
-*What lives here*: the importance-weighted bound and the path weights behind it, for every kind of
-data; the density of the probability flow, for real data; the entropy bracket of a reverse step;
-Parzen windows around samples; nats as bits per dimension. The ELBO itself, which training needs
-too, is in `diffppl.likelihood.elbo`.
+*What lives here*: the ELBO (`elbo`), which `fit` maximises; the importance-weighted bound and the
+path weights behind it, for all data types; the density of the probability flow, for real data;
+entropy bounds of the reverse steps; Parzen-window densities; conversion of nats to bits per
+dimension.
 
 *The contract*: a public function `(key, model, x_0, *, context=None, ...)` takes data in the user's
-units, shape `(n, *event_shape)`, and returns nats in the user's units with their error, as
-`LogEstimate` or `Bound` do. A bound or an estimate is never called `log_prob`.
+units, shape `(n, *event_shape)`, and returns a `LogEstimate` or a `Bound`: nats in the user's
+units, with a standard error. A bound or an estimate is never called `log_prob`.
 
-*To add one*: a new file, and a test that holds it against an exact answer.
+*To add one*: a new file, and a test against a closed-form log-likelihood.
 
-*What does not belong here*: likelihoods of observations, which are programs.
+*What does not belong here*: likelihoods of observations, which are part of a program.
 """
 
 from .bits import BitsPerDim, bits_per_dim

@@ -1,4 +1,4 @@
-"""Nats per event as bits per dimension: the code length of quantised data."""
+"""Conversion of nats per event to bits per dimension, the code length of quantised data."""
 
 import math
 from typing import final
@@ -14,11 +14,11 @@ from .estimate import LogEstimate
 
 @final
 class BitsPerDim(eqx.Module):
-    """Minus a log-likelihood in bits per number of the data: smaller is better.
+    """Negative log-likelihood in bits per dimension; smaller is better.
 
     Attributes:
         value: mean over the data.
-        standard_error: of `value`; NaN if there is one datum.
+        standard_error: of `value`; NaN for a single datum.
     """
 
     value: Float[Array, ""]
@@ -31,20 +31,21 @@ class BitsPerDim(eqx.Module):
 def bits_per_dim(
     estimate: Bound | LogEstimate, event_shape: tuple[int, ...], *, level: float = 1.0
 ) -> BitsPerDim:
-    """What an ELBO or an estimate of log p says about the code length of quantised data.
+    """Convert an ELBO or an estimate of log p to the code length of quantised data.
 
-    A number of the data is one of the levels of a quantiser, blurred by uniform noise as wide as a
-    level (`data.dequantise`). Then P(levels) is at least the density times the volume of one cell,
-    so the code takes at most -(log2 p) / n - log2(level) bits for each of n numbers.
+    The data are levels of a quantiser plus uniform noise of the width of one level
+    (`data.dequantise`). By Jensen's inequality the expected log-density plus the log-volume of one
+    cell bounds log P(levels) from below, so the code takes at most -(log2 p) / n - log2(level) bits
+    for each of the n coordinates.
 
     Args:
-        estimate: in nats per event, of the noisy data.
-        event_shape: of one event; channels count.
-        level: distance between two levels in the units of `estimate`: 1 for levels 0..255 as they
-            are, 1/256 where they are divided by 256, 1/(256 s) where that is divided by s as well.
+        estimate: in nats per event, of the dequantised data.
+        event_shape: of one event, including channels.
+        level: distance between two levels in the units of `estimate`: 1 for levels 0..255, 1/256 if
+            they are divided by 256, 1/(256 s) if the result is further divided by s.
 
     Raises:
-        ValueError: a `Bound` of other events, or a level that is not positive.
+        ValueError: a `Bound` for events of another size, or a level that is not positive.
 
     Example:
         >>> bound = dp.elbo(key, model, dp.data.dequantise(key_noise, test_images))
@@ -52,19 +53,19 @@ def bits_per_dim(
         BitsPerDim(4.210 ± 0.012)
 
     References:
-        Theis, van den Oord and Bethge 2016, section 3.1. The K of Sohl-Dickstein et al. 2015, table
-        1, is another number: bits per *pixel* of images scaled to unit variance, larger is better.
-        Their 5.4 for CIFAR-10, whose standard deviation is 0.2516 of the range, is 4.21 bits per
-        dimension: 5.4 divided by 3, and a level of 1 / (256 * 0.2516).
+        Theis, van den Oord and Bethge 2016, section 3.1. Sohl-Dickstein et al. 2015, table 1,
+        report a different quantity K: bits per *pixel* of images scaled to unit variance, larger is
+        better. Their 5.4 for CIFAR-10, whose standard deviation is 0.2516 of the range, is 4.21
+        bits per dimension: 5.4 divided by 3, with a level of 1 / (256 * 0.2516).
     """
     check_instance("estimate", estimate, Bound, LogEstimate)
-    num = math.prod(check_shape("event_shape", event_shape))
-    if isinstance(estimate, Bound) and estimate.num_dimensions != num:
+    num_dimensions = math.prod(check_shape("event_shape", event_shape))
+    if isinstance(estimate, Bound) and estimate.num_dimensions != num_dimensions:
         raise ValueError(
-            f"event_shape={event_shape} has {num} numbers, but estimate is of events of "
+            f"event_shape={event_shape} has {num_dimensions} numbers, but estimate is of events of "
             f"{estimate.num_dimensions}."
         )
     level = check_float("level", level, 0.0)
-    scale = 1 / (num * math.log(2))
+    scale = 1 / (num_dimensions * math.log(2))  # nats per event -> bits per dimension
     value = -scale * estimate.value - math.log2(level)
     return BitsPerDim(jnp.asarray(value), jnp.asarray(scale * estimate.standard_error))

@@ -1,14 +1,16 @@
-"""How uncertain a step back in time is, before any network is fit.
+"""Bounds on the entropy of the reverse steps of the forward process.
 
     H(X_t|X_{t-1}) + H(X_{t-1}|X_0) - H(X_t|X_0) <= H_q(X_{t-1}|X_t) <= H(X_t|X_{t-1})    (eq. 24)
 
-The lower bound always holds: the later states say nothing more of x_0. The upper one holds if the
-stationary distribution has the largest entropy that such data can have: for real data if their
-average second moment is 1 (model units), for bits if `rate` is their mean, for categories drawn
-anew uniformly always, and for an absorbing chain never.
+The bounds depend on the process and the data alone, not on a network. The lower bound always holds,
+since conditioning on X_0 cannot increase the entropy. The upper bound requires H_q(X_{t-1}) <=
+H_q(X_t), which holds if the stationary distribution has maximal entropy among distributions of such
+data: for real data if their average second moment is 1 (model units), for bits if `rate` is their
+mean, for categories with uniform resampling always, and for an absorbing chain never.
 
-For Gaussian data the two are log(2 pi e v) / 2 a coordinate, with v the variance of
-q(x_{t-1} given x_t, x_0) and beta_t: the fixed variances of `LowerVariance` and `UpperVariance`.
+For Gaussian diffusion the bounds are log(2 pi e v) / 2 per coordinate, where v is the variance of
+q(x_{t-1} | x_t, x_0) for the lower and beta_t for the upper one: the fixed variances of
+`LowerVariance` and `UpperVariance`.
 
 References:
     Sohl-Dickstein et al. 2015, section 2.6 and appendix A.
@@ -31,11 +33,11 @@ from ..model.inputs import check_data
 
 @final
 class EntropyBounds(eqx.Module):
-    """Bounds on H_q(X_{t-1} given X_t) for t = 1..T, at index t - 1, in nats and model units.
+    """Bounds on H_q(X_{t-1} | X_t) for t = 1..T, at index t - 1, in nats and model units.
 
     Attributes:
-        lower: -inf at t = 1 for real data, which have no entropy once they are known.
-        upper: entropies of the forward steps.
+        lower: lower bounds; -inf at t = 1 for real data, as H(X_0|X_0) = -inf.
+        upper: upper bounds, the entropies of the forward steps.
     """
 
     lower: Float[Array, " num_steps"]
@@ -43,10 +45,10 @@ class EntropyBounds(eqx.Module):
 
 
 def entropy_bounds(key: Array, model: DiffusionModel, x_0: Any) -> EntropyBounds:
-    """The bracket of equation 24 for every reverse step, averaged over data.
+    """Bounds of equation 24 on the entropy of every reverse step, averaged over data.
 
-    Exact for Gaussian chains; for others the upper bound averages over one draw of x_{t-1} from
-    each datum.
+    Exact for Gaussian processes, whose transitions have an entropy independent of x_{t-1}; for
+    others H(X_t|X_{t-1}) is averaged over one draw of x_{t-1} for each datum.
 
     Args:
         key: a typed JAX key.
@@ -54,7 +56,7 @@ def entropy_bounds(key: Array, model: DiffusionModel, x_0: Any) -> EntropyBounds
         x_0: data in the user's units, shape `(n, *event_shape)`.
 
     Raises:
-        ValueError: an absorbing chain.
+        ValueError: the process is absorbing.
     """
     key = check_key(key)
     check_instance("model", model, DiffusionModel)
@@ -62,7 +64,7 @@ def entropy_bounds(key: Array, model: DiffusionModel, x_0: Any) -> EntropyBounds
     entropy = jnp.asarray(model.process.base(model.event_shape).entropy())
     if not isinstance(entropy, Tracer) and not np.all(entropy > 1e-6):
         raise ValueError(
-            f"model has a {type(model.process).__name__} whose end has no entropy, an absorbing "
+            f"model has a {type(model.process).__name__} whose base has zero entropy, an absorbing "
             "chain: equation 24 does not hold for it."
         )
     return _entropy_bounds(key, model, model.to_model(x_0))
@@ -72,15 +74,15 @@ def entropy_bounds(key: Array, model: DiffusionModel, x_0: Any) -> EntropyBounds
 def _entropy_bounds(key: Array, model: DiffusionModel, x_0: Array) -> EntropyBounds:
     process, n = model.process, x_0.shape[0]
 
-    def total(kernel: Distribution) -> Array:
-        # NumPyro's normal gives its entropy in the shape of the scale alone.
+    def entropy(kernel: Distribution) -> Array:
+        # The entropy of NumPyro's Normal has the shape of its scale, not the batch shape.
         return jnp.sum(jnp.broadcast_to(jnp.asarray(kernel.entropy()), kernel.batch_shape)) / n
 
     def forward(x: Array, t: Array | int) -> Array:
-        return total(process.transition(x, t))
+        return entropy(process.transition(x, t))
 
     def noised(t: Array) -> Array:
-        return total(process.marginal(x_0, t))
+        return entropy(process.marginal(x_0, t))
 
     def step(_: None, inputs: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
         key, t = inputs
@@ -91,9 +93,9 @@ def _entropy_bounds(key: Array, model: DiffusionModel, x_0: Array) -> EntropyBou
     times = jnp.arange(2, model.num_steps + 1)
     keys = jax.random.split(key, len(times))
     _, (lower, upper) = jax.lax.scan(step, None, (keys, times))
-    # At t = 1 the two terms H(X_1 given X_0) cancel and H(X_0 given X_0) is left.
-    known = jnp.zeros(1) if process.support.is_discrete else jnp.full(1, -jnp.inf)
+    # At t = 1 the lower bound is H(X_1|X_0) + H(X_0|X_0) - H(X_1|X_0) = H(X_0|X_0).
+    degenerate = jnp.zeros(1) if process.support.is_discrete else jnp.full(1, -jnp.inf)
     return EntropyBounds(
-        lower=jnp.concatenate([known, lower]),
+        lower=jnp.concatenate([degenerate, lower]),
         upper=jnp.concatenate([forward(x_0, 1)[None], upper]),
     )

@@ -1,4 +1,4 @@
-"""What an estimate of log p(x_0) looks like."""
+"""The result of an estimator of log p(x_0)."""
 
 import math
 from typing import final
@@ -10,12 +10,12 @@ from jaxtyping import Array, Float
 
 @final
 class LogEstimate(eqx.Module):
-    """log p(x_0), averaged over data, in nats.
+    """An estimate of log p(x_0), averaged over data, in nats.
 
     Attributes:
         per_example: an estimate for each datum, shape `(n,)`.
-        per_example_error: its standard error from the estimate's own randomness, the datum held
-            fixed; 0 if there is none, NaN if it cannot be told.
+        per_example_error: Monte Carlo standard error of each estimate, conditional on its datum;
+            0 for a deterministic estimator, NaN if it cannot be estimated.
     """
 
     per_example: Float[Array, " n"]
@@ -28,13 +28,13 @@ class LogEstimate(eqx.Module):
 
     @property
     def standard_error(self) -> Float[Array, ""]:
-        """Of `value`: the spread over data and randomness, divided by sqrt(n). NaN if n = 1."""
+        """Standard error of `value`, over data and Monte Carlo noise; NaN if n = 1."""
         n = self.per_example.size
         return jnp.std(self.per_example, ddof=1) / math.sqrt(n) if n > 1 else jnp.array(jnp.nan)
 
     @property
     def monte_carlo_error(self) -> Float[Array, ""]:
-        """Of `value`, from the estimate's own randomness alone, these data held fixed."""
+        """Standard error of `value` from Monte Carlo noise alone, conditional on the data."""
         return jnp.sqrt(jnp.sum(self.per_example_error**2)) / self.per_example.size
 
     @property

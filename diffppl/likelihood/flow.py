@@ -1,17 +1,17 @@
-"""The density of a Gaussian model's probability flow.
+"""The log-density of the probability flow of a Gaussian model.
 
-Along the flow dx/dphi = v(x, phi) of `diffppl.samplers.flow_ode`, log p(x) falls at the rate of the divergence
-of v, so in the chain's units
+Along the flow dx/dphi = v(x, phi) of `diffppl.samplers.flow_ode` the instantaneous change of
+variables is d log p(x) / dphi = -div v, so in model units
 
     log p(x_0) = log pi(x_T) + integral of div v from phi_1 to phi_T + (d / 2) log alpha_bar_1
 
-with x_1 = sqrt(alpha_bar_1) x_0 and x_T = the flow's end. It is the density of what
-`samplers.ProbabilityFlow` draws, not the marginal of the reverse chain; the two agree as far as the
-network's denoiser is exact and the chain long. For an exact denoiser it is the density of the data
-with the noise of level 1, to the errors that `diffppl.samplers.flow_ode` states.
+with x_1 = sqrt(alpha_bar_1) x_0 and x_T the end point of the flow. This is the density of the draws
+of `samplers.ProbabilityFlow`, not the marginal of the reverse chain; the two converge as the
+denoiser becomes exact and the chain long. For an exact denoiser it is the density of the data
+convolved with the noise of level 1, up to the errors stated in `diffppl.samplers.flow_ode`.
 
-The divergence is exact (one derivative for each coordinate) or Hutchinson's estimate from random
-directions e: E[e^T J e] = tr J.
+The divergence is exact (one directional derivative per coordinate) or Hutchinson's estimate from
+random directions e: E[e^T J e] = tr J.
 
 References:
     Chen et al. 2018, "Neural Ordinary Differential Equations", section 4.
@@ -39,25 +39,25 @@ from .estimate import LogEstimate
 
 
 class AbstractTrace(eqx.Module):
-    """How the trace of a Jacobian is had. Subclasses give `probes` and `trace`."""
+    """An estimator of the trace of a Jacobian. Subclasses implement `probes` and `trace`."""
 
     @abc.abstractmethod
     def probes(self, key: Array, event_shape: tuple[int, ...]) -> Array | None:
-        """The random directions of one event, held fixed along the flow."""
+        """Draw the random directions of one event, which are fixed along the flow."""
 
     @abc.abstractmethod
     def trace(
         self, function: Callable[[Array], Array], x: Array, probes: Array | None
     ) -> Float[Array, " probes"]:
-        """Estimates of the trace of `function`'s Jacobian at `x`, one for each direction."""
+        """Estimate the trace of the Jacobian of `function` at `x`, once per direction."""
 
 
 @final
 class ExactTrace(AbstractTrace):
-    """One derivative for each coordinate of the event: exact, and right for small events."""
+    """The exact trace, at one derivative per coordinate; for small events."""
 
     def probes(self, key: Array, event_shape: tuple[int, ...]) -> None:
-        """None are needed."""
+        """Return None: no random directions are required."""
         del key, event_shape
 
     def trace(
@@ -70,17 +70,18 @@ class ExactTrace(AbstractTrace):
 
 @final
 class Hutchinson(AbstractTrace):
-    """Unbiased, from `num_probes` directions of random signs: right for large events."""
+    """Hutchinson's unbiased estimator with `num_probes` Rademacher directions; for large events."""
 
     num_probes: int = eqx.field(static=True, default=1, converter=size_field("num_probes"))
 
     def probes(self, key: Array, event_shape: tuple[int, ...]) -> Array:
-        """Signs, shape `(num_probes, *event_shape)`."""
+        """Draw random signs, shape `(num_probes, *event_shape)`."""
         return jax.random.rademacher(key, (self.num_probes, *event_shape), jnp.result_type(float))
 
     def trace(
         self, function: Callable[[Array], Array], x: Array, probes: Array | None
     ) -> Float[Array, " probes"]:
+        # e^T J e by one Jacobian-vector product
         return jax.vmap(lambda e: jnp.sum(e * jax.jvp(function, (x,), (e,))[1]))(probes)
 
 
@@ -91,16 +92,17 @@ def flow_log_density(
     *,
     integrator: Integrator = Integrator(),  # noqa: B008 (immutable)
 ) -> Float[Array, "..."]:
-    """Log-density of the probability flow at x_0, in nats and the user's units.
+    """Return the log-density of the probability flow at x_0, in nats and the user's units.
 
-    Pure, deterministic and differentiable, to be used inside programs; NaN where the solver gives
-    up. For large events see `flow_likelihood`.
+    Pure, deterministic and differentiable, so it can be used inside programs; NaN where the solver
+    fails. The trace is exact; `flow_likelihood` estimates it for large events.
 
     Args:
         model: a model of real data.
-        x_0: user's units, shape `(*batch, *event_shape)`; NumPy's are centred in double precision.
+        x_0: user's units, shape `(*batch, *event_shape)`; NumPy arrays are centred in double
+            precision.
         context: shape `(*context_batch, *context_shape)`, broadcast against the batch.
-        integrator: how the differential equation is solved.
+        integrator: solver of the differential equation.
     """
     check_real(model)
     check_instance("integrator", integrator, Integrator)
@@ -125,15 +127,20 @@ def flow_likelihood(
     trace: AbstractTrace = Hutchinson(num_probes=10),  # noqa: B008 (immutable)
     integrator: Integrator = Integrator(),  # noqa: B008 (immutable)
 ) -> LogEstimate:
-    """Log-density of the probability flow, averaged over data, in nats.
+    """Estimate the log-density of the probability flow, averaged over data, in nats.
 
     Args:
         key: a typed JAX key.
         model: a model of real data.
         x_0: data in the user's units, shape `(n, *event_shape)`.
         context: one per datum, shape `(n, *context_shape)`, if the model takes one.
-        trace: `ExactTrace()`, or `Hutchinson(num_probes)`, whose noise the result states.
-        integrator: how the differential equation is solved.
+        trace: `ExactTrace()`, or `Hutchinson(num_probes)`, whose Monte Carlo error is part of the
+            result.
+        integrator: solver of the differential equation.
+
+    Raises:
+        ValueError: a model of discrete data.
+        RuntimeError: the solver failed, after `max_steps` steps or at a value that is not finite.
 
     Example:
         >>> dp.flow_likelihood(jax.random.key(0), model, x_test)
@@ -168,11 +175,12 @@ def _flow_likelihood(
         values,
         jnp.any(jnp.isnan(values)),
         "the probability flow could not be solved: raise integrator's max_steps or its "
-        "tolerances, and see that the network's output is finite.",
+        "tolerances, and check that the network's output is finite.",
     )
+    # The probes share the datum, so their spread is the Monte Carlo error conditional on it.
     num_probes = values.shape[1]
     spread = jnp.std(values, axis=1, ddof=1) if num_probes > 1 else jnp.full(len(values), jnp.nan)
-    exact = trace.probes(key, model.event_shape) is None
+    exact = trace.probes(key, model.event_shape) is None  # deterministic: no error
     return LogEstimate(
         per_example=values.mean(axis=1),
         per_example_error=jnp.zeros(len(values)) if exact else spread / math.sqrt(num_probes),
@@ -187,20 +195,23 @@ def _log_density(
     probes: Array | None,
     integrator: Integrator,
 ) -> Float[Array, " probes"]:
-    """Of one event in model units, once for every direction of the trace."""
+    """Return the log-density of one event in model units, once per direction of the trace."""
     schedule = model.process.schedule
     levels = angles(schedule)
     alpha_bar_1 = schedule.alpha_bar()[1]
 
+    # x and the accumulated divergence are integrated together, so that the adaptive step size
+    # controls the error of both.
     def field(angle: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         x, _ = state
         function = lambda x: velocity(model, x, angle, context)  # noqa: E731
         return function(x), trace.trace(function, x, probes)
 
-    x, total = jnp.sqrt(alpha_bar_1) * x_0, jnp.zeros(1 if probes is None else len(probes))
-    if model.num_steps > 1:
+    x, divergence = jnp.sqrt(alpha_bar_1) * x_0, jnp.zeros(1 if probes is None else len(probes))
+    if model.num_steps > 1:  # else level 1 is the last level, and there is no flow
         saveat = diffrax.SaveAt(t1=True)
-        states = integrator.solve(field, (x, total), levels[0], levels[-1], saveat)
-        x, total = jax.tree.map(lambda saved: saved[-1], states)
-    start = jnp.sum(model.process.base(model.event_shape).log_prob(x))
-    return start + total + 0.5 * x.size * jnp.log(alpha_bar_1)
+        states = integrator.solve(field, (x, divergence), levels[0], levels[-1], saveat)
+        x, divergence = jax.tree.map(lambda saved: saved[-1], states)
+    # The last term is the log-determinant of x_1 = sqrt(alpha_bar_1) x_0.
+    base = jnp.sum(model.process.base(model.event_shape).log_prob(x))
+    return base + divergence + 0.5 * x.size * jnp.log(alpha_bar_1)

@@ -1,12 +1,13 @@
-"""Parzen windows: a density from samples alone, for comparisons with older papers.
+"""Parzen-window density estimates from samples, for comparison with older papers.
 
     p(x) = (1/n) sum_i N(x; s_i, h^2 I)
 
-over n samples s_i of a model, with the bandwidth h that suits a validation set best. In many
-dimensions it says little of the model: with 10,000 samples it is far below the true log p, ranks
-models wrongly, and may prefer samples that lie between the data to the data themselves (Theis, van
-den Oord and Bethge 2016, section 3.2). Report the ELBO first. As a yardstick, put training
-data in the place of the samples: a perfect model scores the same, and yet not the highest.
+over n samples s_i of a model, with the bandwidth h that maximises the log-density of a validation
+set. In many dimensions the estimate is a poor measure of a model: with 10,000 samples it is far
+below the true log p, does not preserve the ranking of models, and can be higher for samples that
+interpolate the data than for the data themselves (Theis, van den Oord and Bethge 2016, section
+3.2). Report the ELBO in the first place. For reference, evaluate it with training data as samples:
+this is the score of a perfect model, but not the highest attainable.
 
 References:
     Parzen 1962; Breuleux, Bengio and Vincent 2011; Goodfellow et al. 2014, section 5 (the
@@ -28,19 +29,19 @@ from ..checks.arguments import check_size, described
 from ..checks.arrays import as_finite
 from .estimate import LogEstimate
 
-BANDWIDTHS = tuple(np.logspace(-1, 0, 10).tolist())
+BANDWIDTHS = tuple(np.logspace(-1, 0, 10).tolist())  # of the published protocol, see `parzen`
 
 
 @final
 class ParzenEstimate(eqx.Module):
-    """What `parzen` returns.
+    """The result of `parzen`.
 
     Attributes:
-        log_likelihood: of the test data, in nats. What other samples would have changed cannot be
-            told, so `per_example_error` is NaN; `standard_error` is the spread over test data.
-        bandwidth: the one chosen.
-        bandwidths: those tried.
-        validation: mean log-density of the validation data with each of them, in nats.
+        log_likelihood: of the test data, in nats. The error due to the finite set of samples is
+            not estimated, so `per_example_error` is NaN; `standard_error` is over test data only.
+        bandwidth: the bandwidth selected.
+        bandwidths: the candidates.
+        validation: mean log-density of the validation data at each candidate, in nats.
     """
 
     log_likelihood: LogEstimate
@@ -64,26 +65,26 @@ def parzen(
     bandwidths: Any = BANDWIDTHS,
     batch_size: int = 100,
 ) -> ParzenEstimate:
-    """The log-density of test data under windows of one width around samples.
+    """Estimate the log-density of test data by Parzen windows of one bandwidth around samples.
 
     The published protocol: 10,000 samples, pixel values in [0, 1], ten bandwidths from 0.1 to 1,
-    the one chosen that up to 1,000 held-out training images prefer, and 10,000 test images.
+    selected on up to 1,000 held-out training images, and 10,000 test images.
 
     Args:
-        samples: of a model, shape `(n, *event_shape)`.
-        validation, x_test: data in the same units, to choose the bandwidth and to report.
-        bandwidths: to choose from, in the units of the data; ten from 0.1 to 1 by default.
-        batch_size: test data at a time; each takes memory for `n` distances.
+        samples: draws from a model, shape `(n, *event_shape)`.
+        validation, x_test: data in the same units, for the selection and for the result.
+        bandwidths: candidates, in the units of the data; ten from 0.1 to 1 by default.
+        batch_size: test data evaluated at once; each takes memory for `n` distances.
 
     Returns:
         A `ParzenEstimate`, in nats per event.
 
     Raises:
-        ValueError: shapes that do not fit together, no data, values that are not finite, or
+        ValueError: event shapes that disagree, empty arrays, values that are not finite, or
             bandwidths that are not positive.
 
     Warns:
-        UserWarning: the best bandwidth is the smallest or the largest of several.
+        UserWarning: the best bandwidth is the smallest or the largest candidate.
 
     Example:
         >>> samples = dp.sample(key, model, (10_000,)) / 256
@@ -103,7 +104,8 @@ def parzen(
     widths = np.asarray(as_finite("bandwidths", bandwidths), np.float64)
     if widths.ndim != 1 or widths.size == 0 or not np.all(widths > 0):
         raise ValueError(f"bandwidths={described(bandwidths)} must be a list of positive numbers.")
-    # Squared distances come from |x|^2 + |s|^2 - 2 x.s, which loses digits far from the origin.
+    # Squared distances are |x|^2 + |s|^2 - 2 x.s, which cancels catastrophically for data far from
+    # the origin: centre in float64.
     centre = arrays["samples"].mean(axis=0)
     centred = {
         name: jnp.asarray((x - centre).reshape(len(x), -1), float) for name, x in arrays.items()
@@ -137,25 +139,26 @@ def _log_densities(
     bandwidths: Float[Array, " bandwidths"],
     block: int,
 ) -> Float[Array, "m bandwidths"]:
-    """log p(x) with each bandwidth."""
+    """Return log p(x) at each bandwidth."""
     n, d = samples.shape
-    lengths = jnp.sum(samples**2, axis=1)
+    squared_norms = jnp.sum(samples**2, axis=1)
 
     def one(x: Array) -> Array:
         inner = jnp.matmul(samples, x, precision="highest")
-        squares = jnp.maximum(jnp.sum(x**2) + lengths - 2 * inner, 0)
+        squares = jnp.maximum(jnp.sum(x**2) + squared_norms - 2 * inner, 0)
 
-        def at(h: Array) -> Array:
+        # log p(x) = logsumexp_i(-|x - s_i|^2 / 2h^2) - log n - (d / 2) log(2 pi h^2)
+        def log_density(h: Array) -> Array:
             normaliser = math.log(n) + 0.5 * d * jnp.log(2 * jnp.pi * h**2)
             return jax.nn.logsumexp(-0.5 * squares / h**2) - normaliser
 
-        return jax.lax.map(at, bandwidths)
+        return jax.lax.map(log_density, bandwidths)
 
     return map_in_blocks(one, (x,), block)
 
 
 def _as_events(name: str, x: Any) -> Float[np.ndarray, "n ..."]:
-    """Finite numbers with a leading axis, in double precision for the centring."""
+    """Check for finite numbers with a leading axis; convert to float64."""
     values = np.asarray(as_finite(name, x), np.float64)
     if values.ndim == 0 or values.shape[0] == 0:
         raise ValueError(f"{name} is empty: it has shape {values.shape}.")

@@ -1,19 +1,20 @@
-"""log p(x_0) from the weights of forward paths: importance sampling, the Jarzynski equality.
+"""Importance-sampling estimates of log p(x_0) from forward trajectories; the Jarzynski equality.
 
-    p(x_0) = E_q[exp(-W)],    W = log q(x_1, .., x_T given x_0) - log p(x_0, .., x_T)      (eq. 9)
+    p(x_0) = E_q[exp(-W)],    W = log q(x_1, .., x_T | x_0) - log p(x_0, .., x_T)      (eq. 9)
 
-W is the *work* done along a forward path. By Jensen -E[W] is the ELBO, and the excess
-E[W] + log p(x_0) = KL(q(path given x_0), p(path given x_0)) >= 0 is the *dissipation*: none for an
-infinitely slow chain, whose paths look the same in both directions. The log of a mean of exp(-W)
-over S paths is a lower bound in expectation, which rises to log p(x_0) with S.
+W is the *work* along a forward trajectory. By Jensen's inequality -E[W] is the ELBO, and the gap
+E[W] + log p(x_0) = KL(q(x_{1:T} | x_0), p(x_{1:T} | x_0)) >= 0 is the *dissipation*, which vanishes
+in the quasi-static limit, where the forward and the reverse process have the same law. The log of
+the mean of exp(-W) over S trajectories is a lower bound in expectation, which increases to
+log p(x_0) with S.
 
-Written with the kernels of q backwards in time, every term is the log of a ratio near 1:
+With the kernels of q factorised backwards in time, every term is the log of a ratio near 1:
 
-    W = log q(x_T given x_0) / pi(x_T) - log p(x_0 given x_1)
-        + sum_{t=2..T} log q(x_{t-1} given x_t, x_0) / p(x_{t-1} given x_t)
+    W = log q(x_T | x_0) / pi(x_T) - log p(x_0 | x_1)
+        + sum_{t=2..T} log q(x_{t-1} | x_t, x_0) / p(x_{t-1} | x_t)
 
-so that float32 takes its differences before its sums. The closed forms of `objectives` are not
-used: an average inside the exponent would bias the mean of exp(-W).
+so that in float32 differences are taken before sums. The closed forms of `diffppl.likelihood.elbo`
+are not used, since an expectation inside the exponent would bias the mean of exp(-W).
 
 References:
     Sohl-Dickstein et al. 2015, section 2.3; Jarzynski 1997; Neal 2001.
@@ -38,35 +39,36 @@ from .estimate import LogEstimate
 
 @final
 class PathWork(eqx.Module):
-    """The work of S forward paths from each of n data.
+    """The work of S forward trajectories from each of n data.
 
     Attributes:
-        work: W in nats, the user's units, shape `(n, S)`.
+        work: W in nats, in the user's units, shape `(n, S)`.
     """
 
     work: Float[Array, "n S"]
 
     @property
     def log_likelihood(self) -> LogEstimate:
-        """log p(x_0): log-mean-exp of -W. Its standard errors are by the delta method.
+        """Estimate of log p(x_0), the log-mean-exp of -W, with delta-method standard errors.
 
-        They are to be trusted where `effective_sample_size` is large: a mean of exponentials whose
-        largest terms were not drawn looks better than it is.
+        The errors are reliable only if `effective_sample_size` is large: if the largest terms of
+        the mean were not sampled, both the estimate and its error are too small.
         """
         num = self.work.shape[1]
         log_mean = jax.nn.logsumexp(-self.work, axis=1) - math.log(num)
+        # Delta method: the error of log(mean w) is sd(w / mean w) / sqrt(S).
         relative = jnp.exp(-self.work - log_mean[:, None])
         spread = jnp.std(relative, axis=1, ddof=1) if num > 1 else jnp.full(len(log_mean), jnp.nan)
         return LogEstimate(log_mean, spread / math.sqrt(num))
 
     @property
     def dissipation(self) -> Float[Array, " n"]:
-        """Mean W + log p(x_0) for each datum, in nats: what the ELBO loses; never negative."""
+        """Mean W + log p(x_0) of each datum, in nats: the gap of the ELBO; never negative."""
         return jnp.mean(self.work, axis=1) + self.log_likelihood.per_example
 
     @property
     def effective_sample_size(self) -> Float[Array, " n"]:
-        """How many of the S paths of each datum carry the estimate."""
+        """Effective sample size of the S trajectories of each datum, (sum w)^2 / sum w^2."""
         log_weights = -self.work
         return jnp.exp(
             2 * jax.nn.logsumexp(log_weights, axis=1) - jax.nn.logsumexp(2 * log_weights, axis=1)
@@ -81,7 +83,7 @@ class PathWork(eqx.Module):
 
 
 def path_work(key: Array, model: DiffusionModel, x_0: Array, context: Array | None = None) -> Array:
-    """W of one forward path from each x_0; pure.
+    """Return the work W of one forward trajectory from each x_0; pure.
 
     Args:
         key: a typed JAX key.
@@ -90,7 +92,7 @@ def path_work(key: Array, model: DiffusionModel, x_0: Array, context: Array | No
         context: shape `(*context_batch, *context_shape)`, broadcast against the batch.
 
     Returns:
-        shape `(*batch,)`, nats, for the density in the user's units.
+        Shape `(*batch,)`, in nats, for the density in the user's units.
     """
     process, num_steps = model.process, model.num_steps
     key_last, key_steps = jax.random.split(key)
@@ -99,24 +101,27 @@ def path_work(key: Array, model: DiffusionModel, x_0: Array, context: Array | No
     def log_prob(kernel: Distribution, x: Array) -> Array:
         return jnp.sum(jnp.asarray(kernel.log_prob(x)), axis=events)
 
-    end = process.marginal(x_0, num_steps)
-    x = jnp.asarray(end.sample(key_last), x_0.dtype)
-    work = log_prob(end, x) - log_prob(process.base(x_0.shape), x)
+    # The trajectory is drawn from t = T downwards, with q(x_T | x_0) and q(x_{t-1} | x_t, x_0).
+    marginal = process.marginal(x_0, num_steps)
+    x = jnp.asarray(marginal.sample(key_last), x_0.dtype)
+    work = log_prob(marginal, x) - log_prob(process.base(x_0.shape), x)
 
     def step(state: tuple[Array, Array], inputs: tuple[Array, Array]) -> tuple[Any, None]:
         x, work = state
         key, t = inputs
         q = process.posterior(x, x_0, t)
-        before = jnp.asarray(q.sample(key), x_0.dtype)
+        x_previous = jnp.asarray(q.sample(key), x_0.dtype)
         p = process.reverse(x, model.estimate(x, t, context), t)
-        ratio = jnp.asarray(q.log_prob(before)) - jnp.asarray(p.log_prob(before))
-        return (before, work + jnp.sum(ratio, axis=events)), None
+        # Differences per coordinate before their sum: both log-densities are large, their
+        # difference is small.
+        log_ratio = jnp.asarray(q.log_prob(x_previous)) - jnp.asarray(p.log_prob(x_previous))
+        return (x_previous, work + jnp.sum(log_ratio, axis=events)), None
 
     times = jnp.arange(num_steps, 1, -1)
     keys = jax.random.split(key_steps, len(times))
     (x, work), _ = jax.lax.scan(step, (x, work), (keys, times))
-    edge = process.final_step(x, model.estimate(x, 1, context))
-    return work - log_prob(edge, x_0) + model.log_abs_det()
+    final = process.final_step(x, model.estimate(x, 1, context))
+    return work - log_prob(final, x_0) + model.log_abs_det()
 
 
 def jarzynski(
@@ -128,15 +133,15 @@ def jarzynski(
     context: Any = None,
     batch_size: int = 1_000,
 ) -> PathWork:
-    """The work of forward paths, and what it says of log p(x_0): value, error, dissipation.
+    """Estimate log p(x_0) and the dissipation from the work of forward trajectories.
 
     Args:
         key: a typed JAX key.
         model: the model.
         x_0: data in the user's units, shape `(n, *event_shape)`.
-        num_trajectories: S, paths from each datum.
+        num_trajectories: S, the number of trajectories per datum.
         context: one per datum, shape `(n, *context_shape)`, if the model takes one.
-        batch_size: paths followed at once.
+        batch_size: trajectories simulated at once.
 
     Example:
         >>> result = dp.jarzynski(jax.random.key(0), model, x_test, num_trajectories=1_000)
@@ -179,18 +184,18 @@ def importance_bound(
     context: Any = None,
     batch_size: int = 1_000,
 ) -> LogEstimate:
-    """The importance-weighted lower bound on log p(x_0), averaged over data, in nats.
+    """Estimate the importance-weighted lower bound on log p(x_0), averaged over data, in nats.
 
-    In expectation between the ELBO (`num_particles` = 1) and log p(x_0) (infinitely many), and
-    non-decreasing in between.
+    Its expectation equals the ELBO for `num_particles` = 1, does not decrease with `num_particles`,
+    and converges to log p(x_0).
 
     Args:
         key: a typed JAX key.
         model: the model.
         x_0: data in the user's units, shape `(n, *event_shape)`.
-        num_particles: forward paths from each datum.
+        num_particles: forward trajectories per datum.
         context: one per datum, shape `(n, *context_shape)`, if the model takes one.
-        batch_size: paths followed at once.
+        batch_size: trajectories simulated at once.
     """
     num_particles = check_size("num_particles", num_particles)
     result = jarzynski(

@@ -2,11 +2,14 @@
 
 *What lives here*: `DiffusionModel` and its checks, its chains as NumPyro programs (`programs`), the
 scaling between the units of the data and those of the chain (`Scaling`), and functions that return
-a changed model: `guided`, `clipped`, `respaced`.
+a modified model: `guided`, `clipped`, `respaced`.
 
-*The contract*: everything outside this room takes a `DiffusionModel`; nothing subclasses it.
+*The contract*: code outside this folder takes a `DiffusionModel`; nothing subclasses it.
 
-*What does not belong here*: what is done with a model (`samplers`, `likelihood`, `fitting`,
+*To add one*: a new module with a function that takes and returns a `DiffusionModel`, such as
+`clipped`, and a method of the model that calls it.
+
+*What does not belong here*: algorithms that use a model (`samplers`, `likelihood`, `fitting`,
 `conditioning`).
 """
 

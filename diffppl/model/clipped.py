@@ -1,8 +1,8 @@
-"""A model whose guess at x_0 stays within bounds: the kernel changes, and nothing that uses it.
+"""Models whose E[x_0 | x_t] is clipped to bounds of the data.
 
-The exact E[x_0 given x_t] of data between two bounds lies between them. A network's may not, above
-all where it is guided hard or asked about states that it never saw; one step then takes the next
-one further away. Data are clipped, not draws: x_t is as noisy as it should be.
+The exact E[x_0 | x_t] of bounded data lies within the bounds. A network's may not, in particular
+under strong guidance or at states outside the training distribution, and the error then grows from
+step to step. The estimate of x_0 is clipped, and x_t is not, so that its noise is unchanged.
 
 References:
     Ho et al. 2020, section 3.2 (in their code); Saharia et al. 2022, section 2.3 ("static
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 @final
 class Clipped(AbstractPrediction):
-    """Another prediction, whose E[x_0 given x_t] is kept between bounds. `model.clipped` makes one.
+    """Prediction with E[x_0 | x_t] clipped to bounds. Constructed by `model.clipped`.
 
     Args:
-        prediction: for real data.
-        low, high: in model units; numbers, or arrays that broadcast against the event.
+        prediction: the prediction to clip, of real data.
+        low, high: bounds in model units; numbers, or arrays that broadcast against the event.
     """
 
     prediction: AbstractPrediction
@@ -43,7 +43,6 @@ class Clipped(AbstractPrediction):
     def output_shape(
         self, process: AbstractProcess, event_shape: tuple[int, ...]
     ) -> tuple[int, ...]:
-        """That of the other prediction."""
         return self.prediction.output_shape(process, event_shape)
 
     def estimate(
@@ -55,24 +54,25 @@ class Clipped(AbstractPrediction):
 
 
 def clipped(model: "DiffusionModel", low: ArrayLike, high: ArrayLike) -> "DiffusionModel":
-    """The model, with E[x_0 given x_t] kept between two bounds.
+    """Return the model with E[x_0 | x_t] clipped to two bounds.
 
-    Every sampler, program and method takes the result like any other model; its ELBO is its own.
+    The result is an ordinary model for samplers, programs and methods; its ELBO differs from that
+    of `model`.
 
     Args:
-        model: of real data, with a scaling: fitted, or made with one.
+        model: a model of real data with a scaling, which `fit` or the user sets.
         low, high: bounds of the data in the user's units, such as 0 and 256 for eight-bit images;
             numbers, or arrays that broadcast against the event.
 
     Raises:
-        ValueError: bits or categories, a `KernelMoments` prediction, a model without a scaling, or
-            bounds that are none.
+        ValueError: discrete data, a `KernelMoments` prediction, a model without a scaling, or
+            bounds that are not increasing.
 
     Example:
         >>> x = dp.sample(key, model.guided(4.0).clipped(0, 256), (16,), context=label)
     """
     if not isinstance(model.process, GaussianDiffusion):
-        raise ValueError(  # noqa: TRY004 (two parts that do not suit each other)
+        raise ValueError(  # noqa: TRY004 (incompatible parts)
             f"clipped is for real data, but the process is {type(model.process).__name__}."
         )
     if isinstance(model.prediction, KernelMoments):
@@ -81,7 +81,7 @@ def clipped(model: "DiffusionModel", low: ArrayLike, high: ArrayLike) -> "Diffus
         )
     if model.scaling is None:
         raise ValueError(
-            "clipped needs to know the scale of the data: fit the model first, or make it with "
+            "clipped requires the scaling of the data: fit the model first, or make it with "
             "scaling=dp.Scaling(loc, scale)."
         )
     bounds: list[Any] = []
@@ -91,6 +91,7 @@ def clipped(model: "DiffusionModel", low: ArrayLike, high: ArrayLike) -> "Diffus
     below = bounds[0] < bounds[1]
     if not isinstance(below, Tracer) and not np.all(below):
         raise ValueError(f"low={described(low)} must be less than high={described(high)}.")
+    # A negative scale reverses the order of the bounds.
     ends = [model.scaling.to_model(bound) for bound in bounds]
     prediction = Clipped(model.prediction, jnp.minimum(*ends), jnp.maximum(*ends))
     return eqx.tree_at(lambda model: model.prediction, model, prediction)

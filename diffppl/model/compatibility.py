@@ -1,4 +1,4 @@
-"""Checks that the parts of a model go together, made with it and without running the network."""
+"""Checks that the parts of a model are compatible, without running the network."""
 
 from typing import Any
 
@@ -18,16 +18,17 @@ from .scaling import Scaling
 
 
 def check_process(process: Any, network: Any) -> None:
-    """Refuse what is no process, and what cannot be called as a network.
+    """Check the types of the process and the network.
 
     Raises:
-        TypeError: either.
+        TypeError: `process` is not a process, or `network` is not callable as a network.
     """
+    # Separate remedies for swapped arguments and for a schedule in place of a process.
     remedy = ", such as GaussianDiffusion(schedule)"
     if isinstance(network, AbstractProcess):
-        remedy += ": process comes first, and then network"
+        remedy += ": process is the first argument and network the second"
     elif isinstance(process, AbstractSchedule):
-        remedy = f": make one of the schedule, GaussianDiffusion({process!r})"
+        remedy = f": make one from the schedule, GaussianDiffusion({process!r})"
     check_instance("process", process, AbstractProcess, remedy=remedy)
     if check_callable("network", network) and hasattr(network, "reverse_kernel"):
         raise TypeError("network=<DiffusionModel> is a whole model: pass its .network.")
@@ -41,11 +42,11 @@ def check_parts(
     event_shape: tuple[int, ...],
     context_shape: tuple[int, ...] | None,
 ) -> None:
-    """Refuse parts that do not go together, once each is what it should be.
+    """Check that parts of the right types are compatible.
 
     Raises:
-        TypeError: `scaling` is no `Scaling`.
-        ValueError: everything else; the message names the part.
+        TypeError: `scaling` is not a `Scaling`.
+        ValueError: incompatible parts; the message names the part.
     """
     _check_settings(process, event_shape)
     check_scaling(scaling, process, event_shape)
@@ -56,18 +57,18 @@ def check_parts(
 
 
 def check_scaling(scaling: Any, process: AbstractProcess, event_shape: tuple[int, ...]) -> None:
-    """Refuse what is no scaling, or none of these events.
+    """Check a scaling of events.
 
     Raises:
         TypeError: not a `Scaling`.
-        ValueError: states, or a shape that does not broadcast against the event.
+        ValueError: discrete data, or a shape that does not broadcast against the event.
     """
     if scaling is None:
         return
     remedy = ", such as Scaling(loc, scale) or Scaling.from_data(data)"
     check_instance("scaling", scaling, Scaling, remedy=remedy)
     if not isinstance(process, GaussianDiffusion):
-        raise ValueError(  # noqa: TRY004 (two parts that do not suit each other)
+        raise ValueError(  # noqa: TRY004 (incompatible parts)
             f"scaling was given, but the data of {type(process).__name__} are states, not numbers: "
             "leave it out."
         )
@@ -76,11 +77,11 @@ def check_scaling(scaling: Any, process: AbstractProcess, event_shape: tuple[int
 
 
 def check_context_scaling(scaling: Any, context_shape: tuple[int, ...] | None) -> None:
-    """Refuse what is no scaling of a context.
+    """Check a scaling of contexts.
 
     Raises:
         TypeError: not a `Scaling`.
-        ValueError: there are no contexts, or a shape that does not broadcast against them.
+        ValueError: a model without contexts, or a shape that does not broadcast against them.
     """
     if scaling is None:
         return
@@ -92,10 +93,10 @@ def check_context_scaling(scaling: Any, context_shape: tuple[int, ...] | None) -
 
 
 def _check_settings(process: AbstractProcess, event_shape: tuple[int, ...]) -> None:
-    """Refuse a process with settings for other coordinates than an event has.
+    """Check that settings per coordinate have one entry for each coordinate of an event.
 
     Raises:
-        ValueError: a rate or a number of categories that does not broadcast against the event.
+        ValueError: a rate or numbers of categories that do not broadcast against the event.
     """
     for name, setting in (("rate", "rate"), ("num_categories", "counts")):
         shape = np.shape(getattr(process, setting, 0))
@@ -103,21 +104,22 @@ def _check_settings(process: AbstractProcess, event_shape: tuple[int, ...]) -> N
 
 
 def _check_encoding(process: AbstractProcess, network: Any) -> None:
-    """Refuse a network of this package that takes categories for numbers, or numbers for them.
+    """Check that a network of this package encodes categories if and only if the data have them.
 
     Raises:
-        ValueError: a `num_categories` other than the chain's number of states.
+        ValueError: its `num_categories` is not the chain's number of states.
     """
     name = type(process).__name__
     if process.num_categories is None:
+        # Networks take bits as numbers or as two categories.
         allowed = {None, 2} if process.support.is_discrete else {None}
         remedy = f"the data of {name} have no categories: make it without"
     else:
         states = getattr(process, "num_states", process.num_categories)
         allowed = {states}
         remedy = (
-            f"the chain of {name} has {states} states, which are no numbers: make it, as an MLP, a "
-            f"UNet or a MultiScaleConv, with num_categories={states}"
+            f"the chain of {name} has {states} states, which are not numbers: make it, as an MLP, "
+            f"a UNet or a MultiScaleConv, with num_categories={states}"
         )
     for found in input_states(network) - allowed:
         made = "without num_categories" if found is None else f"with num_categories={found}"
@@ -125,16 +127,18 @@ def _check_encoding(process: AbstractProcess, network: Any) -> None:
 
 
 def _check_levels(process: AbstractProcess, network: AbstractDenoiser) -> None:
-    """Refuse a known answer for other noise levels than the chain's.
+    """Check that an analytic denoiser has the noise levels of the chain.
 
     Raises:
-        ValueError: its schedule is another.
+        ValueError: it has another schedule.
     """
     schedule = getattr(network, "schedule", getattr(network, "process", process.schedule))
     schedule = getattr(schedule, "schedule", schedule)  # of a process
-    theirs, ours = schedule.log_snr(), process.schedule.log_snr()
-    known = not any(isinstance(levels, Tracer) for levels in (theirs, ours))
-    if theirs.shape != ours.shape or (known and not np.allclose(theirs, ours, rtol=1e-4)):
+    levels, expected = schedule.log_snr(), process.schedule.log_snr()
+    # Of traced levels, whose values are unknown, only the number is compared.
+    is_traced = isinstance(levels, Tracer) or isinstance(expected, Tracer)
+    differ = levels.shape != expected.shape
+    if differ or not (is_traced or np.allclose(levels, expected, rtol=1e-4)):
         raise ValueError(
             f"network is a {type(network).__name__} for another schedule than the process's: make "
             "it with process.schedule."
@@ -148,12 +152,12 @@ def _check_network(
     event_shape: tuple[int, ...],
     context_shape: tuple[int, ...] | None,
 ) -> None:
-    """Refuse a network whose raw output has not the shape that the prediction needs.
+    """Check that the raw output of the network has the shape that the prediction requires.
 
     Raises:
         ValueError: it cannot be called, or returns another shape.
     """
-    wanted = prediction.output_shape(process, event_shape)
+    expected = prediction.output_shape(process, event_shape)
     try:
         output = raw_output(process, network, event_shape, context_shape)
     except Exception as error:
@@ -162,11 +166,11 @@ def _check_network(
             f"{event_shape} (event_shape), an integer t and context of shape "
             f"{context_shape} (context_shape): {type(error).__name__}: {error}"
         ) from error
-    if getattr(output, "shape", None) != wanted:
+    if getattr(output, "shape", None) != expected:
         raise ValueError(
             f"network returns shape {getattr(output, 'shape', output)}, but "
             f"prediction={type(prediction).__name__} with event_shape={event_shape} needs shape "
-            f"{wanted}. Give the network output_shape={wanted} or choose another prediction."
+            f"{expected}. Give the network output_shape={expected} or choose another prediction."
         )
 
 
@@ -176,7 +180,7 @@ def raw_output(
     event_shape: tuple[int, ...],
     context_shape: tuple[int, ...] | None,
 ) -> Any:
-    """Shape and dtype of the raw output for one event, found without running the network."""
+    """Return shape and dtype of the raw output for one event, without running the network."""
     spec, dtype = jax.ShapeDtypeStruct, jnp.result_type(float)
     context = None if context_shape is None else spec(context_shape, dtype)
     x_t, t = spec(event_shape, process.dtype), spec((), jnp.int32)

@@ -1,4 +1,4 @@
-"""Classifier-free guidance of a whole model: the kernel changes, and nothing that uses it."""
+"""Models with classifier-free guidance."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -15,27 +15,28 @@ if TYPE_CHECKING:
     from .model import DiffusionModel
 
 
-EVERYWHERE = (0.0, math.inf)
+EVERYWHERE = (0.0, math.inf)  # all ratios of noise to signal
 
 
 def guided(
     model: "DiffusionModel", weight: Any, noise_to_signal: tuple[float, float] = EVERYWHERE
 ) -> "DiffusionModel":
-    """The model, leaning towards its context: see `networks.classifier_free`.
+    """Return the model with classifier-free guidance: see `networks.classifier_free`.
 
-    Every sampler, program and method takes the result like any other model. Called without a
-    context it is the model itself.
+    The result is an ordinary model for samplers, programs and methods. Without a context it equals
+    `model`.
 
     Args:
-        model: whose network has a context and can do without, fit with `losses.ContextDropout`.
+        model: a model with an optional context, fit with `losses.ContextDropout`.
         weight: w of (1 + w) conditional - w unconditional; 0 is no guidance.
-        noise_to_signal: guide between these two ratios of noise to signal amplitude only: far above
-            the data's own size guidance costs variety. Where draws run off, see `model.clipped`.
+        noise_to_signal: guide only between these two ratios of noise to signal amplitude: guidance
+            far above the scale of the data reduces diversity. If draws diverge, see
+            `model.clipped`.
 
     Raises:
-        ValueError: the network cannot do without its context, or the prediction is a
-            `KernelMoments`, whose channels do not combine; `weight` is not one finite number; or
-            `noise_to_signal` is not two ratios, the smaller one first.
+        ValueError: the network requires its context; the prediction is a `KernelMoments`, whose
+            channels do not combine; `weight` is not one finite number; or `noise_to_signal` is not
+            two ratios, the smaller first.
 
     Example:
         >>> x = dp.sample(key, model.guided(1.5), (1_000,), context=jax.nn.one_hot(3, 10))
@@ -43,17 +44,18 @@ def guided(
     """
     if model.context_shape is None or model.needs_context:
         raise ValueError(
-            "guided needs a network with a context that it can do without: wrap it in "
+            "guided requires a network with an optional context: wrap it in "
             "networks.OptionalContext and fit it with losses.ContextDropout."
         )
     if isinstance(model.prediction, KernelMoments):
-        raise ValueError(  # noqa: TRY004 (two parts that do not suit each other)
+        raise ValueError(  # noqa: TRY004 (incompatible parts)
             "guided cannot combine the channels of KernelMoments: use another prediction."
         )
     low, high = check_pair("noise_to_signal", noise_to_signal, closed=True)
-    wanted = model.prediction.output_shape(model.process, model.event_shape)
+    output_shape = model.prediction.output_shape(model.process, model.event_shape)
     is_real = isinstance(model.process, GaussianDiffusion)
-    has_variance = is_real and wanted != model.event_shape
+    # A real prediction with more outputs than the event has channels for the variance.
+    has_variance = is_real and output_shape != model.event_shape
     ratio = jnp.exp(-0.5 * model.process.schedule.log_snr())  # rises with t
     times = jnp.searchsorted(ratio, low), jnp.searchsorted(ratio, high, side="right") - 1
     network = ClassifierFree(model.network, weight, times, has_variance=has_variance)

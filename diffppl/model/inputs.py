@@ -1,4 +1,4 @@
-"""Checks of what enters a model, data and contexts, and of the length of its chain for them."""
+"""Checks of the data and contexts of a model, and of the noise at the end of its chain."""
 
 import math
 import warnings
@@ -15,13 +15,15 @@ from ..processes.support import check_support
 if TYPE_CHECKING:
     from .model import DiffusionModel
 
-MAX_LEFT = 0.5  # standard deviations: two modes so far apart are told apart in 1 of 5 draws
+# In standard deviations of the noise. Two modes at this distance are distinguished in 1 of 5 draws.
+MAX_LEFT = 0.5
 
 
 def check_ends_in(
     name: str, shape: tuple[int, ...], ending_name: str, ending: tuple[int, ...]
 ) -> None:
-    """ValueError unless a shape is that of one or more events, or of one or more contexts."""
+    """Raise a ValueError unless `shape` ends in `ending`, the shape of an event or a context."""
+    # A negative start of the slice would count from the end.
     if shape[max(len(shape) - len(ending), 0) :] != ending:
         raise ValueError(
             f"{name} has shape {shape}, which does not end in the model's {ending_name}={ending}."
@@ -29,15 +31,15 @@ def check_ends_in(
 
 
 def check_data(name: str, x: Any, model: "DiffusionModel") -> Values:
-    """Data, shape `(n, *event_shape)`, in the user's units.
+    """Return data of shape `(n, *event_shape)` in the user's units.
 
-    Real numbers stay on the host and keep their precision, for `DiffusionModel.to_model` to centre
-    them in; states are brought to the model's dtype.
+    Real data stay on the host in their own precision, in which `DiffusionModel.to_model` centres
+    them; discrete data are converted to the dtype of the process.
 
     Raises:
         TypeError: not numbers.
-        ValueError: the wrong shape, no data, NaN or infinite values, or values outside the
-            process's support.
+        ValueError: wrong shape, no data, NaN or infinite values, or values outside the support of
+            the process.
     """
     values, event_shape = as_numbers(name, x), model.event_shape
     if values.shape[1:] != event_shape or values.ndim == 0:
@@ -51,7 +53,7 @@ def check_data(name: str, x: Any, model: "DiffusionModel") -> Values:
 
 
 def as_events(name: str, x: Any, model: "DiffusionModel") -> Values:
-    """The same for any number of events, shape `(*batch, *event_shape)`."""
+    """Return data as `check_data` does, of shape `(*batch, *event_shape)`."""
     values, process = as_numbers(name, x), model.process
     check_ends_in(name, values.shape, "event_shape", model.event_shape)
     if isinstance(values, Tracer):
@@ -63,6 +65,7 @@ def as_events(name: str, x: Any, model: "DiffusionModel") -> Values:
             "missing entries unobserved in a program."
         )
     if not process.support.is_discrete:
+        # Not converted: float32 would round data that are far from 0 before they are centred.
         check_range(name, values, process.dtype)
         return values
     check_support(name, np.asarray(values), process)
@@ -72,10 +75,10 @@ def as_events(name: str, x: Any, model: "DiffusionModel") -> Values:
 def wanted_context(
     context: Any, model: "DiffusionModel", name: str = "context"
 ) -> tuple[int, ...] | None:
-    """The shape that a context must end in; None where there is none and need be none.
+    """Return the shape that a context must end in; None if there is none and none is required.
 
     Raises:
-        ValueError: unasked for, or missing.
+        ValueError: a context for a model without one, or a missing context.
     """
     if context is None:
         if model.context_shape is not None and model.needs_context:
@@ -91,12 +94,12 @@ def wanted_context(
 
 
 def as_context(name: str, context: Any, model: "DiffusionModel") -> Array | None:
-    """Contexts as an array, shape `(*batch, *context_shape)`; None where there need be none.
+    """Return contexts as an array of shape `(*batch, *context_shape)`, or None if not required.
 
     Raises:
         TypeError: not numbers.
-        ValueError: missing, unasked for, of the wrong shape, not finite; or labels that are not
-            whole numbers from 0 to `num_classes` - 1 (or -1, for none).
+        ValueError: missing, not supported by the model, of the wrong shape, not finite; or labels
+            that are not whole numbers from 0 to `num_classes` - 1 (or -1, for no class).
     """
     wanted = wanted_context(context, model, name)
     if wanted is None:
@@ -113,7 +116,7 @@ def as_context(name: str, context: Any, model: "DiffusionModel") -> Array | None
         bad = (labels < -1) | (labels >= num_labels) | (labels != np.round(labels))
         if bad.any():
             raise ValueError(
-                f"{name} has {at_fault(bad, values)} that are no labels: they must be "
+                f"{name} has {at_fault(bad, values)} that are not labels: they must be "
                 f"whole numbers from 0 to {num_labels - 1}, or -1 for no class."
             )
     return as_array(name, values, float)
@@ -122,10 +125,10 @@ def as_context(name: str, context: Any, model: "DiffusionModel") -> Array | None
 def check_context(
     context: Any, model: "DiffusionModel", n: int, name: str = "context"
 ) -> Array | None:
-    """Contexts as an array, one for each of `n` data.
+    """Return contexts as an array, with one for each of `n` data.
 
     Raises:
-        TypeError, ValueError: as `as_context`, or another number of contexts than of data.
+        TypeError, ValueError: as for `as_context`, or the number of contexts is not `n`.
     """
     values = as_context(name, context, model)
     if values is not None and values.shape != (n, *(model.context_shape or ())):
@@ -140,10 +143,10 @@ def check_context(
 
 
 def left_at_the_end(model: "DiffusionModel", x_0: Array) -> Float[Array, ""]:
-    """E|sqrt(alpha_bar_T) x_0|: what the last level keeps of data, in noise's standard deviations.
+    """Return E|sqrt(alpha_bar_T) x_0|: the signal at t = T, in standard deviations of the noise.
 
-    The chain starts from noise that knows nothing of it, so that is how far every draw is led
-    astray, and the weights of modes with it. 0 for discrete data.
+    The reverse chain starts from noise without this signal, so it is the error of the initial
+    state, which biases the weights of modes. 0 for discrete data.
 
     Args:
         model: the model.
@@ -156,12 +159,12 @@ def left_at_the_end(model: "DiffusionModel", x_0: Array) -> Float[Array, ""]:
 
 
 def warn_of_short_chain(left: Any, what: str) -> None:
-    """Warn where a chain ends before noise has drowned the data; see `left_at_the_end`."""
+    """Warn if the signal at t = T is large against the noise; see `left_at_the_end`."""
     if float(left) > MAX_LEFT:
         warnings.warn(
-            f"the chain of {what} ends too soon: E|sqrt(alpha_bar_T) x_0| = {float(left):.2f}, "
-            f"where at most {MAX_LEFT} is good, so the weights of modes are wrong. Use a schedule "
-            "with more noise at its end, such as schedules.LogSNRLinear with a larger "
-            "noise_to_signal.",
-            stacklevel=3,
+            f"the chain of {what} ends with too little noise: E|sqrt(alpha_bar_T) x_0| = "
+            f"{float(left):.2f}, but should be at most {MAX_LEFT}. The weights of modes are wrong. "
+            "Use a schedule with more noise at its end, such as schedules.LogSNRLinear with a "
+            "larger noise_to_signal.",
+            stacklevel=3,  # the caller of the public function
         )

@@ -1,15 +1,15 @@
 """The diffusion probabilistic model: a process, a network and what its output means.
 
-    p(x_0, ..., x_T) = pi(x_T) prod_{t=2..T} p(x_{t-1} given x_t) p(x_0 given x_1)       (eqs. 4, 5)
+    p(x_0, ..., x_T) = pi(x_T) prod_{t=2..T} p(x_{t-1} | x_t) p(x_0 | x_1)               (eqs. 4, 5)
 
-`DiffusionModel` is deliberately small. It says what the network believes about x_0 (`estimate`,
-`denoise`), what one reverse step is (`reverse_kernel`), writes both chains as NumPyro programs
-(`forward`, `reverse`, `guide`), and, called, becomes a NumPyro distribution. `fit`, `sample`,
-`elbo` and `Posterior` are outside it and take it.
+`DiffusionModel` has a small interface: the network's estimate of x_0 (`estimate`, `denoise`), one
+reverse step (`reverse_kernel`), both chains as NumPyro programs (`forward`, `reverse`, `guide`),
+and `__call__`, which returns a NumPyro distribution. `fit`, `sample`, `elbo` and `Posterior` are
+functions and classes that take a model.
 
-Two kinds of coordinates appear. The *user's units* are those of the data: x_0 wherever a user
-meets it. The *model's units* are those of the chain, x_1 .. x_T, brought to unit variance by
-`scaling`. Site names and arguments `x_t` are always in model units.
+There are two systems of units. The *user's units* are those of the data, and of x_0 in the public
+interface. The *model's units* are those of the chain, x_1 .. x_T, brought to unit variance by
+`scaling`. Sites and arguments called `x_t` are always in model units.
 """
 
 from collections.abc import Callable
@@ -51,18 +51,19 @@ class DiffusionModel(eqx.Module):
             one event: `x_t` has shape `event_shape`, `t` is an integer in 1..T, `context` has
             shape `context_shape` or is None.
         event_shape: shape of one datum.
-        prediction: what the raw output means. By default `Velocity()` for real data, `Data()`
-            (logits) for bits and categories, and `Data()` for a known denoiser.
-        scaling: from the chain's units to the user's; `fit` sets it from the data if it is None.
+        prediction: interpretation of the raw output. By default `Velocity()` for real data,
+            `Data()` (logits) for bits and categories, and `Data()` for an analytic denoiser.
+        scaling: map from the chain's units to the user's; `fit` sets it from the data if it is
+            None.
         context_shape: shape of the context of one event, if the network takes one.
-        context_scaling: from what the network sees of a context to the user's units. If it is None
-            `fit` sets it so that contexts have a mean of 0 and a variance of 1 for the network,
-            column by column if they are vectors; one-hot vectors and labels stay as they are.
-            `Scaling()` changes nothing.
+        context_scaling: map from the network's units of a context to the user's. If it is None,
+            `fit` sets it so that contexts have mean 0 and variance 1 for the network, column by
+            column if they are vectors; one-hot vectors and labels are unchanged. `Scaling()` is
+            the identity.
 
     Raises:
-        ValueError: the network's output has the wrong shape (found without running it), or the
-            prediction does not suit the process.
+        ValueError: the network's output has the wrong shape (computed without running it), or the
+            prediction is incompatible with the process.
 
     Example:
         >>> import jax, diffppl as dp
@@ -118,9 +119,10 @@ class DiffusionModel(eqx.Module):
 
     @property
     def needs_context(self) -> bool:
-        """Whether the network cannot do without a context (see `networks.OptionalContext`)."""
+        """Whether the network requires a context (see `networks.OptionalContext`)."""
         if self.context_shape is None:
             return False
+        # Networks do not declare it, so the network is traced without a context.
         try:
             shape = raw_output(self.process, self.network, self.event_shape, None).shape
         except Exception:
@@ -129,13 +131,13 @@ class DiffusionModel(eqx.Module):
 
     @property
     def num_labels(self) -> int | None:
-        """How many classes the labels are of, if the context is one (see `num_classes`)."""
+        """Number of classes if the context is a label (see `num_classes`), else None."""
         return label_count(self.network)
 
-    # What the network says ------------------------------------------------------------------
+    # Estimates and kernels --------------------------------------------------------------------
 
     def estimate(self, x_t: Array, t: Time, context: Array | None = None) -> Any:
-        """What the network says about x_0 given x_t, as the process's own estimate.
+        """Return the network's estimate of x_0 from x_t, of the type of the process.
 
         Args:
             x_t: shape `(*batch, *event_shape)`, model units.
@@ -144,18 +146,19 @@ class DiffusionModel(eqx.Module):
                 units.
         """
         t = jnp.asarray(check_time(t, self.num_steps), jnp.int32)
-        without = replace_fitted(self.prediction, without_context)
+        # A fitted reverse variance has separate values with and without a context.
+        unconditional = replace_fitted(self.prediction, without_context)
         has_labels = self.num_labels is not None
 
         def single(x: Array, context: Array | None) -> Any:
             raw = self.network(x, t, context)
             if context is None:
-                return without.estimate(self.process, raw, x, t)
+                return unconditional.estimate(self.process, raw, x, t)
             estimate = self.prediction.estimate(self.process, raw, x, t)
             if not has_labels:
                 return estimate
-            none = without.estimate(self.process, raw, x, t)  # for the label -1, which is no label
-            return jax.tree.map(lambda a, b: jnp.where(context < 0, a, b), none, estimate)
+            without_label = unconditional.estimate(self.process, raw, x, t)  # for label -1
+            return jax.tree.map(lambda a, b: jnp.where(context < 0, a, b), without_label, estimate)
 
         x_t = jnp.asarray(x_t)
         batch_shape = x_t.shape[: x_t.ndim - len(self.event_shape)]
@@ -167,23 +170,24 @@ class DiffusionModel(eqx.Module):
             if self.context_scaling is not None:
                 context = self.context_scaling.to_model(context)
             context = jnp.broadcast_to(context, (*batch_shape, *self.context_shape))
+        # Networks and predictions take one event; each batch axis is a `vmap`.
         for _ in batch_shape:
             single = jax.vmap(single, in_axes=(0, None if context is None else 0))
         return single(x_t, context)
 
     def denoise(self, x_t: Array, t: Time, context: Array | None = None) -> Float[Array, "..."]:
-        """E[x_0 given x_t] as the model believes it, in model units.
+        """Return the model's E[x_0 | x_t], in model units.
 
-        Bits give P(x_0 = 1); categories give probabilities on a trailing axis.
+        For bits it is P(x_0 = 1 | x_t), and for categories probabilities on a trailing axis.
         """
         return self.process.mean(self.estimate(x_t, t, context))
 
     def reverse_kernel(
         self, x_t: Array, t: Time, context: Array | None = None
     ) -> dist.Distribution:
-        """p(x_{t-1} given x_t) in model units, for a traced t >= 2 or any known integer.
+        """Return p(x_{t-1} | x_t) in model units, for a concrete t >= 1 or a traced t >= 2.
 
-        The step `t=1` is the final step, which a traced t cannot ask for.
+        At `t=1` it is the final step, which requires a concrete `t`.
         """
         t = check_time(t, self.num_steps)
         estimate = self.estimate(x_t, t, context)
@@ -192,28 +196,29 @@ class DiffusionModel(eqx.Module):
         return self.as_event(self.process.reverse(x_t, estimate, t))
 
     def as_event(self, kernel: dist.Distribution) -> dist.Distribution:
-        """Bind independent coordinates into one event."""
+        """Reinterpret the coordinates of a kernel as the dimensions of one event."""
         return kernel.to_event(len(self.event_shape) - kernel.event_dim)
 
     # From and to the user's units --------------------------------------------------------------
 
     def to_model(self, x_0: ArrayLike) -> Array:
-        """Data, from the user's units to the chain's; in double precision if not JAX's."""
+        """Convert data from the user's units to the chain's; NumPy data in double precision."""
+        # Data outside JAX stay in NumPy until they are centred, as float32 would round them.
         x_0 = x_0 if isinstance(x_0, jax.Array) else np.asarray(x_0)
         return jnp.asarray(x_0 if self.scaling is None else self.scaling.to_model(x_0))
 
     def to_user(self, x_0: Array) -> Array:
-        """Data, from the chain's units to the user's."""
+        """Convert data from the chain's units to the user's."""
         return x_0 if self.scaling is None else self.scaling.to_user(x_0)
 
     def in_user_units(self, kernel: dist.Distribution) -> dist.Distribution:
-        """A distribution over model units, as one over the user's."""
+        """Transform a distribution in model units to one in the user's units."""
         if self.scaling is None:
             return kernel
         return dist.TransformedDistribution(kernel, self.scaling.transforms(self.event_shape))
 
     def log_abs_det(self) -> Float[Array, ""]:
-        """log|det dx_user/dx_model| of one event, in nats; subtract it from log-densities."""
+        """Return log|det dx_user/dx_model| in nats, to be subtracted from log-densities."""
         if self.scaling is None:
             return jnp.zeros(())
         return self.scaling.log_abs_det(self.event_shape)
@@ -221,7 +226,7 @@ class DiffusionModel(eqx.Module):
     # The chains as NumPyro programs -------------------------------------------------------------
 
     def forward(self, x_0: ArrayLike) -> Array:
-        """The forward chain from x_0 as a NumPyro program: see `programs.forward`."""
+        """Run the forward chain from x_0 as a NumPyro program: see `programs.forward`."""
         return programs.forward(self, x_0)
 
     def reverse(
@@ -230,36 +235,36 @@ class DiffusionModel(eqx.Module):
         obs: Array | None = None,
         batch_shape: tuple[int, ...] = (),
     ) -> Array:
-        """The reverse chain as a NumPyro program: see `programs.reverse`."""
+        """Run the reverse chain as a NumPyro program: see `programs.reverse`."""
         return programs.reverse(self, context, obs, batch_shape)
 
     def guide(self, context: Array | None = None, obs: Array | None = None) -> None:
-        """The guide that matches `reverse` site by site: see `programs.guide`."""
+        """Run the guide that matches `reverse` site by site: see `programs.guide`."""
         programs.guide(self, context, obs)
 
     # Derived models ---------------------------------------------------------------------------
 
     def respace(self, num_steps: int) -> "DiffusionModel":
-        """This model, read at `num_steps` of its noise levels: see `respaced.respaced`."""
+        """Return the model with `num_steps` of its noise levels: see `respaced.respaced`."""
         return respaced(self, check_size("num_steps", num_steps, least=None))
 
     def guided(
         self, weight: Any, noise_to_signal: tuple[float, float] = EVERYWHERE
     ) -> "DiffusionModel":
-        """This model, leaning towards its context by `weight`: see `guided.guided`."""
+        """Return the model with classifier-free guidance of `weight`: see `guided.guided`."""
         return guided(self, weight, noise_to_signal)
 
     def clipped(self, low: ArrayLike, high: ArrayLike) -> "DiffusionModel":
-        """This model, with E[x_0 given x_t] kept between two bounds: see `clipped.clipped`."""
+        """Return the model with E[x_0 | x_t] clipped to two bounds: see `clipped.clipped`."""
         return clipped(self, low, high)
 
     def __call__(self, context: Any = None) -> "DiffusionDistribution":
-        """The model as a NumPyro distribution over x_0, in the user's units.
+        """Return the model as a NumPyro distribution over x_0, in the user's units.
 
         Args:
             context: shape `(*batch, *context_shape)`; the distribution then has that batch shape.
         """
-        from ..distribution import DiffusionDistribution  # it samples, so it stands above us
+        from ..distribution import DiffusionDistribution  # it imports this module
 
         return DiffusionDistribution(self, context)
 

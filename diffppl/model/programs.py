@@ -1,12 +1,11 @@
-"""Both chains of a model as NumPyro programs, and the guide that joins them.
+"""The forward and reverse chains of a model as NumPyro programs, and the guide of the latter.
 
 `forward` runs 1 -> T. `reverse` and `guide` both run T -> 1, so that their sites match one to one:
-the guide draws x_T from q(x_T given x_0), then each x_{t-1} from q(x_{t-1} given x_t, x_0), and
+the guide draws x_T from q(x_T | x_0), then each x_{t-1} from q(x_{t-1} | x_t, x_0), and the ELBO of
 `SVI(model.reverse, model.guide, optimizer, Trace_ELBO())` is the paper's bound.
 
-Every loop is a NumPyro `scan`, whose sites are stacked on a leading axis of time. Batches are
-written into the kernels' batch shape; a plate around a program would have to stand inside its
-scan.
+Loops are NumPyro `scan`s, whose sites are stacked on a leading axis of time. Batches are part of
+the kernels' batch shape, because a plate would have to be inside the scan.
 
 References:
     Sohl-Dickstein et al. 2015, sections 2.1, 2.2 and 2.4.
@@ -27,14 +26,15 @@ if TYPE_CHECKING:
 
 
 def forward(model: "DiffusionModel", x_0: ArrayLike) -> Array:
-    """The forward chain from x_0 (user's units) as a NumPyro program; returns x_T.
+    """Run the forward chain from x_0 (user's units) as a NumPyro program; return x_T.
 
-    One sample site, `x_t`, in model units, stacked over t = 1..T on a leading axis.
+    It has one sample site, `x_t`, in model units, stacked over t = 1..T on a leading axis.
     """
     process = model.process
     start = model.to_model(as_events("x_0", x_0, model)).astype(process.dtype)
 
     def step(x: Array, t: Array) -> tuple[Array, None]:
+        # A scan requires a carry of constant dtype, which draws of discrete kernels need not have.
         drawn = numpyro.sample("x_t", model.as_event(process.transition(x, t)))
         return jnp.asarray(drawn, process.dtype), None
 
@@ -48,19 +48,19 @@ def reverse(
     obs: Array | None = None,
     batch_shape: tuple[int, ...] = (),
 ) -> Array:
-    """The reverse chain as a NumPyro program; returns x_0 in the user's units.
+    """Run the reverse chain as a NumPyro program; return x_0 in the user's units.
 
     Sites: `x_T`; `x_t`, stacked over t = T-1..1 on a leading axis (absent if T = 1); and `x_0`, in
     the user's units, observed if `obs` is given.
 
     Args:
         model: the model.
-        context: for the network.
+        context: context of the network.
         obs: x_0, shape `(*batch, *event_shape)`.
-        batch_shape: several independent chains, if there is no `obs` to say how many.
+        batch_shape: shape of a batch of independent chains; that of `obs` takes precedence.
 
     Raises:
-        TypeError, ValueError: what is known of `obs` is no data of the model.
+        TypeError, ValueError: `obs` is not data of the model.
     """
     batch_shape = check_shape("batch_shape", batch_shape, least=0)
     if obs is not None:
@@ -74,20 +74,21 @@ def reverse(
         drawn = numpyro.sample("x_t", model.reverse_kernel(x, t, context))
         return jnp.asarray(drawn, dtype), None
 
+    # A forward scan over decreasing times: NumPyro's scan(reverse=True) flips replayed values.
     if model.num_steps > 1:
         x, _ = scan(step, x, jnp.arange(model.num_steps, 1, -1))
-    edge = model.in_user_units(model.reverse_kernel(x, 1, context))
-    return jnp.asarray(numpyro.sample("x_0", edge, obs=obs))
+    final_step = model.in_user_units(model.reverse_kernel(x, 1, context))
+    return jnp.asarray(numpyro.sample("x_0", final_step, obs=obs))
 
 
 def guide(model: "DiffusionModel", context: Array | None = None, obs: Array | None = None) -> None:
-    """q(x_T, ..., x_1 given x_0 = obs), site for site the latent sites of `reverse`.
+    """Draw x_T, ..., x_1 from q(. | x_0 = obs), at the latent sites of `reverse`.
 
-    Has no parameters of its own, and takes the arguments of `reverse`.
+    The guide has no parameters of its own, and takes the arguments of `reverse`.
     """
     del context
     if obs is None:
-        raise ValueError("guide needs obs: it is the forward chain that starts at x_0 = obs.")
+        raise ValueError("guide requires obs: it is the forward chain from x_0 = obs.")
     process = model.process
     x_0 = model.to_model(as_events("obs", obs, model)).astype(process.dtype)
     last = model.as_event(process.marginal(x_0, model.num_steps))

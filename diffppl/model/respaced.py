@@ -1,4 +1,4 @@
-"""A model read at fewer of its own noise levels: the chain changes, and nothing that uses it."""
+"""Models respaced to fewer of their noise levels."""
 
 from typing import TYPE_CHECKING
 
@@ -13,26 +13,27 @@ if TYPE_CHECKING:
 
 
 def respaced(model: "DiffusionModel", num_steps: int) -> "DiffusionModel":
-    """The same network read at `num_steps` of the chain's noise levels.
+    """Return the model with the same network and `num_steps` of the chain's noise levels.
 
-    The result is an ordinary model with a shorter chain: sampling is faster, and the ELBO
-    says what the shortening costs.
+    The result is an ordinary model with a shorter chain: sampling is faster, and the decrease of
+    the ELBO measures the loss of accuracy.
 
     Args:
         model: the model.
-        num_steps: 2 or more, and at most as many as it has.
+        num_steps: number of levels to keep, from 2 to `model.num_steps`.
 
     Raises:
         ValueError: more steps than the chain has, or a `KernelMoments` prediction, whose
-            moments belong to the chain's own steps.
+            moments are those of the chain's own steps.
     """
     if num_steps == model.num_steps:
         return model
     if isinstance(model.prediction, KernelMoments):
-        raise ValueError(  # noqa: TRY004 (two parts that do not suit each other)
+        raise ValueError(  # noqa: TRY004 (incompatible parts)
             f"num_steps={num_steps} cannot shorten a chain whose prediction is KernelMoments: "
             f"its moments are those of the chain's own {model.num_steps} steps."
         )
+    # The network is evaluated at the original times of the kept levels.
     schedule = model.process.schedule
     levels = jnp.asarray(schedule.times(num_steps))
     return eqx.tree_at(

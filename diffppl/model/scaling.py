@@ -1,20 +1,19 @@
-"""The affine map between the user's units and the unit-variance coordinates of the chain.
+"""Affine map between the user's units and the unit-variance coordinates of the chain.
 
-*From data.* The chain expects a second moment of 1, and its lowest noise level bounds what a
-network can resolve, so that a column of a table needs a scale of its own, and so does its bulk
-beside a few wild values. `Scaling.from_data` takes mean and standard deviation of the values within
+*From data.* The chain requires a second moment of 1, and its lowest noise level bounds the
+resolution of a network, so each column of a table has its own scale, which outliers must not
+determine. `Scaling.from_data` uses the mean and standard deviation of the values within
 
     [q_low - 3 r, q_high + 3 r],    r = q_high - q_low,
 
-with the quantiles of 2.5 % and 97.5 %: all of them for normal data (the fences are at 13.7 standard
-deviations), two modes, counts or an exponential tail, and none of the outliers where 1 % of the
-numbers are a thousand times too large. Of a column that is mostly one value the quantiles are those
-of the others. For images and other events of several axes, which have one location and one scale,
-it is whole events that are left out, by their mean and mean square, and never single pixels.
+with the 2.5 % and 97.5 % quantiles. The interval contains all values of normal data (its ends are
+at 13.7 standard deviations), two modes, counts or an exponential tail, and none of the outliers if
+1 % of the numbers are a thousand times too large. If more than half of a column is one value, the
+quantiles are those of the other values. Images and other events of several axes have one location
+and one scale, and whole events are excluded, by their mean and mean square, never single pixels.
 
-*Precision.* NumPy's data are centred in double precision on their way in: 1.6e9 +- 10 keeps all its
-digits. What leaves a model in the user's units is in JAX's default precision; float32 resolves 128
-at 1.6e9.
+*Precision.* NumPy data are centred in double precision: 1.6e9 +- 10 keeps all digits. Outputs of a
+model in the user's units have JAX's default precision; float32 has a spacing of 128 at 1.6e9.
 """
 
 from typing import final
@@ -28,17 +27,17 @@ from numpyro.distributions.transforms import AffineTransform
 
 from ..checks.arrays import as_array, as_finite, at_fault
 
-QUANTILES, REACH = (0.025, 0.975), 3.0
-MAX_NUMBERS = 2**26  # that are looked at: half a gigabyte in double precision
-ROUNDING = 2  # units in the last place of a column's largest value: less spread is none
+QUANTILES, REACH = (0.025, 0.975), 3.0  # see the module docstring
+MAX_NUMBERS = 2**26  # numbers used of large data: half a gigabyte in double precision
+ROUNDING = 2  # a spread below these units in the last place of the largest value counts as zero
 
 
 @final
 class Scaling(eqx.Module):
-    """x_user = `loc` + `scale` * x_model, coordinate by coordinate.
+    """Affine map x_user = `loc` + `scale` * x_model, per coordinate.
 
-    A model stores one and undoes it on the way out: samples, programs and log-densities are in
-    the user's units, with log|scale| counted.
+    A model applies it to its outputs: samples, programs and log-densities are in the user's units,
+    and log-densities include the Jacobian term log|scale|.
 
     Args:
         loc, scale: numbers or arrays that broadcast against the event.
@@ -49,7 +48,7 @@ class Scaling(eqx.Module):
 
     loc: Float[Array, "..."]
     scale: Float[Array, "..."]
-    rest: Float[Array, "..."]  # of loc, what its precision rounds off
+    rest: Float[Array, "..."]  # rounding error of loc
 
     def __init__(self, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0) -> None:
         locs, scales = as_finite("loc", loc), as_finite("scale", scale)
@@ -65,15 +64,15 @@ class Scaling(eqx.Module):
 
     @classmethod
     def from_data(cls, data: ArrayLike, *, per_coordinate: bool | None = None) -> "Scaling":
-        """Centre the data and bring their second moment to 1; outliers do not count.
+        """Return the scaling to mean 0 and second moment 1 of the data, without outliers.
 
-        See the module's docstring. What never varies, but for rounding, keeps scale 1.
+        See the module docstring. Coordinates that are constant up to rounding have scale 1.
 
         Args:
             data: shape `(n, *event_shape)`.
-            per_coordinate: a location and a scale for each coordinate, or one of each for all. By
-                default each has its own if events are vectors, as the rows of a table are, and not
-                if they have several axes, as images have. `fit` does the same.
+            per_coordinate: use a location and a scale for each coordinate, or one of each for all.
+                The default is True for vectors, such as rows of a table, and False for events with
+                several axes, such as images. `fit` does the same.
 
         Example:
             >>> dp.Scaling.from_data(table)     # of shape (n, d): d locations and scales
@@ -85,7 +84,7 @@ class Scaling(eqx.Module):
         return cls(loc, np.where(spread > 0, spread, 1.0))
 
     def to_model(self, x: Array | np.ndarray) -> Float[Array, "..."]:
-        """From the user's units to the chain's; in double precision if `x` is a NumPy array."""
+        """Convert from the user's units to the chain's; in double precision if `x` is in NumPy."""
         traced = any(isinstance(leaf, Tracer) for leaf in (self.loc, self.scale, self.rest))
         if isinstance(x, np.ndarray) and not traced:
             loc = np.asarray(self.loc, np.float64) + np.asarray(self.rest, np.float64)
@@ -94,27 +93,27 @@ class Scaling(eqx.Module):
         return (jnp.asarray(x) - self.loc - self.rest) / self.scale
 
     def to_user(self, x: Array) -> Float[Array, "..."]:
-        """From the chain's units to the user's, in JAX's default precision."""
+        """Convert from the chain's units to the user's, in JAX's default precision."""
         return self.loc + (self.rest + self.scale * x)
 
     def transforms(self, event_shape: tuple[int, ...]) -> list[AffineTransform]:
-        """`to_user` of one event for NumPyro, with parameters of the event's shape."""
+        """Return `to_user` of one event as NumPyro transforms, whose parameters have its shape."""
         loc, scale, rest = (
             jnp.broadcast_to(x, event_shape) for x in (self.loc, self.scale, self.rest)
         )
         return [AffineTransform(rest, scale), AffineTransform(loc, jnp.ones(event_shape))]
 
     def log_abs_det(self, event_shape: tuple[int, ...]) -> Float[Array, ""]:
-        """log|det dx_user/dx_model| of one event, in nats."""
+        """Return log|det dx_user/dx_model| of one event, in nats."""
         return jnp.sum(jnp.broadcast_to(jnp.log(jnp.abs(self.scale)), event_shape))
 
 
 def spread_of(
     values: np.ndarray, *, per_coordinate: bool | None = None
 ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
-    """Mean and standard deviation but for outliers, in double precision: see `Scaling.from_data`.
+    """Return mean and standard deviation without outliers, in double precision.
 
-    The standard deviation of what never varies is exactly 0.
+    See `Scaling.from_data`. The standard deviation of constant values is exactly 0.
     """
     eps = float(np.finfo(values.dtype).eps) if values.dtype.kind == "f" else 0.0
     values = values[:: max(1, values.size // MAX_NUMBERS)]
@@ -126,6 +125,7 @@ def spread_of(
 
 
 def _of_columns(rows: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of each column."""
     start, rounding = rows[0], ROUNDING * eps * np.abs(rows).max(axis=0)
     change = rows - start  # exactly 0 in a constant column
     inside = _inside(change, rounding)
@@ -135,6 +135,7 @@ def _of_columns(rows: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _of_all(rows: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return one mean and one standard deviation, without rows of outlying mean or mean square."""
     rounding = ROUNDING * eps * np.abs(rows).max()
     means = rows.mean(axis=1)
     inside = _inside(means[:, None], rounding)[:, 0]
@@ -146,12 +147,13 @@ def _of_all(rows: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _inside(values: np.ndarray, rounding: np.ndarray | float) -> Bool[np.ndarray, "n d"]:
-    """What counts of each column: see the module's docstring."""
+    """Return which values of each column are not outliers: see the module docstring."""
     low, middle, high = np.quantile(values, [QUANTILES[0], 0.5, QUANTILES[1]], axis=0)
+    # Columns that are mostly one value, the median: quantiles of the others and one copy of it.
     for j in np.flatnonzero(np.mean(values == middle, axis=0) > 0.5):
         others = values[values[:, j] != middle[j], j]
         if others.size:
             low[j], high[j] = np.quantile(np.append(others, middle[j]), QUANTILES)
-    reach = REACH * (high - low)
-    fenced = (values >= low - reach) & (values <= high + reach)
-    return fenced | (values == middle) | (high - low <= rounding)
+    margin = REACH * (high - low)
+    within = (values >= low - margin) & (values <= high + margin)
+    return within | (values == middle) | (high - low <= rounding)

@@ -2,8 +2,8 @@
 
 *What lives here*: a dense network (`MLP`), a network for signals, images and volumes (`UNet`),
 wrappers around any network (`OptionalContext`, `MixedPrecision`, `Rematerialised`), the networks of
-the 2015 paper in `sohl_dickstein/` (`RBF`, `SigmoidMLP`, `MultiScaleConv`), and what they are made
-of in `layers/`.
+the 2015 paper in `sohl_dickstein/` (`RBF`, `SigmoidMLP`, `MultiScaleConv`), and their building
+blocks in `layers/`.
 
 *The contract*: any `eqx.Module` with `__call__(x_t, t, context) -> raw output` for one event:
 `x_t` of the event's shape, `t` an integer in 1..T, `context` an array or None. Batches are formed

@@ -1,29 +1,31 @@
-"""Classifier-free guidance: a network that leans towards its context.
+"""Classifier-free guidance: extrapolation from the unconditional to the conditional output.
 
     f_w(x_t, t, c) = f(x_t, t, c) + w (f(x_t, t, c) - f(x_t, t, none))
 
-Raw outputs that are x_0, the noise or the velocity are linear in E[x_0 given x_t], and so are
-combined as it is; logits are combined as log p(x_0 given x_t, c)^(1 + w) / p(x_0 given x_t)^w,
-coordinate by coordinate. A variance, where the output has one, is that of the context.
+Raw outputs that are x_0, the noise or the velocity are affine in E[x_0 | x_t], so the same
+combination applies to E[x_0 | x_t]. Combined logits are those of
+p(x_0 | x_t, c)^(1 + w) / p(x_0 | x_t)^w, coordinate by coordinate. The variance channel, if there
+is one, is that of the conditional output.
 
-*What this samples.* At w = 0 the conditional, and at w = -1 the unconditional, exactly. Otherwise
-it is a heuristic: the noised p(x_0 given c)^(1 + w) / p(x_0)^w has another score than the
-combination of noised scores, so that this is not what is sampled. If x_0 given c is N(m, v) and
-x_0 is N(0, V), the probability flow ends in a normal distribution of variance
+*Sampled distribution.* w = 0 samples the conditional and w = -1 the unconditional distribution,
+exactly. Any other w is a heuristic: the noised p(x_0 | c)^(1 + w) / p(x_0)^w has another score than
+the combination of noised scores, so it is not the distribution sampled. If p(x_0 | c) is N(m, v)
+and p(x_0) is N(0, V), the probability flow ends in a normal distribution of variance
 
-    v (v / V)^w,    where the tilted one has    v / (1 + w (1 - v / V)),
+    v (v / V)^w,    while the tilted distribution has    v / (1 + w (1 - v / V)),
 
 which is larger: with v / V = 1/2, 0.50 v against 0.67 v at w = 1, and 0.125 v against 0.4 v at
-w = 3. So `log_prob`, `elbo` and a posterior are those of the chain that is run, not of the tilted
+w = 3. `log_prob`, `elbo` and posteriors are those of the guided chain, not of the tilted
 distribution.
 
-At high noise guidance pushes every draw the same way, which costs variety, and at low noise it
-changes little: it may be kept to the levels between, where shapes are decided. With a large w a
-network is also asked about states that it never saw, and draws run off (a dense network on small
-digits, w = 4: three in ten pixels out of range); `model.clipped` stops that.
+At high noise guidance shifts all draws in the same direction, which reduces diversity, and at low
+noise it has little effect; it can be restricted to the levels between, which determine shapes. A
+large w also evaluates the network at states outside its training distribution, and draws diverge (a
+dense network on small digits, w = 4: three in ten pixels out of range); `model.clipped` prevents
+that.
 
 References:
-    Ho and Salimans 2022, section 3.2, equation 6; Bradley and Nakkiran 2024 (what it samples);
+    Ho and Salimans 2022, section 3.2, equation 6; Bradley and Nakkiran 2024 (sampled distribution);
     Kynkäänniemi et al. 2024 (guidance between two levels).
 """
 
@@ -41,18 +43,18 @@ from ..checks.arguments import as_float, check_callable, check_float
 
 @final
 class ClassifierFree(eqx.Module):
-    """A network, guided. `model.guided(weight)` makes one and says whether there is a variance.
+    """A network with classifier-free guidance, as created by `model.guided(weight)`.
 
-    Without a context it is the network itself. It costs two calls of the network for each.
+    Without a context it equals the network inside. With one it evaluates the network twice.
 
     Args:
-        network: one that may be asked with a context or with None.
+        network: one that accepts a context or None.
         weight: w; 0 is no guidance. Not trained.
         times: the first and the last t that are guided; elsewhere w = 0.
         has_variance: whether the raw output has two channels, of which the second is a variance.
 
     Raises:
-        TypeError, ValueError: `weight` is not one finite number.
+        TypeError, ValueError: `weight` is not a single finite number.
     """
 
     network: Callable[..., Array]
@@ -77,13 +79,14 @@ class ClassifierFree(eqx.Module):
     def __call__(
         self, x_t: Array, t: int | Int[Array, ""], context: Array | None
     ) -> Float[Array, "..."]:
-        """The raw output for one event."""
-        without = self.network(x_t, t, None)
+        """Return the raw output for one event."""
+        unconditional = self.network(x_t, t, None)
         if context is None:
-            return without
-        given = self.network(x_t, t, context)
-        # What the context rules out (a log-probability of minus infinity) stays out.
-        change = jnp.where(jnp.isneginf(given), 0.0, given - without)
+            return unconditional
+        conditional = self.network(x_t, t, context)
+        # A conditional log-probability of minus infinity stays so: the difference may be NaN.
+        difference = jnp.where(jnp.isneginf(conditional), 0.0, conditional - unconditional)
         weight = jnp.where((t >= self.first) & (t <= self.last), self.weight, 0.0)
-        guided = given + jax.lax.stop_gradient(weight) * change
-        return guided.at[1].set(given[1]) if self.has_variance else guided
+        # The weight is an array, hence a leaf of the pytree, but not a parameter.
+        guided = conditional + jax.lax.stop_gradient(weight) * difference
+        return guided.at[1].set(conditional[1]) if self.has_variance else guided

@@ -1,6 +1,6 @@
-"""The settings with which the networks of this room were made, for checks.
+"""Settings of the networks of this package, for argument checks.
 
-The parts of a network are found in its pytree, so that wrappers need not pass them on.
+The settings are read from the parts of a network's pytree, so that wrappers need not forward them.
 """
 
 from typing import Any
@@ -15,20 +15,22 @@ from .sohl_dickstein.sigmoid_mlp import SigmoidMLP
 
 
 def label_count(network: Any) -> int | None:
-    """`num_classes` of its labels; None if its contexts are no labels."""
-    found = _parts(network, (LabelEmbedding,))
-    return min(part.num_classes for part in found) if found else None
+    """Return `num_classes` of a network, or None if its context is not a label."""
+    embeddings = _parts(network, (LabelEmbedding,))
+    # A label must be valid for every embedding of the network.
+    return min(part.num_classes for part in embeddings) if embeddings else None
 
 
 def input_states(network: Any) -> set[int | None]:
-    """`num_categories` of its parts; None for one that takes events as numbers.
+    """Return `num_categories` of the parts of a network, None for a part with numeric input.
 
-    Empty for networks that are not of this package.
+    The set is empty for networks that are not of this package.
     """
     parts = _parts(network, (MLP, ImageLayout, RBF, SigmoidMLP))
     return {getattr(part, "num_categories", None) for part in parts}
 
 
 def _parts(network: Any, kinds: tuple[type, ...]) -> list[Any]:
+    """Return the modules of the given classes in a pytree."""
     leaves = jax.tree.leaves(network, is_leaf=lambda node: isinstance(node, kinds))
     return [leaf for leaf in leaves if isinstance(leaf, kinds)]

@@ -1,4 +1,4 @@
-"""A dense network whose every hidden layer is told the time.
+"""A dense network with time and context modulation of every hidden layer.
 
 With c = activation(A features(t) + B context),
 
@@ -6,11 +6,11 @@ With c = activation(A features(t) + B context),
     h_{l+1} = h_l + W_l activation(h_l * (1 + scale_l(c)) + shift_l(c)),    l = 1..depth-1
     output = W activation(h_depth * (1 + scale_depth(c)) + shift_depth(c)).
 
-Scales, shifts and W start at zero. So does the output: with `Velocity` the reverse kernel then
-starts with the mean of the forward one.
+Scales, shifts and W are initialised at zero, and so is the output: with `Velocity` the initial
+reverse kernel has the mean of the forward kernel.
 
 References:
-    Perez et al. 2018 (scale and shift); He et al. 2016 (residual layers, activation first).
+    Perez et al. 2018 (scale and shift); He et al. 2016 (pre-activation residual layers).
 """
 
 import math
@@ -28,12 +28,12 @@ from .layers.fourier import FourierFeatures
 from .layers.inputs import flatten, input_size
 from .layers.time import sinusoidal
 
-NUM_FEATURES = 64
+NUM_FEATURES = 64  # of the time
 
 
 @final
 class MLP(eqx.Module):
-    """A dense network for events of any kind, a good first choice up to some hundred coordinates.
+    """A dense network for any kind of event, a good default for up to some hundred coordinates.
 
     Args:
         event_shape: shape of one datum.
@@ -42,19 +42,20 @@ class MLP(eqx.Module):
         key: for the initial weights.
         output_shape: shape of the raw output, by default `event_shape`. A learned variance needs
             `(2, *event_shape)`; categories need `(*event_shape, K)`.
-        context_shape: shape of the context of one event, if there is one and it is numbers.
-        num_classes: number of labels, if the context is one, of shape (). A label of -1 is no
-            class.
-        num_categories: for categories, the number of states of the chain, which are then
-            one-hot encoded: K, or K + 1 with an absorbing base.
+        context_shape: shape of the context of one event, if it is numeric.
+        num_classes: number of classes, if the context is a label, of shape (). A label of -1 means
+            no class.
+        num_categories: for categories, the number of states of the chain, which are one-hot
+            encoded: K, or K + 1 with an absorbing base.
         activation: elementwise, between layers.
-        fourier_features: how many directions of the event also enter as sines and cosines. For a
-            few coordinates with fine detail 64 can do more than any width or depth; 0 for none.
-        fourier_scale: standard deviation of their first frequencies, radians per unit of x_t. The
-            finest detail, in the data's standard deviations, is about the inverse.
+        fourier_features: number of directions whose sines and cosines are added to the input; 0
+            for none. For a few coordinates with fine detail, 64 can help more than a larger width
+            or depth.
+        fourier_scale: standard deviation of their initial frequencies, radians per unit of x_t. The
+            finest detail, in standard deviations of the data, is about the inverse.
 
     Raises:
-        ValueError: a shape or a size that is none.
+        ValueError: an invalid shape or size.
 
     Example:
         >>> network = dp.networks.MLP(event_shape=(2,), width=128, depth=3, key=jax.random.key(0))
@@ -95,14 +96,15 @@ class MLP(eqx.Module):
             num_categories = check_size("num_categories", num_categories, least=2)
         width, depth = check_size("width", width), check_size("depth", depth)
         fourier_features = check_size("fourier_features", fourier_features, least=0)
-        *rest, key_fourier = jax.random.split(key, 2 * depth + 4)
-        keys = iter(rest)
+        *layer_keys, key_fourier = jax.random.split(key, 2 * depth + 4)
+        keys = iter(layer_keys)
         linear = eqx.nn.Linear
         size, self.fourier = input_size(event_shape, num_categories), None
         if fourier_features:
             self.fourier = FourierFeatures(size, fourier_features, fourier_scale, key=key_fourier)
         self.first = linear(size + 2 * fourier_features, width, key=next(keys))
         self.hidden = tuple(linear(width, width, key=next(keys)) for _ in range(depth - 1))
+        # Zero modulations: at initialisation the network depends on neither t nor the context.
         self.modulations = tuple(
             zeroed(linear(width, 2 * width, key=next(keys))) for _ in range(depth)
         )
@@ -116,11 +118,12 @@ class MLP(eqx.Module):
     def __call__(
         self, x_t: Array, t: int | Int[Array, ""], context: Array | None
     ) -> Float[Array, "..."]:
-        """The raw output for one event."""
-        # Without a context this depends on t alone, and a batch shares it.
+        """Return the raw output for one event."""
+        # Without a context this depends on t alone, and `vmap` computes it once per batch.
         condition = self.time(sinusoidal(t, NUM_FEATURES))
         vector = embed(self.context, context, condition.dtype)
         condition = condition if vector is None else condition + vector
+        # Time features have the default float type, weights possibly a shorter one.
         condition = self.activation(condition).astype(self.first.weight.dtype)
 
         x = flatten(x_t, self.num_categories)
@@ -131,10 +134,11 @@ class MLP(eqx.Module):
         return output.reshape(self.output_shape)
 
     def _activate(self, h: Array, modulation: Array) -> Float[Array, " width"]:
+        """Return activation(h * (1 + scale) + shift)."""
         scale, shift = jnp.split(modulation, 2)
         return self.activation(h * (1 + scale) + shift)
 
 
 def zeroed(layer: eqx.nn.Linear) -> eqx.nn.Linear:
-    """The layer, with weights and biases of zero."""
+    """Return the layer with weights and biases of zero."""
     return jax.tree.map(jnp.zeros_like, layer)

@@ -1,11 +1,11 @@
-"""Any network with a context, made able to do without one.
+"""A wrapper that makes the context of a network optional.
 
-The network inside sees one channel more, on the last axis of the context:
+The network inside receives one more channel, on the last axis of the context:
 
-    (context, 0) where there is one,    (0, 1) where there is none.
+    (context, 0) with a context,    (0, 1) without.
 
-A layer that is linear in the context then has learned weights of its own for "none", which no
-context can be mistaken for. A network that takes labels has a label for "none" already, -1.
+The encoding of "none" differs from that of every context, and a layer that is linear in the context
+has separate learned weights for it. A network that takes labels has a label for "none" already, -1.
 
 References:
     Ho and Salimans 2022, section 3.2.
@@ -25,21 +25,21 @@ from .made_for import label_count
 
 @final
 class OptionalContext(eqx.Module):
-    """A network that may be asked with a context or with None.
+    """A network that accepts a context or None.
 
-    Its model says p(x_0 given context) and p(x_0): `model(context)` and `model()`. Fit it with
-    `losses.ContextDropout(loss)`, or on data without context; `model.guided(weight)` is
+    Its model represents both p(x_0 | context), `model(context)`, and p(x_0), `model()`. Fit it
+    with `losses.ContextDropout(loss)`, or on data without context; `model.guided(weight)` is
     classifier-free guidance.
 
     Args:
-        network: one that takes contexts of a channel more, `(*context_shape[:-1],
-            context_shape[-1] + 1)`; or one with `num_classes`, as it is.
-        context_shape: shape of the context of one event. Class labels enter as whole numbers, of
-            shape `()`, where the network has `num_classes`, or as one-hot vectors, of shape
-            `(num_classes,)`: `jax.nn.one_hot(labels, num_classes)`.
+        network: one that takes contexts with one more channel, of shape `(*context_shape[:-1],
+            context_shape[-1] + 1)`; or one with `num_classes`, unchanged.
+        context_shape: shape of the context of one event. Class labels are whole numbers, of shape
+            `()`, if the network has `num_classes`, or one-hot vectors, of shape `(num_classes,)`:
+            `jax.nn.one_hot(labels, num_classes)`.
 
     Raises:
-        TypeError: `network` cannot be called.
+        TypeError: `network` is not callable.
         ValueError: `context_shape` is not a shape, or is `()` for a network without `num_classes`.
 
     Example:
@@ -58,19 +58,21 @@ class OptionalContext(eqx.Module):
         self.context_shape = check_shape("context_shape", context_shape)
         if not self.context_shape and label_count(network) is None:
             raise ValueError(
-                "context_shape=() is that of a label, but the network was made without num_classes:"
-                " give it num_classes, or use context_shape=(1,) for one number."
+                "context_shape=() is for labels, but the network was made without num_classes: "
+                "set num_classes, or use context_shape=(1,) for a single number."
             )
 
     def __call__(
         self, x_t: Array, t: int | Int[Array, ""], context: Array | None
     ) -> Float[Array, "..."]:
-        """The raw output for one event."""
+        """Return the raw output for one event."""
         if not self.context_shape:
+            # Labels are floats, as contexts are once a model has converted them.
             label = jnp.full((), NO_CLASS, float) if context is None else context
             return self.network(x_t, t, label)
         *axes, channels = self.context_shape
+        # The added channel indicates a missing context: 1 if there is none, 0 otherwise.
         if context is None:
             return self.network(x_t, t, jnp.zeros((*axes, channels + 1)).at[..., -1].set(1))
-        missing = jnp.zeros((*axes, 1), context.dtype)
-        return self.network(x_t, t, jnp.concatenate([context, missing], axis=-1))
+        is_missing = jnp.zeros((*axes, 1), context.dtype)
+        return self.network(x_t, t, jnp.concatenate([context, is_missing], axis=-1))

@@ -1,10 +1,11 @@
-"""The U-Net: an image network that sees the whole at low resolution and detail at full.
+"""The U-Net: a convolutional network over several resolutions, with skip connections.
 
-Levels go down in size by halves and up again. On the way up each block also sees what the block
-of the same level saw on the way down; at the lowest levels every pixel attends to every other.
+Each level halves the resolution on the way down and doubles it on the way up. On the way up each
+block also receives the output of its counterpart on the way down; at the lowest levels every pixel
+attends to every other.
 
-The last layer starts at zero, and so does the output: with `Velocity` the reverse kernel then
-starts with the mean of the forward one.
+The last layer is initialised at zero, and so is the output: with `Velocity` the initial reverse
+kernel has the mean of the forward kernel.
 
 References:
     Ronneberger et al. 2015; Ho et al. 2020, appendix B; Dhariwal and Nichol 2021, section 3.
@@ -45,10 +46,9 @@ Block = ResidualBlock | Rematerialised
 
 @final
 class UNet(eqx.Module):
-    """The network for images of today's diffusion models; for signals and volumes, too.
+    """A U-Net for images, signals and volumes.
 
-    Any size will do: where a level has an odd number of pixels, its last one counts twice on the
-    way down.
+    Any size is supported: downsampling an axis with an odd number of pixels repeats the last one.
 
     Args:
         event_shape: shape of one datum.
@@ -56,26 +56,27 @@ class UNet(eqx.Module):
             the one above.
         num_blocks: residual blocks per level, on the way down and again on the way up.
         key: for the initial weights.
-        channel_axis: which axis of the event is the channels, as 0 or -1; None if there are none,
-            as in (28, 28).
+        channel_axis: the channel axis of the event, such as 0 or -1; None if there is none, as in
+            (28, 28).
         output_shape: shape of the raw output, by default `event_shape`. A learned variance needs
             `(2, *event_shape)`; categories need `(*event_shape, K)`.
-        context_shape: shape of the context of one event, if it is numbers.
-        num_classes: number of labels, if the context is one, of shape (). A label of -1 is no
-            class.
-        num_categories: for categories, the number of states of the chain, which are then
-            one-hot encoded: K, or K + 1 with an absorbing base.
-        attention_levels: at how many of the lowest levels pixels attend to one another. Its cost
-            grows with the square of their number.
-        num_heads: of the attention.
-        padding: what lies beyond the edges; `padding.Periodic()` for a lattice that is a torus.
-        patch: side of the squares of pixels that count as one pixel of as many channels. With 2 the
-            first level works at half the size, at a quarter of the cost; it divides every size.
-        rematerialise: whether blocks are computed again for the gradient instead of kept: less
+        context_shape: shape of the context of one event, if it is numeric.
+        num_classes: number of classes, if the context is a label, of shape (). A label of -1 means
+            no class.
+        num_categories: for categories, the number of states of the chain, which are one-hot
+            encoded: K, or K + 1 with an absorbing base.
+        attention_levels: number of lowest levels with self-attention. Its cost is quadratic in
+            the number of pixels.
+        num_heads: attention heads.
+        padding: values beyond the edges; `padding.Periodic()` for a lattice on a torus.
+        patch: side of the blocks of pixels that are merged into the channels of one pixel. With 2
+            the first level works at half the size, at a quarter of the cost; it must divide every
+            spatial size.
+        rematerialise: whether blocks are recomputed in the backward pass instead of stored: less
             memory, and about a third more time.
 
     Raises:
-        ValueError: a shape or a size that is none, or does not go with the others.
+        ValueError: an invalid shape or size, or inconsistent ones.
 
     Example:
         >>> network = dp.networks.UNet(
@@ -115,29 +116,31 @@ class UNet(eqx.Module):
         self.layout = ImageLayout(event_shape, channel_axis, output_shape, num_categories)
         self.patch = check_size("patch", patch)
         num_axes = len(self.layout.space)
-        channels = _check_channels(channels, _patched(self.layout.space, self.patch))
+        channels = _check_channels(channels, _num_patches(self.layout.space, self.patch))
         num_blocks = check_size("num_blocks", num_blocks)
         attention_levels = check_size("attention_levels", attention_levels, least=0)
         check_instance("padding", padding, AbstractPadding)
         check_flag("rematerialise", rematerialise)
+        # Attention at the lowest levels only: its cost is quadratic in the number of pixels.
         attends = [level >= len(channels) - attention_levels for level in range(len(channels))]
         num_heads = check_size("num_heads", num_heads)
         for level, size in enumerate(channels):
             if attends[level] and size % num_heads:
                 raise ValueError(
-                    f"num_heads={num_heads} must divide the channels of the levels that attend, "
-                    f"but channels={channels} has {size} among them."
+                    f"num_heads={num_heads} must divide the channels of every level with "
+                    f"attention, but channels={channels} includes {size}."
                 )
 
-        width = 4 * channels[0]
+        width = 4 * channels[0]  # of the conditioning vector
+        # One key per block on the way down and up; two middle blocks, embedding, first, last.
         keys = iter(jax.random.split(key, 2 * num_blocks * len(channels) + 5))
 
         def block(inputs: int, level: int, *, attend: bool) -> Block:
             heads = num_heads if attend else 0
-            made = ResidualBlock(
+            residual = ResidualBlock(
                 inputs, channels[level], num_axes, width, heads, key=next(keys), padding=padding
             )
-            return Rematerialised(made) if rematerialise else made
+            return Rematerialised(residual) if rematerialise else residual
 
         def level_down(level: int) -> tuple[Block, ...]:
             above = channels[max(level - 1, 0)]
@@ -147,12 +150,14 @@ class UNet(eqx.Module):
         def level_up(level: int) -> tuple[Block, ...]:
             below = channels[min(level + 1, len(channels) - 1)]
             inputs = [below] + [channels[level]] * (num_blocks - 1)
+            # Each input is concatenated with the skip connection, which has this level's channels.
             sizes = [size + channels[level] for size in inputs]
             return tuple(block(size, level, attend=attends[level]) for size in sizes)
 
         self.embedding = Embedding(
             width, key=next(keys), context_shape=context_shape, num_classes=num_classes
         )
+        # The channels of all pixels of a patch are concatenated.
         inputs, outputs = (
             n * self.patch**num_axes for n in (self.layout.inputs, self.layout.outputs)
         )
@@ -170,53 +175,55 @@ class UNet(eqx.Module):
     def __call__(
         self, x_t: Array, t: int | Int[Array, ""], context: Array | None
     ) -> Float[Array, "..."]:
-        """The raw output for one event."""
+        """Return the raw output for one event."""
         condition = self.embedding(t, context)
         image = self.layout.to_image(x_t, self.first.weight.dtype)
         h = self.first(to_patches(image, self.patch))
-        seen = []
+        skips = []
         for level, blocks in enumerate(self.down):
             h = h if level == 0 else pool(h, 2)
             for block in blocks:
                 h = block(h, condition)
-                seen.append(h)
+                skips.append(h)
         for block in self.middle:
             h = block(h, condition)
         for blocks in reversed(self.up):
-            space = seen[-1].shape[:-1]
+            # The size on the way down, which upsampling exceeds by one pixel if it is odd.
+            space = skips[-1].shape[:-1]
             h = h if h.shape[:-1] == space else upsample(h, 2, space)
             for block in blocks:
-                h = block(jnp.concatenate([h, seen.pop()], axis=-1), condition)
+                h = block(jnp.concatenate([h, skips.pop()], axis=-1), condition)
         y = self.last(jax.nn.silu(self.norm(h)))
         return self.layout.from_image(from_patches(y, self.patch))
 
     def resized(self, event_shape: tuple[int, ...]) -> "UNet":
-        """The same weights for events of another size, such as a texture larger than its windows.
+        """Return the network with the same weights for events of another size.
 
-        Convolutions see as far as they did, and no further; attention and the means of group norms
-        reach over the whole event, so leave the attention out (`attention_levels=0`) where sizes
-        are to change.
+        An example is a texture larger than the windows of the training data. Convolutions keep
+        their receptive field; attention and the means of group norms extend over the whole event,
+        so omit the attention (`attention_levels=0`) if sizes are to change.
 
         Args:
-            event_shape: with as many axes as before, and as many channels.
+            event_shape: with the same number of axes and of channels.
 
         Raises:
-            ValueError: anything else, or fewer pixels than there are levels for.
+            ValueError: another number of either, or fewer pixels than the levels require.
         """
         layout = self.layout.resized(event_shape)
-        _check_levels("the network", len(self.up), _patched(layout.space, self.patch))
+        _check_levels("the network", len(self.up), _num_patches(layout.space, self.patch))
+        # No weight depends on the size of the event: the layout alone is replaced.
         return eqx.tree_at(lambda network: network.layout, self, layout)
 
 
-def _patched(space: tuple[int, ...], patch: int) -> tuple[int, ...]:
-    """Patches along each axis."""
+def _num_patches(space: tuple[int, ...], patch: int) -> tuple[int, ...]:
+    """Return the number of patches along each axis."""
     if any(n % patch for n in space):
         raise ValueError(f"patch={patch} must divide the pixels of every axis, which are {space}.")
     return tuple(n // patch for n in space)
 
 
 def _check_channels(channels: Any, space: tuple[int, ...]) -> tuple[int, ...]:
-    """Refuse what are no channels, and more levels than there are halves."""
+    """Return valid channels as a tuple."""
     sizes = check_shape("channels", channels)
     if not sizes:
         raise ValueError("channels=() must have one number for each level, such as (32, 64).")
@@ -225,6 +232,7 @@ def _check_channels(channels: Any, space: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check_levels(what: str, num: int, space: tuple[int, ...]) -> None:
+    """Raise ValueError if there are more levels than resolutions."""
     most = num_sizes(space)
     if num > most:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Around any network: the same function, had in another way.
+"""Wrappers that change how a network is evaluated.
 
-`MixedPrecision` computes in a shorter number format; `Rematerialised` forgets what it computed and
-does it again for the gradient; `Respaced` is asked at some of its own times (`model.respace`). All
-may be stacked, trained and saved like the network inside.
+`MixedPrecision` computes in bfloat16; `Rematerialised` recomputes intermediate values in the
+backward pass; `Respaced` evaluates a network at a subset of its time steps (`model.respace`). All
+may be nested, trained and saved like the network inside.
 """
 
 from collections.abc import Callable
@@ -18,19 +18,20 @@ from ..checks.arguments import check_callable
 
 @final
 class MixedPrecision(eqx.Module):
-    """A network that computes in bfloat16, with weights and outputs as they are.
+    """A network evaluated in bfloat16, with weights and outputs of full precision.
 
-    Weights stay in single precision, where an optimiser's small steps are not lost; a copy of them
-    and x_t are cast on the way in, and the output is cast back. Gradients arrive in the format of
-    the weights. Sums inside matrix products and convolutions are up to the machine: accelerators
-    take them in single precision, and so do group norms and the softmax of attention in `UNet`.
+    The stored weights keep their precision, so that small optimiser updates are not rounded away; a
+    copy of them and x_t are cast for the call, and the output is cast back. Gradients have the
+    dtype of the weights. Accumulation inside matrix products and convolutions depends on the
+    hardware: accelerators use single precision. Group norms and the softmax of attention in `UNet`
+    use single precision, too.
 
-    It pays on accelerators; CPUs have no arithmetic for short numbers and get slower. A known
-    denoiser loses its exactness.
+    It is faster on accelerators; CPUs have no bfloat16 arithmetic and become slower. An analytic
+    denoiser is no longer exact.
 
     Args:
-        network: any network: its arrays of real numbers are the weights. What it makes itself,
-            such as features of the time, it should make in their format.
+        network: any network; its floating-point arrays are the weights. Arrays that it creates,
+            such as time features, should have the dtype of the weights.
 
     Example:
         >>> network = dp.networks.MixedPrecision(dp.networks.UNet((28, 28), key=key))
@@ -42,15 +43,15 @@ class MixedPrecision(eqx.Module):
         self.network = check_callable("network", network)
 
     def __call__(self, x_t: Array, t: Any, context: Array | None) -> Array:
-        """The raw output for one event, in the type of x_t, if that is real."""
-        real = jnp.issubdtype(x_t.dtype, jnp.inexact)
-        dtype = x_t.dtype if real else jnp.result_type(float)
-        # The context is left to the network: if it is a label, a short format would round it.
-        return _short(self.network)(_short(x_t), t, context).astype(dtype)
+        """Return the raw output for one event, in the dtype of x_t if that is floating-point."""
+        is_real = jnp.issubdtype(x_t.dtype, jnp.inexact)
+        dtype = x_t.dtype if is_real else jnp.result_type(float)
+        # The context is not cast: bfloat16 would round a label that is stored as a float.
+        return _to_bfloat16(self.network)(_to_bfloat16(x_t), t, context).astype(dtype)
 
 
-def _short(tree: Any) -> Any:
-    """The same with every array of real numbers in bfloat16."""
+def _to_bfloat16(tree: Any) -> Any:
+    """Cast every floating-point array of a pytree to bfloat16."""
     return jax.tree.map(
         lambda leaf: leaf.astype(jnp.bfloat16) if eqx.is_inexact_array(leaf) else leaf, tree
     )
@@ -58,11 +59,12 @@ def _short(tree: Any) -> Any:
 
 @final
 class Rematerialised(eqx.Module):
-    """A network, or a part of one, that is computed again for the gradient.
+    """A network, or a part of one, that is recomputed in the backward pass.
 
-    Without it a gradient keeps all that the network computed, at every call. With it a call keeps
-    its inputs alone: a gradient through many calls, as along a chain, needs the memory of one. For
-    one call that is too large, wrap the network's parts, as `UNet(rematerialise=True)` does.
+    Reverse-mode differentiation otherwise stores the intermediate values of every call. Here each
+    call stores its inputs only: a gradient through many calls, as along a chain, needs the memory
+    of one. If a single call is too large, wrap the network's parts, as `UNet(rematerialise=True)`
+    does.
 
     Args:
         network: any network.
@@ -77,22 +79,22 @@ class Rematerialised(eqx.Module):
         self.network = check_callable("network", network)
 
     def __call__(self, *args: Any) -> Array:
-        """What the network says."""
+        """Return the output of the network."""
         return eqx.filter_checkpoint(self.network)(*args)
 
 
 @final
 class Respaced(eqx.Module):
-    """A network asked at some of its own times.
+    """A network evaluated at a subset of its time steps.
 
     Args:
         network: any network.
-        levels: its own time for each t, shape `(num_steps + 1,)`.
+        levels: the network's own time step for each t, shape `(num_steps + 1,)`.
     """
 
     network: Callable[..., Array]
     levels: Int[Array, " levels"]
 
     def __call__(self, x_t: Array, t: int | Int[Array, ""], context: Array | None) -> Array:
-        """The raw output for one event."""
+        """Return the raw output for one event."""
         return self.network(x_t, self.levels[t], context)

@@ -1,7 +1,10 @@
-"""Predictions: what the raw output of a network means, and the variance of the reverse kernel.
+"""Predictions: the meaning of a network's raw output, and the variance of the reverse kernel.
 
 *What lives here*: `AbstractPrediction` and its implementations (`Velocity`, `Noise`, `Data`,
-`KernelMoments` ...) in `prediction`, and `AbstractVariance` and its own in `variance`.
+`KernelMoments`) in `prediction`, `AbstractVariance` and its implementations in `variance`.
+
+*The contract*: `AbstractPrediction` maps a raw output to an estimate of x_0, and states the raw
+output's shape. `AbstractVariance` returns Var[x_0 | x_t]. Both are for one event.
 
 *To add one*: a final subclass in `prediction`, and a row in `tests/registry.py`.
 

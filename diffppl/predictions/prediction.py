@@ -1,18 +1,18 @@
-"""What a network's raw output means.
+"""The meaning of a network's raw output.
 
 A prediction turns the raw output f(x_t, t) into an *estimate* of x_0. For real data, with
 a = sqrt(alpha_bar_t) and s = sqrt(1 - alpha_bar_t), so that x_t = a x_0 + s eps:
 
-| prediction      | raw output is                | E[x_0 given x_t]                       |
+| prediction      | raw output                   | estimate of x_0                        |
 | --------------- | ---------------------------- | -------------------------------------- |
 | `Data`          | x_0                          | raw                                    |
 | `Noise`         | eps                          | (x_t - s raw) / a                      |
 | `Velocity`      | v = a eps - s x_0            | a x_t - s raw                          |
 | `KernelMoments` | the paper's f_mu and f_Sigma | the x_0 whose kernel has those moments |
 
-and Var[x_0 given x_t] is an object of its own, see `diffppl.predictions.variance`: by default what `fit` finds
-it to be. A network that outputs zero makes the reverse kernel equal to the forward one, exactly,
-with `KernelMoments` and with `Velocity`, unless its variance is the lower one.
+and Var[x_0 | x_t] is a separate object, see `diffppl.predictions.variance`: by default estimated
+by `fit`. A network that outputs zero makes the reverse kernel exactly equal to the forward one with
+`KernelMoments`, and with `Velocity` unless its variance is `LowerVariance`.
 
 For bits and categories `Data` is the only prediction, and its raw output is logits.
 
@@ -47,7 +47,7 @@ from .variance import (
 
 
 class AbstractPrediction(eqx.Module):
-    """The meaning of a network's raw output. Subclasses give its shape and its estimate."""
+    """The meaning of a network's raw output: its shape, and the estimate of x_0 from it."""
 
     def __check_init__(self) -> None:
         check_fields(self)
@@ -56,14 +56,19 @@ class AbstractPrediction(eqx.Module):
     def output_shape(
         self, process: AbstractProcess, event_shape: tuple[int, ...]
     ) -> tuple[int, ...]:
-        """Shape of the raw output for one event; ValueError if the process does not allow it."""
+        """Return the shape of the raw output for one event.
+
+        Raises:
+            ValueError: the prediction does not support the process.
+        """
 
     @abc.abstractmethod
     def estimate(self, process: AbstractProcess, raw: Array, x_t: Array, t: Time) -> Any:
-        """The estimate of x_0 that `process.reverse` takes, for one event."""
+        """Return the estimate of x_0 that `process.reverse` takes, for one event."""
 
 
 def _require_gaussian(prediction: Any, process: AbstractProcess) -> None:
+    """Raise ValueError for a process of discrete data."""
     if not isinstance(process, GaussianDiffusion):
         name = type(prediction).__name__
         raise ValueError(  # noqa: TRY004 (two fields that do not suit each other)
@@ -73,13 +78,14 @@ def _require_gaussian(prediction: Any, process: AbstractProcess) -> None:
 
 
 def _with_channels(variance: AbstractVariance, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the raw output, with a leading axis if the variance has channels."""
     return (1 + variance.channels, *event_shape) if variance.channels else event_shape
 
 
 def _gaussian_estimate(
     variance: AbstractVariance, schedule: AbstractSchedule, raw: Array, t: Time
 ) -> tuple[Array, Array]:
-    """Split raw output into the mean's channel and Var[x_0 given x_t]."""
+    """Split the raw output into the mean's channel and Var[x_0 | x_t]."""
     first, last = (raw[0], raw[1]) if variance.channels else (raw, raw)
     return first, variance.variance(last, schedule.log_snr()[t])
 
@@ -93,19 +99,18 @@ class Data(AbstractPrediction):
     def output_shape(
         self, process: AbstractProcess, event_shape: tuple[int, ...]
     ) -> tuple[int, ...]:
-        """The event's shape, and an axis of categories if there are any."""
         if isinstance(process, GaussianDiffusion):
             return _with_channels(self.variance, event_shape)
         if not isinstance(self.variance, LowerVariance | FittedVariance):
             raise ValueError(  # noqa: TRY004 (two fields that do not suit each other)
-                f"prediction=Data(variance={type(self.variance).__name__}()) asks for a variance, "
-                f"which {type(process).__name__} does not have: its logits say all. Use Data()."
+                f"prediction=Data(variance={type(self.variance).__name__}()) sets a variance, "
+                f"which {type(process).__name__} does not have: its estimate is given by logits "
+                "alone. Use Data()."
             )
         categories = process.num_categories
         return event_shape if categories is None else (*event_shape, categories)
 
     def estimate(self, process: AbstractProcess, raw: Array, x_t: Array, t: Time) -> Any:
-        """The raw output, in the process's terms."""
         del x_t
         if isinstance(process, GaussianDiffusion):
             return GaussianEstimate(*_gaussian_estimate(self.variance, process.schedule, raw, t))
@@ -121,20 +126,18 @@ class Noise(AbstractPrediction):
     def output_shape(
         self, process: AbstractProcess, event_shape: tuple[int, ...]
     ) -> tuple[int, ...]:
-        """The event's shape."""
         _require_gaussian(self, process)
         last = process.schedule.alpha_bar()[-1]
         if not isinstance(last, Tracer) and float(last) == 0:
             raise ValueError(
                 "prediction=Noise() cannot be used with a schedule that ends at alpha_bar_T = 0: "
-                "pure noise says nothing of x_0. Use Velocity() or another schedule."
+                "x_T and the noise do not determine x_0. Use Velocity() or another schedule."
             )
         return _with_channels(self.variance, event_shape)
 
     def estimate(
         self, process: AbstractProcess, raw: Array, x_t: Array, t: Time
     ) -> GaussianEstimate:
-        """x_0 = (x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar)."""
         eps, variance = _gaussian_estimate(self.variance, process.schedule, raw, t)
         alpha_bar, noise = (
             process.schedule.alpha_bar()[t],
@@ -155,14 +158,12 @@ class Velocity(AbstractPrediction):
     def output_shape(
         self, process: AbstractProcess, event_shape: tuple[int, ...]
     ) -> tuple[int, ...]:
-        """The event's shape."""
         _require_gaussian(self, process)
         return _with_channels(self.variance, event_shape)
 
     def estimate(
         self, process: AbstractProcess, raw: Array, x_t: Array, t: Time
     ) -> GaussianEstimate:
-        """x_0 = sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v."""
         velocity, variance = _gaussian_estimate(self.variance, process.schedule, raw, t)
         alpha_bar, noise = (
             process.schedule.alpha_bar()[t],
@@ -172,19 +173,18 @@ class Velocity(AbstractPrediction):
 
 
 class AbstractMeanHead(eqx.Module):
-    """How the paper's f_mu follows from a raw mean z."""
+    """A map from the raw mean z to the paper's f_mu."""
 
     @abc.abstractmethod
     def mean(self, x_t: Array, raw: Array, sigma2: Array, beta: Array) -> Float[Array, "..."]:
-        """f_mu(x_t, t)."""
+        """Return f_mu(x_t, t)."""
 
 
 @final
 class ConsistentHead(AbstractMeanHead):
-    """(x_t - z) sqrt(1 - Sigma) + z: equation 65 with the square root it lacks in print."""
+    """(x_t - z) sqrt(1 - Sigma) + z: equation 65 with the square root missing in print."""
 
     def mean(self, x_t: Array, raw: Array, sigma2: Array, beta: Array) -> Float[Array, "..."]:
-        """See the class."""
         del beta
         return (x_t - raw) * jnp.sqrt(1 - sigma2) + raw
 
@@ -193,32 +193,30 @@ class ConsistentHead(AbstractMeanHead):
 class PrintedHead(AbstractMeanHead):
     """(x_t - z) (1 - Sigma) + z: equation 65 as printed.
 
-    At zero output it does *not* reproduce the forward kernel: on unit-normal data it starts
+    At zero output it does *not* equal the forward kernel: on unit-normal data its ELBO starts
     about 1.1 bits per dimension below the null model at T = 1000. For comparison only.
     """
 
     def mean(self, x_t: Array, raw: Array, sigma2: Array, beta: Array) -> Float[Array, "..."]:
-        """See the class."""
         del beta
         return (x_t - raw) * (1 - sigma2) + raw
 
 
 @final
 class CodeHead(AbstractMeanHead):
-    """sqrt(1 - beta_t) x_t + sqrt(beta_t) z: what the author's public code runs."""
+    """sqrt(1 - beta_t) x_t + sqrt(beta_t) z: the form in the author's public code."""
 
     def mean(self, x_t: Array, raw: Array, sigma2: Array, beta: Array) -> Float[Array, "..."]:
-        """See the class."""
         del sigma2
         return jnp.sqrt(1 - beta) * x_t + jnp.sqrt(beta) * raw
 
 
 @final
 class KernelMoments(AbstractPrediction):
-    """The paper's own: f_mu and f_Sigma, the moments of p(x_{t-1} given x_t).
+    """The paper's parameterisation: f_mu and f_Sigma, the moments of p(x_{t-1} | x_t).
 
     Two channels (z_mu, z_Sigma): f_Sigma = sigmoid(z_Sigma + logit(beta_t)) (equation 64), f_mu
-    by the `head`. Tied to the chain's own steps: such a model cannot be re-read at fewer.
+    by the `head`. The moments are those of one step, so such a model cannot be respaced.
     """
 
     head: AbstractMeanHead = ConsistentHead()
@@ -226,24 +224,24 @@ class KernelMoments(AbstractPrediction):
     def output_shape(
         self, process: AbstractProcess, event_shape: tuple[int, ...]
     ) -> tuple[int, ...]:
-        """Two channels of the event's shape."""
         _require_gaussian(self, process)
         return (2, *event_shape)
 
     def estimate(
         self, process: AbstractProcess, raw: Array, x_t: Array, t: Time
     ) -> GaussianEstimate:
-        """The moments of x_0 for which `process.reverse` has the moments f_mu and f_Sigma."""
         _require_gaussian(self, process)
         beta = process.schedule.beta()[t]
         sigma2 = jax.nn.sigmoid(raw[1] + jax.scipy.special.logit(beta))
         mean = self.head.mean(x_t, raw[0], sigma2, beta)
+        # Invert f_mu = b E[x_0 | x_t] + c x_t and f_Sigma = v_t + b^2 Var[x_0 | x_t].
         b, c, variance = process.coefficients(t)  # pyright: ignore[reportAttributeAccessIssue]
         return GaussianEstimate((mean - c * x_t) / b, (sigma2 - variance) / b**2)
 
 
 def default_prediction(process: AbstractProcess, network: Any) -> AbstractPrediction:
-    """What a model takes a raw output to mean if it is not told."""
+    """Return the default prediction of a model."""
+    # Analytic denoisers output the moments of x_0.
     if isinstance(network, AbstractDenoiser):
         return Data(LearnedVariance()) if isinstance(process, GaussianDiffusion) else Data()
     return Velocity() if isinstance(process, GaussianDiffusion) else Data()

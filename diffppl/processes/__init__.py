@@ -1,16 +1,16 @@
-"""Room 1: forward processes q, one file per kind of data.
+"""Forward processes q, one module for each kind of data.
 
 *What lives here*: the three kernels of q (`transition`, `marginal`, `posterior`), the stationary
-`base`, the reverse kernel that an estimate of x_0 implies, and the KL between kernels; all in
-NumPyro distributions.
+distribution `base`, the reverse kernel implied by an estimate of x_0, and the KL divergence between
+kernels, all as NumPyro distributions.
 
-*The contract*: `AbstractProcess`. Methods are elementwise in `x` and take one integer time.
+*The contract*: `AbstractProcess`. Methods act elementwise on `x` and take one integer time.
 
-*To add one*: a new file with a final subclass of `AbstractProcess`, and a row in
-`tests/registry.py`, which holds the kernels against each other.
+*To add one*: a new module with a final subclass of `AbstractProcess`, and a row in
+`tests/registry.py`, whose tests check the kernels against one another.
 
-*What does not belong here*: networks, and anything that loops over time. Nothing outside this
-room asks which family a process has.
+*What does not belong here*: networks, and loops over time. Code outside this folder does not
+depend on the family of a process.
 """
 
 from .base import AbstractProcess

@@ -1,15 +1,15 @@
-"""Bernoulli ("binomial") diffusion: bits that forget themselves towards a base rate.
+"""Bernoulli ("binomial") diffusion of bits towards a base rate.
 
-    q(x_t = 1 given x_{t-1}) = (1 - beta_t) x_{t-1} + beta_t pi            (table App. 1)
-    q(x_t = 1 given x_0)     = alpha_bar_t x_0 + (1 - alpha_bar_t) pi
+    q(x_t = 1 | x_{t-1}) = (1 - beta_t) x_{t-1} + beta_t pi            (table App. 1)
+    q(x_t = 1 | x_0)     = alpha_bar_t x_0 + (1 - alpha_bar_t) pi
 
-The paper's table prints pi = 0.5; its heartbeat needs 0.2, and any rate per bit is allowed.
+The paper has pi = 0.5 in its table and pi = 0.2 for heartbeats; any rate per bit is supported.
 Because a bit takes two values, `posterior` averaged over an estimate P(x_0 = 1) = f is linear in f
-and exact: no family of factorised kernels can do better than the right f.
+and exact: no family of factorised kernels improves on the exact f.
 
-In a long chain a bit flips back with a probability far below the spacing of float32 near 1, yet the
-divergence of two kernels asks for the ratio of such probabilities: kernels backwards in time are
-therefore held as log-odds.
+In a long chain the probability that a bit flips is far below the spacing of float32 near 1, and the
+divergence of two kernels depends on the ratio of such probabilities. Posterior and reverse kernels
+are therefore parametrised by their log-odds.
 """
 
 from typing import Any, final
@@ -32,20 +32,19 @@ from .divergence import categorical_kl
 
 @final
 class BernoulliEstimate(eqx.Module):
-    """Log-odds that x_0 is 1 given x_t, bit by bit."""
+    """Log-odds of P(x_0 = 1 | x_t), per bit."""
 
     logits: Float[Array, "..."]
 
 
 @final
 class BernoulliDiffusion(AbstractProcess[BernoulliEstimate]):
-    """Diffusion of bits towards independent coins.
+    """Diffusion of bits towards independent Bernoulli variables.
 
     Args:
         schedule: the noise levels; `schedules.Reciprocal` is the paper's.
         rate: P(bit = 1) at the end of the chain, in (0, 1): one number, or one per bit (any
-            shape that broadcasts against the event). The bound is tightest when it is the
-            data's own mean.
+            shape that broadcasts against the event). The ELBO is tightest at the mean of the data.
 
     Example:
         >>> import diffppl as dp
@@ -62,7 +61,7 @@ class BernoulliDiffusion(AbstractProcess[BernoulliEstimate]):
         check_fixed(schedule, type(self).__name__)
         self.schedule = schedule
         rates = as_numbers("rate", rate)
-        # NumPy: a chain is also respaced while a program is traced, where JAX's answer is a tracer.
+        # In NumPy: a chain may be respaced while a program is traced, where JAX returns tracers.
         if not isinstance(rates, Tracer):
             rates = np.asarray(rates, jnp.result_type(float))
             bad = np.asarray(~((rates > 0) & (rates < 1)))
@@ -72,42 +71,38 @@ class BernoulliDiffusion(AbstractProcess[BernoulliEstimate]):
 
     @property
     def support(self) -> constraints.Constraint:
-        """0 or 1."""
         return constraints.boolean
 
     @property
     def num_categories(self) -> None:
-        """Bits are their own encoding."""
         return None
 
     @property
     def dtype(self) -> Any:
-        """Bits are held as the default integer."""
         return jnp.result_type(int)
 
     def base(self, shape: tuple[int, ...]) -> dist.BernoulliProbs:
-        """Independent coins of the base rate."""
         return dist.BernoulliProbs(jnp.broadcast_to(self.rate, shape))
 
     def _mix(self, x: Array, kept: Array) -> Float[Array, "..."]:
-        """P(1) after a share `kept` of the bit is kept and the rest drawn anew."""
+        """Return P(1) if `x` is kept with probability `kept`, and else redrawn from the base."""
         return kept * x + (1 - kept) * self.rate
 
     def transition(self, x: Array, t: Time) -> dist.BernoulliProbs:
-        """q(x_t given x_{t-1} = x)."""
         return dist.BernoulliProbs(self._mix(x, 1 - self.schedule.beta()[t]))
 
     def marginal(self, x_0: Array, t: Time) -> dist.BernoulliProbs:
-        """q(x_t given x_0)."""
         return dist.BernoulliProbs(self._mix(x_0, self.schedule.alpha_bar()[t]))
 
     def _posterior(self, x_t: Array, x_0: Array, t: Time) -> tuple[Array, Array]:
-        """P(x_{t-1} = 1) and P(x_{t-1} = 0) given x_t and x_0, each to all its digits."""
+        """Return q(x_{t-1} | x_t, x_0) at x_{t-1} = 1 and 0, each to full precision."""
         beta = self.schedule.beta()[t]
         alpha_bar, noise = (
             self.schedule.alpha_bar()[t - 1],
             self.schedule.one_minus_alpha_bar()[t - 1],
         )
+        # Bayes: q(x_t | x_{t-1}) q(x_{t-1} | x_0) for both values of x_{t-1}. The complement of
+        # one of them would lose the digits of a small probability.
         to_one, to_zero = beta * self.rate, beta * (1 - self.rate)
         one = jnp.where(x_t == 1, 1 - to_zero, to_zero) * (alpha_bar * x_0 + noise * self.rate)
         zero = jnp.where(x_t == 1, to_one, 1 - to_one) * (
@@ -116,12 +111,11 @@ class BernoulliDiffusion(AbstractProcess[BernoulliEstimate]):
         return one / (one + zero), zero / (one + zero)
 
     def posterior(self, x_t: Array, x_0: Array, t: Time) -> dist.BernoulliLogits:
-        """q(x_{t-1} given x_t, x_0)."""
         one, zero = self._posterior(x_t, x_0, t)
         return dist.BernoulliLogits(jnp.log(one) - jnp.log(zero))
 
     def reverse(self, x_t: Array, estimate: BernoulliEstimate, t: Time) -> dist.BernoulliLogits:
-        """p(x_{t-1} given x_t): the two posteriors, weighted by the estimate."""
+        """Return the posteriors for x_0 = 1 and x_0 = 0, weighted by the estimate."""
         one_if_1, zero_if_1 = self._posterior(x_t, jnp.ones(()), t)
         one_if_0, zero_if_0 = self._posterior(x_t, jnp.zeros(()), t)
         p_1, p_0 = jax.nn.sigmoid(estimate.logits), jax.nn.sigmoid(-estimate.logits)
@@ -129,23 +123,21 @@ class BernoulliDiffusion(AbstractProcess[BernoulliEstimate]):
         return dist.BernoulliLogits(jnp.log(one) - jnp.log(zero))
 
     def final_step(self, x_1: Array, estimate: BernoulliEstimate) -> dist.BernoulliProbs:
-        """The paper's fixed last step, T_pi(x_0 given x_1; beta_1): it has no parameters."""
+        """Return T_pi(x_0 | x_1; beta_1), the fixed final step of the paper, without parameters."""
         del estimate
         return self.transition(x_1, 1)
 
     def expected_final_log_prob(self, x_0: Array) -> Float[Array, "..."]:
-        """The two values of x_1, weighted by their probabilities."""
-        rate = self._mix(x_0, 1 - self.schedule.beta()[1])
-        given_1 = self.transition(jnp.ones(()), 1).log_prob(x_0)
-        given_0 = self.transition(jnp.zeros(()), 1).log_prob(x_0)
-        return rate * jnp.asarray(given_1) + (1 - rate) * jnp.asarray(given_0)
+        # The sum over x_1 of q(x_1 | x_0) log p(x_0 | x_1).
+        prob_1 = self._mix(x_0, 1 - self.schedule.beta()[1])
+        log_prob_1 = self.transition(jnp.ones(()), 1).log_prob(x_0)
+        log_prob_0 = self.transition(jnp.zeros(()), 1).log_prob(x_0)
+        return prob_1 * jnp.asarray(log_prob_1) + (1 - prob_1) * jnp.asarray(log_prob_0)
 
     def mean(self, estimate: BernoulliEstimate) -> Float[Array, "..."]:
-        """P(x_0 = 1)."""
         return jax.nn.sigmoid(estimate.logits)
 
     def estimate_from_logits(self, logits: Array) -> BernoulliEstimate:
-        """The logits themselves."""
         return BernoulliEstimate(logits)
 
     def kl(
@@ -153,29 +145,34 @@ class BernoulliDiffusion(AbstractProcess[BernoulliEstimate]):
         q: dist.BernoulliProbs | dist.BernoulliLogits,
         p: dist.BernoulliProbs | dist.BernoulliLogits,
     ) -> Float[Array, "..."]:
-        """KL between coins, in nats (NumPyro 0.22 has none)."""
-        return categorical_kl(_both(q), _both(p))
+        # NumPyro 0.22 has no divergence of Bernoulli distributions.
+        return categorical_kl(_binary_probs(q), _binary_probs(p))
 
     def with_schedule(self, schedule: AbstractSchedule) -> "BernoulliDiffusion":
-        """The same process on other noise levels."""
         return BernoulliDiffusion(schedule, self.rate)
 
 
-def _both(coin: dist.BernoulliProbs | dist.BernoulliLogits) -> Float[Array, "... 2"]:
-    """P(1) and P(0)."""
-    if isinstance(coin, dist.BernoulliLogits):
-        logits = jnp.asarray(coin.logits)
+def _binary_probs(kernel: dist.BernoulliProbs | dist.BernoulliLogits) -> Float[Array, "... 2"]:
+    """Return P(1) and P(0) on a trailing axis."""
+    if isinstance(kernel, dist.BernoulliLogits):
+        # Two sigmoids: 1 - sigmoid(logits) would round a small P(0) to zero.
+        logits = jnp.asarray(kernel.logits)
         return jnp.stack([jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)], -1)
-    probs = jnp.asarray(coin.probs)
+    probs = jnp.asarray(kernel.probs)
     return jnp.stack([probs, 1 - probs], -1)
 
 
 def check_fixed(schedule: AbstractSchedule, process: str) -> None:
-    """Refuse a learned schedule where the noise is discrete, and what is no schedule."""
+    """Check that the schedule of a discrete process is a schedule, and not a learned one.
+
+    Raises:
+        TypeError: not a schedule.
+        ValueError: a `Learned` schedule.
+    """
     check_instance("schedule", schedule, AbstractSchedule)
     if isinstance(schedule, Learned):
-        raise ValueError(  # noqa: TRY004 (two fields that do not suit each other)
+        raise ValueError(  # noqa: TRY004 (incompatible fields)
             f"{process} cannot learn its schedule: a discrete sample has no derivative with "
-            "respect to the noise rate, so the ELBO's gradient cannot reach it. Use a fixed "
+            "respect to the noise rate, so the ELBO has no pathwise gradient. Use a fixed "
             "schedule such as schedules.Reciprocal(num_steps)."
         )

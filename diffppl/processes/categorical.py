@@ -1,14 +1,14 @@
-"""Categorical diffusion: states that are redrawn from a base distribution.
+"""Categorical diffusion, in which states are redrawn from a base distribution.
 
-    q(x_t = j given x_{t-1} = i) = (1 - beta_t) [i = j] + beta_t pi_j
-    q(x_t = j given x_0 = i)     = alpha_bar_t [i = j] + (1 - alpha_bar_t) pi_j
+    q(x_t = j | x_{t-1} = i) = (1 - beta_t) [i = j] + beta_t pi_j
+    q(x_t = j | x_0 = i)     = alpha_bar_t [i = j] + (1 - alpha_bar_t) pi_j
 
-With pi uniform a state is scrambled; with pi concentrated on one extra state, the mask, it is
-absorbed. Bayes' rule gives everything else, in O(number of states) per coordinate.
+A uniform pi randomises the states; a pi concentrated on one extra state, the mask, absorbs them.
+The other kernels follow from Bayes' rule, in O(number of states) per coordinate.
 
-Coordinates may have different numbers of categories. All are then held in as many states as the
-largest number needs, and the states that a coordinate does not have are *padding*: of probability
-zero in the base, in every kernel and in every estimate, whatever a network says of them.
+Coordinates may have different numbers of categories. All are then stored with the largest number of
+states, and the surplus states of a coordinate are *padding*: they have probability zero in the
+base, in every kernel and in every estimate, whatever the output of the network.
 
 References:
     Hoogeboom et al. 2021 (uniform); Austin et al. 2021, section 3 (absorbing), who generalise
@@ -37,61 +37,64 @@ from .divergence import categorical_kl
 
 
 class AbstractBase(eqx.Module):
-    """Where the states of a categorical chain end."""
+    """Stationary distribution of a categorical chain."""
 
     @abc.abstractmethod
     def probs(self, num_categories: Counts) -> Float[Array, "*counts states"]:
-        """Rates pi over the chain's states, of which the first `num_categories` are the data's.
+        """Return pi over the states of the chain, of which the first K are those of the data.
 
         Args:
             num_categories: K; or one for each coordinate, of which the largest is K. States from a
-                coordinate's own number up to K - 1 have rate 0.
+                coordinate's own number up to K - 1 have probability 0.
         """
 
 
 @final
 class Uniform(AbstractBase):
-    """Every category equally likely."""
+    """Uniform distribution over the categories."""
 
     def probs(self, num_categories: Counts) -> Float[Array, "*counts states"]:
-        """1/K each."""
         return jnp.asarray(is_state(num_categories) / np.expand_dims(num_categories, -1), float)
 
 
 @final
 class Absorbing(AbstractBase):
-    """One further state, the mask, numbered `num_categories`, which data never take.
+    """Point mass on one additional state, the mask, of index `num_categories`; data never take it.
 
-    Where coordinates have different numbers of categories, the largest is the mask's number.
+    If coordinates have different numbers of categories, the index is the largest of them.
     """
 
     def probs(self, num_categories: Counts) -> Float[Array, "*counts states"]:
-        """All on the mask."""
         states = int(np.max(num_categories)) + 1
         return jnp.zeros((*np.shape(num_categories), states)).at[..., -1].set(1.0)
 
 
 @final
 class CategoricalEstimate(eqx.Module):
-    """Unnormalised log-probabilities of x_0 given x_t, on a trailing axis of categories."""
+    """Unnormalised log P(x_0 = k | x_t), on a trailing axis of categories."""
 
     logits: Float[Array, "... categories"]
 
 
 @final
 class States(dist.CategoricalProbs):
-    """`CategoricalProbs` whose draws are possible: NumPyro's takes state 0 once in 2^23 draws."""
+    """`CategoricalProbs` that never draws a state of probability 0.
+
+    NumPyro's own sampler returns state 0 once in 2^23 draws, whatever its probability.
+    """
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Int[Array, "..."]:
-        """By the inverse of the distribution function, at a number in (0, 1]."""
-        up_to = jnp.cumsum(jnp.asarray(self.probs), axis=-1)
-        up_to = up_to[..., :-1] / up_to[..., -1:]
+        """Draw by inversion of the distribution function."""
+        cdf = jnp.cumsum(jnp.asarray(self.probs), axis=-1)
+        cdf = cdf[..., :-1] / cdf[..., -1:]
         shape = (*sample_shape, *self.batch_shape, 1)
-        return jnp.sum(up_to < 1 - jax.random.uniform(key, shape, up_to.dtype), axis=-1)
+        # 1 - uniform lies in (0, 1]: at 0 the inverse would be state 0.
+        return jnp.sum(cdf < 1 - jax.random.uniform(key, shape, cdf.dtype), axis=-1)
 
 
-# A network in training may say that what happens is all but impossible. In an absorbing chain it
-# pays the whole log-probability, whose gradient squares it: both must be numbers in float32.
+# Largest range of the logits of one coordinate. A network in training may give the true state a
+# probability near 0. In an absorbing chain the ELBO contains the whole log-probability, whose
+# gradient has the square of the probability: both must be representable in float32.
 WIDEST = 30.0
 
 
@@ -100,15 +103,16 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
     """Diffusion of categories 0..`num_categories` - 1.
 
     Args:
-        schedule: the noise levels. An absorbing chain must end with alpha_bar_T = 0, as
-            `schedules.Reciprocal` does: otherwise the end of the chain is not the mask.
+        schedule: the noise levels. An absorbing chain requires alpha_bar_T = 0, as in
+            `schedules.Reciprocal`: otherwise x_T is not fully masked.
         num_categories: K >= 2; or one for each coordinate, such as `(2, 3, 5)`, of any shape that
-            broadcasts against the event. Networks then take and return the largest, K = 5.
+            broadcasts against the event. Networks then have inputs and outputs for the largest, 5.
         base: `Uniform()` or `Absorbing()`.
 
     Raises:
-        TypeError: another kind of argument.
-        ValueError: fewer than 2 categories, or numbers that are not whole.
+        TypeError: an argument of the wrong type.
+        ValueError: fewer than 2 categories, numbers that are not whole, or an absorbing chain with
+            alpha_bar_T > 0.
 
     Example:
         >>> import diffppl as dp
@@ -118,7 +122,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
     """
 
     schedule: AbstractSchedule
-    categories: Any = eqx.field(static=True)  # an int, or tuples of them, which can be hashed
+    categories: Any = eqx.field(static=True)  # an int or tuples of ints: hashable
     base_kind: AbstractBase
 
     def __init__(
@@ -141,27 +145,25 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
 
     @property
     def support(self) -> constraints.Constraint:
-        """0..K-1."""
         return constraints.integer_interval(0, self.counts - 1)
 
     @property
     def counts(self) -> Counts:
-        """The number of categories: one, or an array of one for each coordinate."""
+        """Number of categories: an int, or an array with one for each coordinate."""
         return self.categories if isinstance(self.categories, int) else np.array(self.categories)
 
     @property
     def num_categories(self) -> int:
-        """K, the most categories of any coordinate (an absorbing chain has one state more)."""
+        """K, the largest number of categories of any coordinate, without the mask."""
         return int(np.max(self.counts))
 
     @property
     def num_states(self) -> int:
-        """States of the chain: K, or K + 1 with a mask."""
+        """Number of states of the chain: K, or K + 1 with a mask."""
         return self._pi.shape[-1]
 
     @property
     def dtype(self) -> Any:
-        """Categories are held as the default integer."""
         return jnp.result_type(int)
 
     @property
@@ -170,92 +172,89 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
 
     @property
     def _is_possible(self) -> Bool[np.ndarray, "*counts categories"]:
-        """Which of the states 0..K-1 are a coordinate's own, and not padding."""
+        """Which of the states 0..K-1 each coordinate has; the others are padding."""
         return is_state(self.counts)
 
     def base(self, shape: tuple[int, ...]) -> States:
-        """Independent draws from pi."""
         return States(jnp.broadcast_to(self._pi, (*shape, self.num_states)))
 
     def _one_hot(self, x: Array) -> Float[Array, "... states"]:
         return jax.nn.one_hot(x, self.num_states)
 
     def _rate(self, x: Array) -> Float[Array, "... one"]:
-        """pi of each state in `x`, with an axis of 1 at the end."""
+        """Return pi of each state in `x`, with a trailing axis of length 1."""
         return jnp.sum(self._one_hot(x) * self._pi, axis=-1, keepdims=True)
 
     def _mix(self, x: Array, kept: Array) -> Float[Array, "... states"]:
         return kept * self._one_hot(x) + (1 - kept) * self._pi
 
     def transition(self, x: Array, t: Time) -> States:
-        """q(x_t given x_{t-1} = x)."""
         return States(self._mix(x, 1 - self.schedule.beta()[t]))
 
     def marginal(self, x_0: Array, t: Time) -> States:
-        """q(x_t given x_0)."""
         return States(self._mix(x_0, self.schedule.alpha_bar()[t]))
 
     def _likelihood(self, x_t: Array, t: Time) -> Float[Array, "... states"]:
-        """q(x_t given x_{t-1} = j) for every j."""
+        """Return q(x_t | x_{t-1} = j) for every j."""
         beta = self.schedule.beta()[t]
         return (1 - beta) * self._one_hot(x_t) + beta * self._rate(x_t)
 
     def posterior(self, x_t: Array, x_0: Array, t: Time) -> States:
-        """q(x_{t-1} given x_t, x_0)."""
         joint = self._likelihood(x_t, t) * self._mix(x_0, self.schedule.alpha_bar()[t - 1])
         return self._normalised(joint)
 
-    def _explained(self, x_t: Array, estimate: CategoricalEstimate, t: Time) -> Array:
-        """P(x_0 = k) / q(x_t given x_0 = k), and 0 where x_t rules k out."""
+    def _x_0_weights(self, x_t: Array, estimate: CategoricalEstimate, t: Time) -> Array:
+        """Return P(x_0 = k) / q(x_t | x_0 = k), and 0 where q(x_t | x_0 = k) = 0."""
         alpha_bar, noise = self.schedule.alpha_bar()[t], self.schedule.one_minus_alpha_bar()[t]
-        reach = alpha_bar * self._one_hot(x_t) + noise * self._rate(x_t)
-        reach = reach[..., : self.num_categories]
-        possible = (reach > 0) & self._is_possible
+        likelihood = alpha_bar * self._one_hot(x_t) + noise * self._rate(x_t)
+        likelihood = likelihood[..., : self.num_categories]
+        possible = (likelihood > 0) & self._is_possible
         probs = jax.nn.softmax(estimate.logits, axis=-1, where=possible)
-        return jnp.where(possible, probs / jnp.where(possible, reach, 1.0), 0.0)
+        return jnp.where(possible, probs / jnp.where(possible, likelihood, 1.0), 0.0)
 
     def reverse(self, x_t: Array, estimate: CategoricalEstimate, t: Time) -> States:
-        """p(x_{t-1} given x_t): the K posteriors, weighted by the estimate."""
-        weights = self._explained(x_t, estimate, t)
+        """Return the posteriors for the K values of x_0, weighted by the estimate."""
+        weights = self._x_0_weights(x_t, estimate, t)
         alpha_bar, noise = (
             self.schedule.alpha_bar()[t - 1],
             self.schedule.one_minus_alpha_bar()[t - 1],
         )
         masked = self.num_states - self.num_categories
         padded = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, masked)])
+        # sum_k w_k q(x_{t-1} | x_0 = k), in O(K): each kernel is a point mass and a multiple of pi.
         prior = alpha_bar * padded + noise * self._pi * weights.sum(-1, keepdims=True)
         joint = self._likelihood(x_t, t) * prior
         return self._normalised(joint)
 
     def final_step(self, x_1: Array, estimate: CategoricalEstimate) -> States:
-        """p(x_0 given x_1): the fixed T_pi(x_0 given x_1; beta_1) for a uniform base.
+        """Return the fixed T_pi(x_0 | x_1; beta_1) for a uniform base.
 
-        An absorbing chain has no reverse of that form (nothing leaves the mask), so its last
-        step is the estimate itself, and is learned.
+        An absorbing chain has no reverse kernel of that form (no state leaves the mask), so its
+        final step is the estimate itself, and is learned.
         """
         if isinstance(self.base_kind, Absorbing):
-            weights = self._explained(x_1, estimate, 1)
+            weights = self._x_0_weights(x_1, estimate, 1)
             joint = self._likelihood(x_1, 1)[..., : self.num_categories] * weights
             return self._normalised(joint)
         return self.transition(x_1, 1)
 
     def expected_final_log_prob(self, x_0: Array) -> Float[Array, "..."] | None:
-        """The K values of x_1, weighted; None for an absorbing base, whose edge is learned."""
+        """Return the sum over the K values of x_1; None for an absorbing base."""
         if isinstance(self.base_kind, Absorbing):
             return None
-        reached = self._mix(x_0, 1 - self.schedule.beta()[1])  # also p(x_1 -> x_0): symmetric
-        return jnp.sum(jax.scipy.special.xlogy(reached, reached), axis=-1)
+        # q(x_1 | x_0), which is also p(x_0 | x_1): the uniform transition is symmetric.
+        probs = self._mix(x_0, 1 - self.schedule.beta()[1])
+        return jnp.sum(jax.scipy.special.xlogy(probs, probs), axis=-1)
 
     def mean(self, estimate: CategoricalEstimate) -> Float[Array, "... categories"]:
-        """P(x_0 = k), on a trailing axis."""
         logits = jnp.where(self._is_possible, estimate.logits, -jnp.inf)
         return jax.nn.softmax(logits, axis=-1)
 
     def estimate_from_logits(self, logits: Array) -> CategoricalEstimate:
-        """The logits, none of which is further below the largest than `WIDEST`.
+        """Return the logits, clipped from below at `WIDEST` less than the largest.
 
-        What is ruled out (minus infinity) stays so, and so is padding. Gradients pass as if nothing
-        had been done.
+        Logits of minus infinity are kept, and padding is set to it. The gradient is that of the
+        identity.
         """
         logits = jnp.where(self._is_possible, logits, -jnp.inf)
         least = jnp.max(logits, axis=-1, keepdims=True) - WIDEST
@@ -263,18 +262,16 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
         return CategoricalEstimate(logits + jax.lax.stop_gradient(change))
 
     def kl(self, q: States, p: States) -> Float[Array, "..."]:
-        """KL between categorical kernels, in nats."""
         return categorical_kl(jnp.asarray(q.probs), jnp.asarray(p.probs))
 
     def with_schedule(self, schedule: AbstractSchedule) -> "CategoricalDiffusion":
-        """The same process on other noise levels."""
         return CategoricalDiffusion(schedule, self.counts, self.base_kind)
 
     def _normalised(self, joint: Float[Array, "... states"]) -> States:
-        """Probabilities; uniform where nothing is possible, as at an x_t that no path reaches."""
+        """Normalise `joint`; uniform where it is all zero, at an x_t of probability zero."""
         own, extra = self._is_possible, joint.shape[-1] - self.num_categories
         states = np.concatenate([own, np.ones((*own.shape[:-1], extra), bool)], axis=-1)
         total = joint.sum(-1, keepdims=True)
-        reached = total > 0
-        anything = jnp.asarray(states / states.sum(-1, keepdims=True), joint.dtype)
-        return States(jnp.where(reached, joint / jnp.where(reached, total, 1.0), anything))
+        possible = total > 0
+        uniform = jnp.asarray(states / states.sum(-1, keepdims=True), joint.dtype)
+        return States(jnp.where(possible, joint / jnp.where(possible, total, 1.0), uniform))

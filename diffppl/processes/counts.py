@@ -1,4 +1,4 @@
-"""Numbers of categories: one for all coordinates, or one for each."""
+"""Numbers of categories, one for all coordinates or one per coordinate."""
 
 from typing import Any
 
@@ -12,21 +12,21 @@ Counts = int | Int[np.ndarray, "..."]
 
 
 def is_state(num_categories: Counts) -> Bool[np.ndarray, "*counts categories"]:
-    """Which of the states 0..K-1 each coordinate has, where K is the most that any has."""
+    """Return which of the states 0..K-1 each coordinate has; K is the largest number of states."""
     return np.arange(np.max(num_categories)) < np.expand_dims(num_categories, -1)
 
 
 def checked_counts(num_categories: Any) -> Any:
-    """An int, or tuples of them in the shape of the coordinates, so that they can be hashed.
+    """Return an int, or nested tuples of ints in the shape of the coordinates (hashable).
 
     Raises:
-        TypeError: no numbers.
-        ValueError: numbers that are not whole, or below 2.
+        TypeError: not numbers.
+        ValueError: empty, or numbers that are not whole or below 2.
     """
     counts = np.asarray(as_numbers("num_categories", num_categories))
     if counts.ndim == 0:
         return check_size("num_categories", num_categories, least=2)
-    bad = np.asarray((counts < 2) | (counts % 1 != 0))
+    bad = np.asarray((counts < 2) | (counts % 1 != 0))  # NaN % 1 is NaN, which differs from 0
     if counts.size == 0:
         raise ValueError("num_categories is empty; it needs one number for each coordinate.")
     if bad.any():
@@ -38,4 +38,5 @@ def checked_counts(num_categories: Any) -> Any:
 
 
 def _as_tuples(nested: Any) -> Any:
+    """Convert nested lists to nested tuples, which a static field of a module requires."""
     return tuple(map(_as_tuples, nested)) if isinstance(nested, list) else nested

@@ -1,4 +1,4 @@
-"""Whether data lie in the support of a process."""
+"""Check of data against the support of a process."""
 
 from typing import Any
 
@@ -10,7 +10,8 @@ from .base import AbstractProcess
 
 
 def check_support(name: str, values: np.ndarray, process: AbstractProcess[Any]) -> None:
-    """ValueError for data, of any number of events, that a process does not allow."""
+    """Raise a ValueError for data, of any number of events, outside the support of a process."""
+    # Of all processes only a categorical one has `counts`, which may differ between coordinates.
     check_broadcast("num_categories", np.shape(getattr(process, "counts", 0)), values.shape)
     outside = ~np.asarray(process.support(values), bool)
     if outside.any():

@@ -1,16 +1,16 @@
-"""Room 3: samplers, the ways from noise to data.
+"""Samplers: unconditional sampling from a model.
 
-*What lives here*: ancestral sampling of the chain, the shortcuts of it that suit real data, and
-`sample`, which runs any of them.
+*What lives here*: ancestral sampling of the chain, faster samplers for real data, and `sample`,
+which runs any of them.
 
 *The contract*: `AbstractSampler`, or `AbstractChainSampler` for one that visits every level with a
-pure `init`, `step` and `last`. Steps are always t -> t - 1; a sampler that takes fewer reads the
+pure `init`, `step` and `last`. Steps are always t -> t - 1; a sampler with fewer steps uses the
 model at fewer levels (`DiffusionModel.respace`).
 
-*To add one*: a new file with a final subclass, and a row in `tests/registry.py`, which holds its
-draws against an exact distribution.
+*To add one*: a new file with a final subclass, and a row in `tests/registry.py`, whose tests
+compare its draws with an exact distribution.
 
-*What does not belong here*: conditioning, and anything that asks which family a process has.
+*What does not belong here*: conditioning, and code that depends on the family of a process.
 """
 
 from .ancestral import Ancestral, ancestral

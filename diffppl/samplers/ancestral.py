@@ -1,6 +1,6 @@
-"""Ancestral sampling: the reverse chain itself, drawn step by step.
+"""Ancestral sampling of the reverse chain.
 
-    x_T ~ pi,   x_{t-1} ~ p(x_{t-1} given x_t) for t = T..2,   x_0 ~ p(x_0 given x_1)
+    x_T ~ pi,   x_{t-1} ~ p(x_{t-1} | x_t) for t = T..2,   x_0 ~ p(x_0 | x_1)
 
 The draws are exact draws from the model (Sohl-Dickstein et al. 2015, section 2.2), for every kind
 of data, at a cost of T network calls.
@@ -20,10 +20,10 @@ from .base import AbstractChainSampler, SamplerState, respaced
 
 @final
 class Ancestral(AbstractChainSampler):
-    """The reverse chain as it is; exact, and for every kind of data.
+    """Exact draws from the reverse chain, for every kind of data.
 
     Args:
-        num_steps: read the chain at so many of its levels (`model.respace`); None for all.
+        num_steps: number of levels of the chain to use (`model.respace`); None for all.
     """
 
     num_steps: int | None = eqx.field(
@@ -31,11 +31,9 @@ class Ancestral(AbstractChainSampler):
     )
 
     def prepare(self, model: DiffusionModel) -> DiffusionModel:
-        """The model, re-read at `num_steps`."""
         return respaced(model, self.num_steps)
 
     def init(self, x_T: Array) -> SamplerState:
-        """Nothing to remember."""
         return SamplerState(x_T, None)
 
     def step(
@@ -46,26 +44,24 @@ class Ancestral(AbstractChainSampler):
         t: Int[Array, ""],
         context: Array | None,
     ) -> SamplerState:
-        """A draw from p(x_{t-1} given x_t)."""
         kernel = model.reverse_kernel(state.x, t, context)
         return SamplerState(jnp.asarray(kernel.sample(key)), None)
 
     def last(
         self, key: Array, model: DiffusionModel, state: SamplerState, context: Array | None
     ) -> Array:
-        """A draw from p(x_0 given x_1)."""
         return jnp.asarray(model.reverse_kernel(state.x, 1, context).sample(key))
 
 
 def ancestral(
     key: Array, model: DiffusionModel, shape: tuple[int, ...], context: Array | None = None
 ) -> Array:
-    """Draw x_0 in model units, shape `(*shape, *event_shape)`; pure, to be used inside programs.
+    """Draw x_0 in model units, shape `(*shape, *event_shape)`; pure, for use inside programs.
 
     Args:
-        key: a typed JAX key, or an old-style one, as NumPyro's handlers still make them.
+        key: a typed JAX key, or a raw one as made by NumPyro's handlers.
         model: the model.
-        shape: how many draws.
+        shape: the batch shape of the draws.
         context: shape `(*context_batch, *context_shape)`, broadcast against `shape`.
     """
     key_base, key_chain = jax.random.split(key)

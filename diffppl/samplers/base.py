@@ -1,4 +1,4 @@
-"""What every sampler must say, and the loop that they share."""
+"""The interface of samplers, and the loop shared by chain samplers."""
 
 import abc
 from typing import Any, NamedTuple
@@ -13,21 +13,25 @@ from ..model import DiffusionModel
 
 
 class SamplerState(NamedTuple):
-    """Where a chain is: x_t, and what the sampler remembers of the steps before."""
+    """State of a chain: x_t, and what the sampler stores of previous steps."""
 
     x: Array
     memory: Any
 
 
 class AbstractSampler(eqx.Module):
-    """A way from x_T to x_0. Subclasses give `prepare` and `draw`; most are chains, see below."""
+    """A sampler of x_0 from x_T; most are subclasses of `AbstractChainSampler`."""
 
     def __check_init__(self) -> None:
         check_fields(self)
 
     @abc.abstractmethod
     def prepare(self, model: DiffusionModel) -> DiffusionModel:
-        """The model with the steps this sampler takes; ValueError if it cannot sample it."""
+        """Return the model at the levels that the sampler visits.
+
+        Raises:
+            ValueError: the sampler does not support the model.
+        """
 
     @abc.abstractmethod
     def draw(
@@ -39,19 +43,22 @@ class AbstractSampler(eqx.Module):
         *,
         keep_path: bool,
     ) -> tuple[Array, Array | None]:
-        """x_0 in model units, and x_T, .., x_1, x_0 on a new leading axis if it is to be kept.
+        """Draw x_0 in model units.
 
         Args:
             key: a typed JAX key.
-            model: as `prepare` returned it.
+            model: a model returned by `prepare`.
             x_T: draws from the base, shape `(*batch, *event_shape)`.
             context: shape `(*context_batch, *context_shape)`, broadcast against the batch.
-            keep_path: whether to keep the path.
+            keep_path: whether to return the path.
+
+        Returns:
+            x_0, and x_T, .., x_1, x_0 on a new leading axis, or None without `keep_path`.
         """
 
 
 class AbstractChainSampler(AbstractSampler):
-    """A sampler that visits every level: steps t -> t - 1 for t = T..2, then a last step.
+    """A sampler that visits every level: steps t -> t - 1 for t = T..2, then a final step.
 
     To add one, subclass this, mark it `typing.final`, implement `prepare`, `init`, `step` and
     `last`, and add a row to the tests' registry.
@@ -61,7 +68,7 @@ class AbstractChainSampler(AbstractSampler):
 
     @abc.abstractmethod
     def init(self, x_T: Array) -> SamplerState:
-        """The state before the first step."""
+        """Return the state before the first step."""
 
     @abc.abstractmethod
     def step(
@@ -72,13 +79,13 @@ class AbstractChainSampler(AbstractSampler):
         t: Int[Array, ""],
         context: Array | None,
     ) -> SamplerState:
-        """From x_t to x_{t-1}, for a traced t in 2..T."""
+        """Step from x_t to x_{t-1}, for a traced t in 2..T."""
 
     @abc.abstractmethod
     def last(
         self, key: Array, model: DiffusionModel, state: SamplerState, context: Array | None
     ) -> Array:
-        """From x_1 to x_0."""
+        """Step from x_1 to x_0."""
 
     def draw(
         self,
@@ -95,6 +102,7 @@ class AbstractChainSampler(AbstractSampler):
         def step(state: SamplerState, inputs: tuple[Array, Array]) -> tuple[SamplerState, Any]:
             key, t = inputs
             state = self.step(key, model, state, t, context)
+            # A step may promote the dtype, which `scan` does not allow.
             state = state._replace(x=state.x.astype(dtype))
             return state, state.x if keep_path else None
 
@@ -107,12 +115,12 @@ class AbstractChainSampler(AbstractSampler):
 
 
 def respaced(model: DiffusionModel, num_steps: int | None) -> DiffusionModel:
-    """The model at `num_steps` of its levels; itself for None."""
+    """Return the model at `num_steps` of its levels, or unchanged for None."""
     return model if num_steps is None else model.respace(num_steps)
 
 
 def require_real(sampler: AbstractSampler, model: DiffusionModel) -> None:
-    """Refuse a model of discrete data."""
+    """Raise ValueError for a model of discrete data."""
     if model.process.support.is_discrete:
         raise ValueError(
             f"sampler={type(sampler).__name__} is for real data, but the model has "

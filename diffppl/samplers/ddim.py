@@ -1,14 +1,14 @@
-"""Denoising diffusion implicit models: the reverse chain with less noise, or none.
+"""Denoising diffusion implicit models: the reverse chain with reduced noise, or none.
 
-With a_t = sqrt(alpha_bar_t), s_t = sqrt(1 - alpha_bar_t), D = E[x_0 given x_t] and the noise that
-explains x_t, eps = (x_t - a_t D) / s_t, for t = T..2
+With a_t = sqrt(alpha_bar_t), s_t = sqrt(1 - alpha_bar_t), D = E[x_0 | x_t] and the estimated noise
+eps = (x_t - a_t D) / s_t, for t = T..2
 
     x_{t-1} = a_{t-1} D + sqrt(s_{t-1}^2 - sigma_t^2) eps + sqrt(sigma_t^2 + eta^2 b^2 w) z
     sigma_t^2 = eta^2 beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t),     z ~ N(0, I)
 
 where w is the model's Var[x_0 | x_t] and b = a_{t-1} - a_t sqrt(s_{t-1}^2 - sigma_t^2) / s_t. At
-eta = 1 this is the reverse kernel, and at eta = 0 a first-order solver of the probability flow,
-without noise. (In the paper w = 0; Bao et al. count w at every eta.)
+eta = 1 this is the reverse kernel, and at eta = 0 a deterministic first-order solver of the
+probability flow. (In the paper w = 0; Bao et al. include w at every eta.)
 
 References:
     Song, Meng and Ermon 2021, "Denoising Diffusion Implicit Models", equations 12 and 16.
@@ -30,13 +30,13 @@ from .base import AbstractChainSampler, SamplerState, require_real, respaced
 
 @final
 class DDIM(AbstractChainSampler):
-    """Real data in fewer steps; approximate.
+    """Approximate sampling of real data in fewer steps.
 
-    The last step is E[x_0 given x_1] if `eta` is 0, so that x_T alone decides x_0, and a draw from
-    p(x_0 given x_1) otherwise, so that at `eta=1` the whole is an ancestral draw.
+    The final step is E[x_0 | x_1] if `eta` is 0, so that x_0 is a function of x_T, and a draw from
+    p(x_0 | x_1) otherwise, so that `eta=1` is ancestral sampling.
 
     Args:
-        num_steps: read the chain at so many of its levels; None for all.
+        num_steps: number of levels of the chain to use; None for all.
         eta: from 0, deterministic, to 1, ancestral sampling.
     """
 
@@ -46,15 +46,13 @@ class DDIM(AbstractChainSampler):
     def __init__(self, num_steps: int | None = None, eta: float = 0.0) -> None:
         self.num_steps = None if num_steps is None else check_size("num_steps", num_steps)
         eta = check_float("eta", eta, 0.0, 1.0, closed=True)
-        self.eta = np.asarray(eta, dtype=np.float64)  # an array: another value compiles nothing
+        self.eta = np.asarray(eta, dtype=np.float64)  # an array: a new value does not recompile
 
     def prepare(self, model: DiffusionModel) -> DiffusionModel:
-        """The model, re-read at `num_steps`."""
         require_real(self, model)
         return respaced(model, self.num_steps)
 
     def init(self, x_T: Array) -> SamplerState:
-        """Nothing to remember."""
         return SamplerState(x_T, None)
 
     def step(
@@ -65,23 +63,22 @@ class DDIM(AbstractChainSampler):
         t: Int[Array, ""],
         context: Array | None,
     ) -> SamplerState:
-        """The update of the module's docstring."""
         schedule, x = model.process.schedule, state.x
         alpha_bar, noise = schedule.alpha_bar(), schedule.one_minus_alpha_bar()
         estimate, eta2 = model.estimate(x, t, context), jnp.asarray(self.eta) ** 2
-        signal, before = jnp.sqrt(alpha_bar[t]), jnp.sqrt(alpha_bar[t - 1])
-        eps = (x - signal * estimate.mean) / jnp.sqrt(noise[t])
+        # The symbols of the module's docstring: a_t, a_{t-1}, sqrt(s_{t-1}^2 - sigma_t^2).
+        a, a_next = jnp.sqrt(alpha_bar[t]), jnp.sqrt(alpha_bar[t - 1])
+        eps = (x - a * estimate.mean) / jnp.sqrt(noise[t])
         sigma2 = eta2 * schedule.beta()[t] * noise[t - 1] / noise[t]
-        left = jnp.sqrt(jnp.maximum(noise[t - 1] - sigma2, 0.0))
-        b = before - signal * left / jnp.sqrt(noise[t])
-        spread = jnp.sqrt(sigma2 + eta2 * b**2 * estimate.variance)
+        eps_scale = jnp.sqrt(jnp.maximum(noise[t - 1] - sigma2, 0.0))
+        b = a_next - a * eps_scale / jnp.sqrt(noise[t])
+        scale = jnp.sqrt(sigma2 + eta2 * b**2 * estimate.variance)
         z = jax.random.normal(key, x.shape, x.dtype)
-        x = before * estimate.mean + left * eps + spread * z
+        x = a_next * estimate.mean + eps_scale * eps + scale * z
         return SamplerState(x, None)
 
     def last(
         self, key: Array, model: DiffusionModel, state: SamplerState, context: Array | None
     ) -> Array:
-        """E[x_0 given x_1], or a draw from p(x_0 given x_1)."""
         drawn = model.reverse_kernel(state.x, 1, context).sample(key)
         return jnp.where(jnp.asarray(self.eta) > 0, drawn, model.denoise(state.x, 1, context))

@@ -1,15 +1,15 @@
 """DPM-Solver++(2M): the probability flow by a second-order multistep method.
 
 With a_t = sqrt(alpha_bar_t), s_t = sqrt(1 - alpha_bar_t), lambda_t = log(a_t / s_t) and
-D_t = E[x_0 given x_t], the flow between two levels is an integral of D over lambda against an
-exponential, done exactly for the straight line through this step's D and the last one's:
+D_t = E[x_0 | x_t], the flow between two levels is an integral of D over lambda against an
+exponential, evaluated exactly for D linear through its values at this step and the previous one:
 
     x_{t-1} = (s_{t-1} / s_t) x_t + (a_{t-1} - s_{t-1} a_t / s_t) D
     D = D_t + (D_t - D_{t+1}) h_t / (2 h_{t+1}),     h_t = lambda_{t-1} - lambda_t
 
-One network call a step. The first step has no step before it, and uses D_T alone; a chain with
-alpha_bar_T = 0 has h_T infinite, and its second step uses D_{T-1} alone. The last step, from level
-1 to no noise at all, is the method's own limit, E[x_0 given x_1].
+One network call per step. The first step has no previous one and uses D_T alone; a chain with
+alpha_bar_T = 0 has infinite h_T, so its second step uses D_{T-1} alone. The final step, from level
+1 to zero noise, is the limit of the method, E[x_0 | x_1].
 
 References:
     Lu et al. 2022, "DPM-Solver++", algorithm 2.
@@ -28,10 +28,10 @@ from .base import AbstractChainSampler, SamplerState, require_real, respaced
 
 @final
 class DPMSolver(AbstractChainSampler):
-    """Real data in few steps, 10 to 30; deterministic, approximate.
+    """Deterministic approximate sampling of real data in few steps, 10 to 30.
 
     Args:
-        num_steps: read the chain at so many of its levels; None for all.
+        num_steps: number of levels of the chain to use; None for all.
     """
 
     num_steps: int | None = eqx.field(
@@ -39,13 +39,11 @@ class DPMSolver(AbstractChainSampler):
     )
 
     def prepare(self, model: DiffusionModel) -> DiffusionModel:
-        """The model, re-read at `num_steps`."""
         require_real(self, model)
         return respaced(model, self.num_steps)
 
     def init(self, x_T: Array) -> SamplerState:
-        """No D from a step before."""
-        return SamplerState(x_T, jnp.zeros_like(x_T))
+        return SamplerState(x_T, jnp.zeros_like(x_T))  # D of the previous step: none
 
     def step(
         self,
@@ -55,16 +53,16 @@ class DPMSolver(AbstractChainSampler):
         t: Int[Array, ""],
         context: Array | None,
     ) -> SamplerState:
-        """The update of the module's docstring."""
         del key
         schedule = model.process.schedule
         a, s = jnp.sqrt(schedule.alpha_bar()), jnp.sqrt(schedule.one_minus_alpha_bar())
         half_log_snr = 0.5 * schedule.log_snr()
         denoised = model.denoise(state.x, t, context)
-        now = half_log_snr[t - 1] - half_log_snr[t]
-        before = half_log_snr[t] - half_log_snr[jnp.minimum(t + 1, model.num_steps)]
-        usable = (t < model.num_steps) & (before > 0)  # levels may coincide
-        slope = jnp.where(usable, now / (2 * jnp.where(usable, before, 1.0)), 0.0)
+        # h_t and h_{t+1}; half the log-SNR is lambda.
+        h = half_log_snr[t - 1] - half_log_snr[t]
+        h_previous = half_log_snr[t] - half_log_snr[jnp.minimum(t + 1, model.num_steps)]
+        has_previous = (t < model.num_steps) & (h_previous > 0)  # levels may coincide
+        slope = jnp.where(has_previous, h / (2 * jnp.where(has_previous, h_previous, 1.0)), 0.0)
         extrapolated = denoised + slope * (denoised - state.memory)
         ratio = s[t - 1] / s[t]
         x = ratio * state.x + (a[t - 1] - ratio * a[t]) * extrapolated
@@ -73,6 +71,5 @@ class DPMSolver(AbstractChainSampler):
     def last(
         self, key: Array, model: DiffusionModel, state: SamplerState, context: Array | None
     ) -> Array:
-        """E[x_0 given x_1]."""
         del key
         return model.denoise(state.x, 1, context)

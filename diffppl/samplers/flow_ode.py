@@ -1,25 +1,24 @@
-"""The probability flow: the deterministic chain with the same marginals as the noisy one.
+"""The probability flow: a deterministic process with the same marginals as the forward chain.
 
-Measure the noise level by the angle phi = arctan sqrt((1 - alpha_bar) / alpha_bar), from phi_1
-up to phi_T <= pi/2. A noised datum is x = cos(phi) x_0 + sin(phi) eps, and the flow that carries
-the density of x from level to level is
+The noise level is the angle phi = arctan sqrt((1 - alpha_bar) / alpha_bar), from phi_1 up to
+phi_T <= pi/2. Noised data are x = cos(phi) x_0 + sin(phi) eps, and the flow that transports the
+density of x between levels is
 
-    dx/dphi = E[cos(phi) eps - sin(phi) x_0 given x] = (cos(phi) x - D(x, phi)) / sin(phi)
+    dx/dphi = E[cos(phi) eps - sin(phi) x_0 | x] = (cos(phi) x - D(x, phi)) / sin(phi)
 
-with D(x, phi) = E[x_0 given x], the model's `denoise`. This is the probability-flow ODE of Song
-et al. with an angle for its time, bounded even where alpha_bar_T = 0.
+with D(x, phi) = E[x_0 | x], the model's `denoise`. This is the probability-flow ODE of Song et al.
+with an angle as its time, bounded even where alpha_bar_T = 0.
 
-*Between the levels*. A network knows the integer levels only. Between two of them D(x, .), at the
-same x, is the cubic through the four nearest levels: exact at every level, and continuous.
+*Between levels*. A network is defined at the integer levels only. Between two of them D(x, .), at
+the same x, is the cubic through the four nearest levels: exact at every level, and continuous.
 
-*At the ends*. The flow starts at x_T ~ pi and stops at level 1, with
-x_0 = x_1 / sqrt(alpha_bar_1): its x_0 keeps the noise of level 1. For normal data N(m, s^2) it is
-N(m, s^2 + tan(phi_1)^2).
+*Ends*. The flow starts at x_T ~ pi and stops at level 1, with x_0 = x_1 / sqrt(alpha_bar_1), which
+keeps the noise of level 1. For normal data N(m, s^2), x_0 is N(m, s^2 + tan(phi_1)^2).
 
-*How exact*. Measured on the log-density, in nats a coordinate, for exact denoisers of normal data
-with s from 0.03 to 1 and of a mixture of two, on cosine schedules: the cubics cost at most 0.01
-(T = 20), 8e-4 (T = 100) or 3e-5 (T = 1000), the default tolerances 3e-4. A chain that stops short
-of noise costs more: 7e-3 at alpha_bar_T = 1e-4.
+*Accuracy*. Error of the log-density, in nats per coordinate, measured for exact denoisers of normal
+data with s from 0.03 to 1 and of a mixture of two, on cosine schedules: at most 0.01 (T = 20),
+8e-4 (T = 100) or 3e-5 (T = 1000) from the cubics, 3e-4 from the default tolerances. A chain that
+ends with residual signal has a larger error: 7e-3 at alpha_bar_T = 1e-4.
 
 References:
     Song et al. 2021, "Score-Based Generative Modeling through SDEs", section 4.3.
@@ -45,12 +44,12 @@ NUM_NEIGHBOURS = 4
 
 @final
 class Integrator(eqx.Module):
-    """How the flow's differential equation is solved, by diffrax, with adaptive steps.
+    """Adaptive diffrax integrator of the probability-flow ODE.
 
     Args:
         rtol, atol: relative and absolute tolerance of one step.
         solver: any diffrax solver with an error estimate.
-        max_steps: give up after so many; the result is then NaN.
+        max_steps: maximum number of steps; the result is NaN if more are needed.
     """
 
     rtol: ArrayLike
@@ -65,8 +64,8 @@ class Integrator(eqx.Module):
         solver: diffrax.AbstractSolver = diffrax.Tsit5(),  # noqa: B008 (immutable)
         max_steps: int = 4096,
     ) -> None:
-        # Arrays, so that another tolerance compiles nothing; NumPy's, so that importing this
-        # module, where one is a default, starts no JAX backend.
+        # Arrays, so that a new tolerance does not recompile; NumPy's, so that importing this
+        # module, where an Integrator is a default, does not initialise a JAX backend.
         self.rtol = np.asarray(check_float("rtol", rtol, 0.0), dtype=np.float64)
         self.atol = np.asarray(check_float("atol", atol, 0.0), dtype=np.float64)
         remedy = " of diffrax that estimates its error, such as diffrax.Tsit5()"
@@ -83,7 +82,7 @@ class Integrator(eqx.Module):
         stop: Array,
         saveat: diffrax.SaveAt,
     ) -> Any:
-        """What `saveat` asks of dy/dphi = field(phi, y) on its way from `start` to `stop`."""
+        """Solve dy/dphi = field(phi, y) from `start` to `stop`, and return what `saveat` saves."""
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda angle, y, _: field(jnp.asarray(angle), y)),
             self.solver,
@@ -98,26 +97,26 @@ class Integrator(eqx.Module):
             max_steps=self.max_steps,
             throw=False,
         )
-        good = solution.result == diffrax.RESULTS.successful
-        return jax.tree.map(lambda y: jnp.where(good, y, jnp.nan), solution.ys)
+        is_solved = solution.result == diffrax.RESULTS.successful
+        return jax.tree.map(lambda y: jnp.where(is_solved, y, jnp.nan), solution.ys)
 
 
 def check_real(model: DiffusionModel) -> None:
-    """Refuse a model of discrete data.
+    """Check that a model has a probability flow.
 
     Raises:
-        ValueError: there is no flow to bits and categories.
+        ValueError: its data are discrete.
     """
     check_instance("model", model, DiffusionModel)
     if model.process.support.is_discrete:
         raise ValueError(
-            f"model has {type(model.process).__name__}: its data are discrete and no flow leads "
-            "to them. Use importance_bound or elbo for its likelihood, Ancestral() to sample."
+            f"model has {type(model.process).__name__}: the probability flow is undefined for "
+            "discrete data. Use importance_bound or elbo for its likelihood, Ancestral() to sample."
         )
 
 
 def angles(schedule: AbstractSchedule) -> Float[Array, " num_steps"]:
-    """phi_t at t = 1..T, at index t - 1."""
+    """Return phi_t for t = 1..T, at index t - 1."""
     return jnp.arctan2(
         jnp.sqrt(schedule.one_minus_alpha_bar()[1:]), jnp.sqrt(schedule.alpha_bar()[1:])
     )
@@ -126,9 +125,10 @@ def angles(schedule: AbstractSchedule) -> Float[Array, " num_steps"]:
 def velocity(
     model: DiffusionModel, x: Array, angle: Float[Array, ""], context: Array | None = None
 ) -> Float[Array, "..."]:
-    """dx/dphi at any angle between the first and the last level; `x` in model units."""
+    """Return dx/dphi at any angle between the first and the last level; `x` in model units."""
     levels = angles(model.process.schedule)
     num = min(NUM_NEIGHBOURS, model.num_steps)
+    # Index of the lowest of the nearest levels; fewer lie on one side near the ends.
     first = jnp.clip(jnp.searchsorted(levels, angle) - num // 2, 0, model.num_steps - num)
     nearest = first + jnp.arange(num)
     denoised = jax.vmap(lambda t: model.denoise(x, t, context))(nearest + 1)
@@ -137,7 +137,7 @@ def velocity(
 
 
 def _interpolation_weights(nodes: Array, point: Array) -> Float[Array, " nodes"]:
-    """Lagrange's: the polynomial through the nodes, evaluated at the point."""
+    """Weights of Lagrange interpolation from the nodes to the point."""
     others = ~jnp.eye(len(nodes), dtype=bool)
     gaps = nodes[:, None] - nodes[None, :]
     gaps = jnp.where(gaps == 0, 1.0, gaps)  # equal levels share their weight
@@ -151,7 +151,7 @@ def over_batch(
     x: Array,
     context: Array | None,
 ) -> Any:
-    """`single(x, context)`, a function of one event, over leading axes that broadcast."""
+    """Map `single(x, context)`, a function of one event, over leading axes that broadcast."""
     batch_shape = x.shape[: x.ndim - len(model.event_shape)]
     if context is not None and model.context_shape is not None:
         context_batch = context.shape[: context.ndim - len(model.context_shape)]
@@ -170,9 +170,9 @@ def noise_to_data(
     *,
     integrator: Integrator = Integrator(),  # noqa: B008 (immutable)
 ) -> Float[Array, "..."]:
-    """The x_0 that the flow makes of x_T; model units, shape `(*batch, *event_shape)`.
+    """Map x_T to x_0 along the flow; model units, shape `(*batch, *event_shape)`.
 
-    Invertible and differentiable: it carries N(0, I) to the flow's own distribution of data.
+    Invertible and differentiable; maps N(0, I) to the data distribution of the flow.
     """
     check_real(model)
 
@@ -189,7 +189,7 @@ def noise_to_path(
     *,
     integrator: Integrator = Integrator(),  # noqa: B008 (immutable)
 ) -> Float[Array, "..."]:
-    """x_T, .., x_1 and x_0 along the flow, on a new axis just before the event's."""
+    """Return x_T, .., x_1 and x_0 along the flow, on a new axis just before the event's."""
     check_real(model)
 
     def single(x: Array, context: Array | None) -> Array:
@@ -206,10 +206,10 @@ def _from_noise(
     integrator: Integrator,
     saveat: diffrax.SaveAt,
 ) -> Float[Array, "saved ..."]:
-    """What is saved on the way from x_T to x_1, and x_0."""
+    """The states saved by `saveat` between x_T and x_1, then x_0."""
     schedule = model.process.schedule
     levels, path = angles(schedule), x_T[None]
-    if model.num_steps > 1:
+    if model.num_steps > 1:  # a single level has no interval to integrate over
         field = lambda angle, x: velocity(model, x, angle, context)  # noqa: E731
         path = integrator.solve(field, x_T, levels[-1], levels[0], saveat)
     return jnp.concatenate([path, path[-1:] / jnp.sqrt(schedule.alpha_bar()[1])])

@@ -1,23 +1,23 @@
-"""The covariance-matched reverse step: a second-order chain from the denoiser that a model has.
+"""The covariance-matched reverse step: a second-order chain from the model's own denoiser.
 
-With D = E[x_0 given x_t] and J = sqrt(alpha_bar_t) dD/dx_t its Jacobian, Tweedie's formula says
+With D = E[x_0 | x_t] and its Jacobian J = sqrt(alpha_bar_t) dD/dx_t, Tweedie's formula is
 
-    Cov[x_0 given x_t] = (1 - alpha_bar_t) / alpha_bar_t  J,
+    Cov[x_0 | x_t] = (1 - alpha_bar_t) / alpha_bar_t  J,
 
-so that the law of total covariance gives the reverse kernel's own, coordinates together:
+so that, by the law of total covariance, the reverse kernel has the full covariance
 
-    Cov[x_{t-1} given x_t] = v_t (I + g J),      g = snr_{t-1} / snr_t - 1,
+    Cov[x_{t-1} | x_t] = v_t (I + g J),      g = snr_{t-1} / snr_t - 1,
 
-where v_t is the variance of q(x_{t-1} given x_t, x_0). A model's own kernel keeps the diagonal at
-best. Here the kernel has the root of it by the chord from J = 0 to J = I,
+where v_t is the variance of q(x_{t-1} | x_t, x_0). The model's own kernel has at best its diagonal.
+Here the square root is approximated by the chord from J = 0 to J = I,
 
     x_{t-1} = b_t D + c_t x_t + sqrt(v_t) (I + (sqrt(1 + g) - 1) J) z,       z ~ N(0, I),
     x_0     = D + tau_1/2 (I + J) z                                          at t = 1,
 
-with tau_t^2 = (1 - alpha_bar_t) / alpha_bar_t: exact where x_0 is unknown and where it is all but
-known, and off by g^2/8 J (J - I) between. J multiplies z by one Jacobian-vector product, so a step
-costs about twice a plain one. At 100 levels in equal ratios it brings the weights of the modes of a
-mixture, which a diagonal kernel misses by several times the floor, to that floor.
+with tau_t^2 = (1 - alpha_bar_t) / alpha_bar_t. It is exact at J = 0 and J = I, with an error of
+g^2/8 J (J - I), to second order in g, between. J z is one Jacobian-vector product, so a step costs
+about twice an ancestral one. At 100 levels in equal ratios the error in the weights of the modes of
+a mixture, several times the sampling error for a diagonal kernel, falls to the sampling error.
 
 References:
     Efron 2011 (Tweedie); Bao et al. 2022 and Boys et al. 2024 (second moments in reverse steps).
@@ -32,16 +32,16 @@ from ..processes import GaussianDiffusion
 from ..processes.base import Time
 
 MAX_SNR_RATIO = 1e3
-"""Of g: a step that gains more is no small step, and would only magnify a network's errors."""
+"""Upper bound on g: beyond it a step is not small, and would amplify errors of the network."""
 
 
 class MatchedStep(NamedTuple):
-    """The numbers of one step, for one site: x_{t-1} = b D + c x_t + `scale` (z + `grow` J_x z).
+    """Coefficients of one step, for one site: x_{t-1} = b D + c x_t + `scale` (z + `grow` J_x z).
 
-    J_x = dD/dx_t is the Jacobian as automatic differentiation gives it, without the factor
+    J_x = dD/dx_t is the Jacobian from automatic differentiation, without the factor
     sqrt(alpha_bar_t), which is part of `grow` and of `shrink`: I - `shrink` J_x is the inverse of
-    I + `grow` J_x, again by the chord. `reach` = sqrt(1 - alpha_bar_t) sqrt(g) is such that
-    `reach` J_x (I - `shrink` J_x) is the covariance of x_0 with z.
+    I + `grow` J_x, again by the chord. With `reach` = sqrt(1 - alpha_bar_t) sqrt(g), the
+    cross-covariance of x_0 and z is `reach` J_x (I - `shrink` J_x).
     """
 
     x_0: Float[Array, ""]
@@ -53,28 +53,29 @@ class MatchedStep(NamedTuple):
 
 
 def matched_step(process: GaussianDiffusion, t: Time) -> MatchedStep:
-    """The step from t to t - 1, for t in 2..T."""
+    """Return the step from t to t - 1, for t in 2..T."""
     schedule = process.schedule
     b, c, variance = process.coefficients(t)
     log_snr, signal = schedule.log_snr(), jnp.sqrt(schedule.alpha_bar()[t])
-    gain = jnp.minimum(jnp.expm1(log_snr[t - 1] - log_snr[t]), MAX_SNR_RATIO)
-    # A last level of pure noise knows nothing of x_0, not even how it spreads.
-    gain = jnp.where(signal > 0, gain, 0.0)
-    root = jnp.sqrt(1 + gain)
+    g = jnp.minimum(jnp.expm1(log_snr[t - 1] - log_snr[t]), MAX_SNR_RATIO)
+    # J = 0 at alpha_bar_T = 0, where g is infinite: x_T has no information on x_0.
+    g = jnp.where(signal > 0, g, 0.0)
+    root = jnp.sqrt(1 + g)
     return MatchedStep(
         x_0=b,
         x_t=c,
         scale=jnp.sqrt(variance),
         grow=(root - 1) * signal,
         shrink=(1 - 1 / root) * signal,
-        reach=jnp.sqrt(schedule.one_minus_alpha_bar()[t] * gain),
+        reach=jnp.sqrt(schedule.one_minus_alpha_bar()[t] * g),
     )
 
 
 def matched_final_step(process: GaussianDiffusion) -> MatchedStep:
-    """The last step, from 1 to 0; there is no further one to shrink for."""
+    """Return the final step, from 1 to 0, which has no `shrink` and `reach`."""
     schedule = process.schedule
     alpha_bar, noise = schedule.alpha_bar()[1], schedule.one_minus_alpha_bar()[1]
     zero, one = jnp.zeros(()), jnp.ones(())
+    # tau_1 / 2 (I + J), with J = sqrt(alpha_bar_1) J_x.
     scale = 0.5 * jnp.sqrt(noise / alpha_bar)
     return MatchedStep(one, zero, scale, jnp.sqrt(alpha_bar), zero, zero)

@@ -1,4 +1,4 @@
-"""The probability flow as a sampler: x_T alone decides x_0. See `diffppl.samplers.flow_ode`."""
+"""Sampling by the probability flow, deterministic in x_T; see `diffppl.samplers.flow_ode`."""
 
 from typing import final
 
@@ -13,20 +13,19 @@ from .flow_ode import Integrator, noise_to_data, noise_to_path
 
 @final
 class ProbabilityFlow(AbstractSampler):
-    """Real data by a differential equation, solved with adaptive steps.
+    """Sampling of real data by the probability-flow ODE, solved with adaptive steps.
 
-    Draws exactly what `likelihood.flow_log_density` is the density of, to the integrator's
-    tolerance. The last step is x_0 = x_1 / sqrt(alpha_bar_1), the flow's own, which keeps the noise
-    of level 1. It takes a few hundred network calls a draw, hardly more for longer chains.
+    The draws have the density `likelihood.flow_log_density`, to the integrator's tolerance. The
+    final step is that of the flow, x_0 = x_1 / sqrt(alpha_bar_1), which keeps the noise of level 1.
+    A draw takes a few hundred network calls, almost independently of the chain's length.
 
     Args:
-        integrator: how the differential equation is solved.
+        integrator: the solver of the ODE and its tolerances.
     """
 
     integrator: Integrator = Integrator()
 
     def prepare(self, model: DiffusionModel) -> DiffusionModel:
-        """The model itself."""
         require_real(self, model)
         return model
 
@@ -43,6 +42,7 @@ class ProbabilityFlow(AbstractSampler):
         path = None
         if keep_path:
             path = noise_to_path(model, x_T, context, integrator=self.integrator)
+            # `noise_to_path` has the time just before the event, samplers have it first.
             path = jnp.moveaxis(path, x_T.ndim - len(model.event_shape), 0)
             x_0 = path[-1]
         else:
@@ -50,7 +50,7 @@ class ProbabilityFlow(AbstractSampler):
         x_0 = eqx.error_if(
             x_0,
             jnp.any(jnp.isnan(x_0)),
-            "ProbabilityFlow could not solve its equation: raise the integrator's max_steps or "
-            "tolerances, and see that the network's output is finite.",
+            "ProbabilityFlow failed to solve its ODE: raise the integrator's max_steps or "
+            "tolerances, and check that the network's output is finite.",
         )
         return x_0, path

@@ -1,4 +1,4 @@
-"""Unconditional sampling: the public entry."""
+"""The public functions of unconditional sampling."""
 
 import math
 from typing import Any
@@ -28,30 +28,29 @@ def sample(
 ) -> Array:
     """Draw x_0 from a model, in the user's units.
 
-    Every draw has a key of its own, so the result does not depend on `batch_size`, but for
-    rounding.
+    Every draw has its own key, so the result does not depend on `batch_size`, up to rounding.
 
     Args:
         key: a typed JAX key.
         model: the model.
-        shape: how many draws, a tuple.
+        shape: the shape of the batch of draws, a tuple.
         context: shape `(*context_batch, *context_shape)`, if the model takes one; `shape` draws are
             made for each.
-        sampler: how; `Ancestral()` is exact and serves every kind of data.
-        batch_size: draws made at once. About 1,000 fit a CPU's cache, and memory stays bounded.
+        sampler: the sampler; `Ancestral()` is exact and supports every kind of data.
+        batch_size: draws made at once, which bounds the memory. About 1,000 fit a CPU's cache.
 
     Returns:
-        shape `(*shape, *context_batch, *event_shape)`. Warns if the chain ends before noise has
-        drowned data of the draws' length.
+        shape `(*shape, *context_batch, *event_shape)`. Warns if the last level keeps too much
+        signal of data of the draws' norm.
 
     Example:
         >>> x = dp.sample(jax.random.key(0), model, (1_000,))
         >>> x = dp.sample(key, model, (1_000,), sampler=dp.samplers.DDIM(num_steps=20))
     """
     arguments = _check(key, model, shape, context, sampler, batch_size)
-    draws, left = _sample(*arguments, keep_path=False)
-    if draws.size and not isinstance(left, Tracer):
-        warn_of_short_chain(left, "model")
+    draws, signal = _sample(*arguments, keep_path=False)
+    if draws.size and not isinstance(signal, Tracer):
+        warn_of_short_chain(signal, "model")
     return draws
 
 
@@ -64,14 +63,14 @@ def sample_path(
     sampler: AbstractSampler = Ancestral(),  # noqa: B008 (immutable)
     batch_size: int = 1_000,
 ) -> Array:
-    """The draws of `sample`, with how they came about: x_T, .., x_1, x_0 on a new leading axis.
+    """Return the paths of the draws of `sample`: x_T, .., x_1, x_0 on a new leading axis.
 
     The axis has one entry more than the sampler has steps, and ends with what `sample` returns. All
-    are in the user's units, noise too, so that they share one picture. For an absorbing chain a
-    state of `num_categories` is the mask.
+    are in the user's units, noise included, so that they can be plotted together. For an absorbing
+    chain a state of `num_categories` is the mask.
 
     Args:
-        key, model, shape, context, sampler, batch_size: those of `sample`.
+        key, model, shape, context, sampler, batch_size: as in `sample`.
     """
     arguments = _check(key, model, shape, context, sampler, batch_size)
     return _sample(*arguments, keep_path=True)[0]
@@ -100,7 +99,7 @@ def _sample(
     *,
     keep_path: bool,
 ) -> tuple[Array, Array]:
-    """The draws, or their paths, and what the last level keeps of them."""
+    """The draws, or their paths, and the signal that the last level keeps of them."""
     process, event_shape = model.process, model.event_shape
     if context is not None and model.context_shape is not None:
         context_batch = context.shape[: context.ndim - len(model.context_shape)]
@@ -108,6 +107,7 @@ def _sample(
         context = context.reshape(-1, *model.context_shape)
         shape = (*shape, *context_batch)
 
+    # One draw, with its own key; `map_in_blocks` maps it over `batch_size` of them at a time.
     def draw(key: Array, context: Array | None) -> Array:
         key_base, key_chain = jax.random.split(key)
         x_T = jnp.asarray(process.base(event_shape).sample(key_base))
@@ -116,7 +116,7 @@ def _sample(
 
     draws = map_in_blocks(draw, (jax.random.split(key, math.prod(shape)), context), batch_size)
     x_0 = draws[:, -1] if keep_path else draws
-    left = left_at_the_end(model, model.to_model(x_0))
+    signal = left_at_the_end(model, model.to_model(x_0))
     if keep_path:
-        return jnp.moveaxis(draws, 1, 0).reshape(-1, *shape, *event_shape), left
-    return draws.reshape(*shape, *event_shape), left
+        return jnp.moveaxis(draws, 1, 0).reshape(-1, *shape, *event_shape), signal
+    return draws.reshape(*shape, *event_shape), signal

@@ -1,4 +1,4 @@
-"""The quickstart's prior of handwritten digits, fitted once and kept in a file."""
+"""The prior of the quickstart, a model of handwritten digits, cached in a file."""
 
 import pathlib
 
@@ -9,11 +9,11 @@ import diffppl as dp
 
 
 def prior(output: pathlib.Path, *, tiny: bool) -> dp.DiffusionModel:
-    """The model in `output/digits.dppl`, if it is large enough; or else a new fit, kept there."""
+    """Load the model from `output/digits.dppl`, or fit it and save it there."""
     path, num_steps, width = output / "digits.dppl", 20 if tiny else 100, 32 if tiny else 256
     if path.exists():
         model = dp.load(path)
-        if model.num_steps >= num_steps:  # not what a tiny run left
+        if model.num_steps >= num_steps:  # not the model of a --tiny run
             return model
     iterations = 20 if tiny else 3_000
     result = dp.fit(

@@ -1,4 +1,4 @@
-"""Images of the examples that redraw the paper's figures, and the U-Net that is fitted to them."""
+"""Image data and the U-Net of the examples that reproduce figures of the paper."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ import diffppl as dp
 
 
 def unet(event_shape: tuple[int, ...], *, tiny: bool, **settings: Any) -> dp.networks.UNet:
-    """A U-Net of a size that two cores can train in minutes."""
+    """Return a U-Net that trains in minutes on two cores."""
     channels = (4, 4) if tiny else (16, 32, 32)
     return dp.networks.UNet(event_shape, channels, key=jax.random.key(0), **settings)
 
@@ -25,7 +25,7 @@ def fit(
     iterations: int,
     highest: float,
 ) -> dp.DiffusionModel:
-    """Eight-bit images with uniform noise; levels to `highest`, well beyond an image's length."""
+    """Fit dequantised eight-bit images, with noise levels up to `highest`."""
     model = dp.DiffusionModel(
         process=dp.GaussianDiffusion(
             dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.01, highest))
@@ -45,7 +45,7 @@ def fit(
 
 
 def photographs() -> tuple[np.ndarray, np.ndarray]:
-    """The two photographs that come with scikit-learn, at half size: their sides, and the middles.
+    """Return the sides and the middles of the two photographs of scikit-learn, at half size.
 
     Shapes (4, 213, 128, 3) and (2, 213, 64, 3).
     """
@@ -55,7 +55,7 @@ def photographs() -> tuple[np.ndarray, np.ndarray]:
 
 
 def ridges(seed: int, height: int, width: int) -> np.ndarray:
-    """A texture like bark: ridges that wander, with cracks between them, and grain."""
+    """Return a synthetic bark texture: irregular ridges with cracks between them, and grain."""
     rng = np.random.default_rng(seed)
 
     def smooth(*scale: float) -> np.ndarray:

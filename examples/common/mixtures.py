@@ -1,4 +1,4 @@
-"""Bayes' rule for Gaussian mixtures: the truth that some examples are held against."""
+"""Exact inference in Gaussian mixtures, the reference of several examples."""
 
 from typing import NamedTuple
 
@@ -6,14 +6,14 @@ import numpy as np
 
 
 class Mixture(NamedTuple):
-    """sum_k weights[k] N(means[k], covariances[k]), of shapes (k,), (k, d) and (k, d, d)."""
+    """A mixture sum_k weights[k] N(means[k], covariances[k]), shapes (k,), (k, d), (k, d, d)."""
 
     weights: np.ndarray
     means: np.ndarray
     covariances: np.ndarray
 
     def given(self, matrix: np.ndarray, y: np.ndarray, noise: float) -> tuple["Mixture", float]:
-        """The posterior of x from y = matrix @ x + noise * N(0, I), and log p(y) in nats."""
+        """Return the posterior of x from y = matrix @ x + noise * N(0, I), and log p(y) in nats."""
         cross = self.covariances @ matrix.T
         total = matrix @ cross + noise**2 * np.eye(len(y))
         gain = np.swapaxes(np.linalg.solve(total, np.swapaxes(cross, 1, 2)), 1, 2)
@@ -28,12 +28,12 @@ class Mixture(NamedTuple):
         return Mixture(np.exp(log_joint - log_evidence), means, covariances), log_evidence
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and second moment of every coordinate."""
+        """Return the mean and second moment of every coordinate."""
         variances = np.diagonal(self.covariances, axis1=1, axis2=2)
         return self.weights @ self.means, self.weights @ (variances + self.means**2)
 
     def draw(self, rng: np.random.Generator, num: int) -> np.ndarray:
-        """Independent draws, shape (num, d)."""
+        """Return independent draws, shape (num, d)."""
         chosen = rng.choice(len(self.weights), size=num, p=self.weights / self.weights.sum())
         values, vectors = np.linalg.eigh(self.covariances)
         roots = vectors * np.sqrt(np.maximum(values, 0))[:, None, :]

@@ -1,9 +1,9 @@
-"""Approximations to p(y | x_t) that methods share; see `AbstractTwist`.
+"""Approximations to p(y | x_t) shared by the methods; see `AbstractTwist`.
 
-`PointEstimate`, `MomentMatching` and `Quadrature` are for real data, `ExpectedLikelihood` and
-`Enumeration` for bits and categories, `Mixed` for programs with both, and `Perturbation`, the
-paper's rule, for either. To add one: a new file with a final subclass of `AbstractTwist`, and a row
-in `tests/registry.py`. What does not belong here: loops over time, particles, and draws.
+`PointEstimate`, `MomentMatching` and `Quadrature` apply to real data, `ExpectedLikelihood` and
+`Enumeration` to bits and categories, `Mixed` to programs with both, and `Perturbation`, the
+paper's rule, to either. To add one: a new file with a final subclass of `AbstractTwist`, and a row
+in `tests/registry.py`. What does not belong here: loops over time, particles and sampling.
 """
 
 from .base import AbstractTwist, Twisted

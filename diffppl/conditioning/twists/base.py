@@ -1,9 +1,9 @@
-"""Twists: approximations to p(y | x_t) that let a chain look ahead.
+"""Twists: approximations to p(y | x_t).
 
 A twist is evaluated at one particle. It returns the log-value log psi_t(x_t, u), which approximates
 log E[r(x_0, u) | x_t], the model's own estimate of x_0, and the *guided* estimate, which is
-conditioned on what the program observed. `process.reverse` of the guided estimate is the guided
-kernel: a twist changes the kernel, not the loop.
+conditioned on the observations. `process.reverse` of the guided estimate is the guided kernel: a
+twist changes the kernel, not the loop.
 
 For real data, with C_t = Cov[x_0 | x_t] = (1-abar_t)/sqrt(abar_t) dE[x_0 | x_t]/dx_t
 (Tweedie's second-order formula), and an observed site of mean h(x_0) and covariance R:
@@ -11,10 +11,11 @@ For real data, with C_t = Cov[x_0 | x_t] = (1-abar_t)/sqrt(abar_t) dE[x_0 | x_t]
     psi_t(x_t)          = N(y; h(m), H C_t H' + R),   m = E[x_0 | x_t], H = dh/dx_0 at m
     guided E[x_0 | x_t] = m + C_t H' (H C_t H' + R)^{-1} (y - h(m))
 
-Any positive psi leaves a weighted method consistent; a better one wastes fewer particles.
+Any positive psi leaves a weighted method consistent; a more accurate one gives a larger effective
+sample size.
 
-To add one, subclass `AbstractTwist`, mark it `typing.final`, implement `resolve` and `evaluate`,
-and add a row to the tests' registry.
+To add one, subclass `AbstractTwist`, mark it `typing.final`, implement `resolve`, `has_jacobian`
+and `evaluate`, and add a row to the tests' registry.
 
 References:
     Wu et al. 2023 (twisted SMC); Chung et al. 2023 (the point estimate); Song et al. 2023 (PiGDM,
@@ -37,11 +38,12 @@ from ..target import Estimates, Level, Target
 
 @final
 class Linearised(eqx.Module):
-    """How log psi_t changes with x_t: log N(residual - rows dx; 0, covariance) + score dx.
+    """Linearisation of log psi_t in x_t: log N(residual - rows dx; 0, covariance) + score dx.
 
-    `residual` is y - h(m), shape `(m,)`; `covariance` is H C_t H' + R; `rows` = dh(m)/dx_t, shape
-    `(m, d)`, and `score`, shape `(d,)`, are over the real sites of the running stage, flattened. A
-    twist that does not take observations apart has m = 0, and its whole gradient is the score.
+    `residual` is y - h(m), shape `(m,)`; `covariance` is H C_t H' + R; `rows` is the Jacobian
+    dh(m)/dx_t, shape `(m, d)`; `score` has shape `(d,)`. The last two are over the real sites of
+    the running stage, flattened. A twist that does not separate the observations has m = 0, and
+    `score` is its whole gradient.
     """
 
     residual: Float[Array, " m"]
@@ -52,15 +54,15 @@ class Linearised(eqx.Module):
 
 @final
 class Twisted(eqx.Module):
-    """A twist at one particle; the dictionaries have the sites of the running stage.
+    """A twist evaluated at one particle; dictionaries are over the sites of the running stage.
 
     Attributes:
         log_value: log psi_t(x_t, u), nats.
-        estimates: of x_0, the model's own.
-        guided: the same, conditioned on the observations.
-        tilts: of discrete sites, log-factors on the states of x_{t-1} that a kernel is multiplied
-            by, where conditioning is not a matter of x_0; {} otherwise.
-        linear: for the real sites; None without any.
+        estimates: the model's own estimates of x_0.
+        guided: estimates of x_0 conditioned on the observations.
+        tilts: for discrete sites, log-factors on the states of x_{t-1} that multiply the kernel,
+            if conditioning does not act on the estimate of x_0; {} otherwise.
+        linear: linearisation over the real sites; None if there are none.
         is_joint: whether discrete sites are conditioned over all their joint states.
     """
 
@@ -80,28 +82,32 @@ class AbstractTwist(eqx.Module):
 
     @abc.abstractmethod
     def resolve(self, target: Target) -> "AbstractTwist":
-        """The twist with every setting filled in; ValueError for programs it cannot handle."""
+        """Return the twist with every setting filled in.
+
+        Raises:
+            ValueError: the twist does not support the program.
+        """
 
     @abc.abstractmethod
     def has_jacobian(self, target: Target) -> bool:
-        """Whether `evaluate` takes the denoiser's Jacobian as a matrix; of a resolved twist."""
+        """Return whether `evaluate` of a resolved twist forms the denoiser's Jacobian."""
 
     @abc.abstractmethod
     def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
-        """The twist at one particle (model units)."""
+        """Evaluate the twist at one particle, in model units."""
 
 
 def log_ahead(
     twist: AbstractTwist, target: Target, x: Values, level: Level, latents: Array
 ) -> Float[Array, ""]:
-    """log E[r | x_0 up to the running stage]: r itself, or the twist of the next stage."""
+    """Return log E[r | x_0 up to the running stage]: log r, or the twist of the next stage."""
     if level.stage == target.structure.num_stages - 1:
         return target.log_likelihood(x, latents)
     return twist.evaluate(target, x, Level(level.stage + 1, target.num_steps), latents).log_value
 
 
 def require_kind(target: Target, twist: AbstractTwist, *, discrete: bool, remedy: str) -> None:
-    """Refuse a program with diffusion sites of the other kind of data."""
+    """Raise ValueError if the program has diffusion sites of the other kind of data."""
     for name in target.sites(discrete=not discrete):
         both = bool(target.sites(discrete=discrete))
         raise ValueError(
@@ -111,16 +117,16 @@ def require_kind(target: Target, twist: AbstractTwist, *, discrete: bool, remedy
 
 
 def require_noise(target: Target, twist: AbstractTwist, remedy: str) -> None:
-    """Refuse observations without noise."""
+    """Raise ValueError if an observation has no noise."""
     if target.has_noiseless:
         raise ValueError(
-            f"twist={type(twist).__name__}() needs noise, but site "
+            f"twist={type(twist).__name__}() requires observation noise, but site "
             f"{target.structure.noiseless[0]!r} is an observed Delta; use twist={remedy}."
         )
 
 
 def require_one_stage(target: Target, twist: AbstractTwist, remedy: str) -> None:
-    """Refuse diffusion sites whose networks depend on other diffusion sites."""
+    """Raise ValueError if the network of a diffusion site depends on another diffusion site."""
     if target.structure.num_stages > 1:
         name = target.sites(stage=1)[0]
         raise ValueError(
@@ -131,18 +137,19 @@ def require_one_stage(target: Target, twist: AbstractTwist, remedy: str) -> None
 
 
 def tweedie_factor(target: Target, level: Level, names: tuple[str, ...]) -> Values:
-    """(1 - alpha_bar_t) / sqrt(alpha_bar_t) of each site; 0 where nothing of x_0 is left."""
+    """Return (1 - alpha_bar_t) / sqrt(alpha_bar_t) of each site; 0 where alpha_bar_t = 0."""
     factors = {}
     for name in names:
         schedule = target.models[name].process.schedule
         t = time_of(target, level, name)
         signal, noise = jnp.sqrt(schedule.alpha_bar()[t]), schedule.one_minus_alpha_bar()[t]
+        # The inner `where` avoids a division by zero, whose gradient is NaN.
         factors[name] = jnp.where(signal > 0, noise / jnp.where(signal > 0, signal, 1.0), 0.0)
     return factors
 
 
 def noise_of(target: Target, level: Level, names: tuple[str, ...]) -> Values:
-    """1 - alpha_bar_t of each site."""
+    """Return 1 - alpha_bar_t of each site."""
     return {
         name: target.models[name].process.schedule.one_minus_alpha_bar()[
             time_of(target, level, name)
@@ -152,17 +159,17 @@ def noise_of(target: Target, level: Level, names: tuple[str, ...]) -> Values:
 
 
 def time_of(target: Target, level: Level, name: str) -> Any:
-    """The t of a site: that of the level in the running stage, T in later ones."""
+    """Return the t of a site: that of the level in the running stage, T in later ones."""
     return level.t if name in target.sites(level.stage) else target.num_steps
 
 
 INFLATION = 0.3
-"""Of a learned network: the share of 1 - alpha_bar_t that is added to Var[x_0 | x_t]. Without it,
-fitted networks whose Jacobian is too small gave an evidence several nats too low."""
+"""Inflation of Var[x_0 | x_t] for learned networks, as a fraction of 1 - alpha_bar_t. Without it,
+fitted networks whose Jacobian was too small gave an evidence several nats too low."""
 
 
 def learned_noise(target: Target, level: Level, names: tuple[str, ...]) -> Values:
-    """1 - alpha_bar_t of each site with a learned network; 0 for analytic denoisers."""
+    """Return 1 - alpha_bar_t of each site with a learned network; 0 for analytic denoisers."""
     noise = noise_of(target, level, names)
     return {
         name: jnp.zeros(()) if _is_analytic(target.models[name].network) else each
@@ -171,13 +178,14 @@ def learned_noise(target: Target, level: Level, names: tuple[str, ...]) -> Value
 
 
 def _is_analytic(network: Any) -> bool:
+    """Whether a network, without its wrappers, is an analytic denoiser."""
     while not isinstance(network, AbstractDenoiser) and hasattr(network, "network"):
-        network = network.network  # wrappers, as of a chain that is read at fewer steps
+        network = network.network  # unwrap, as for a respaced chain
     return isinstance(network, AbstractDenoiser)
 
 
 def shifted(estimates: Estimates, shifts: Values) -> Estimates:
-    """Gaussian estimates with their means moved."""
+    """Shift the means of Gaussian estimates."""
     return {
         name: eqx.tree_at(lambda e: e.mean, estimate, estimate.mean + shifts[name])
         for name, estimate in estimates.items()
@@ -185,11 +193,11 @@ def shifted(estimates: Estimates, shifts: Values) -> Estimates:
 
 
 def flat_like(values: Values, like: Values) -> Float[Array, " d"]:
-    """One number per site, spread over the site's coordinates, flattened."""
+    """Broadcast one number per site over its coordinates, and flatten."""
     spread = {name: jnp.broadcast_to(values[name], like[name].shape) for name in like}
     return ravel_pytree(spread)[0]
 
 
 def only_score(score: Float[Array, " d"]) -> Linearised:
-    """A `Linearised` without observations of their own."""
+    """Return a `Linearised` with a score and no observations."""
     return Linearised(jnp.zeros(0), jnp.zeros((0, 0)), jnp.zeros((0, score.size)), score)

@@ -16,9 +16,9 @@ class AbstractCovariance(eqx.Module):
     """A model of C_t = Cov[x_0 | x_t]."""
 
     is_jacobian: eqx.AbstractClassVar[bool]
-    """Whether it is `factor` times the denoiser's Jacobian."""
+    """Whether C_t is `factor` times the denoiser's Jacobian."""
     inflation: eqx.AbstractVar[Float[Array, ""]]
-    """A variance to add where a network was learned, as a share of the noise's."""
+    """Variance added for learned networks, as a fraction of 1 - alpha_bar_t."""
 
     def __repr__(self) -> str:
         return short_repr(self)
@@ -31,10 +31,10 @@ class AbstractCovariance(eqx.Module):
         factor: Float[Array, " d"],
         noise: Float[Array, " d"],
     ) -> Float[Array, " d"]:
-        """C_t times a vector.
+        """Return C_t times a vector.
 
         Args:
-            vector: over all coordinates.
+            vector: a vector over all coordinates.
             pull_back: the vector-Jacobian product of E[x_0 | x_t] with respect to x_t.
             factor: (1 - alpha_bar_t) / sqrt(alpha_bar_t) of each coordinate.
             noise: 1 - alpha_bar_t of each coordinate.
@@ -43,16 +43,16 @@ class AbstractCovariance(eqx.Module):
 
 @final
 class Tweedie(AbstractCovariance):
-    """The denoiser's own: (1 - alpha_bar_t) / sqrt(alpha_bar_t) dE[x_0 | x_t] / dx_t.
+    """Tweedie's formula: (1 - alpha_bar_t) / sqrt(alpha_bar_t) dE[x_0 | x_t] / dx_t.
 
     Exact for an exact denoiser, at one vector-Jacobian product per observed number, or per
     iteration of conjugate gradients where many are observed. A learned denoiser's Jacobian is
-    neither symmetric nor positive, so its positive symmetric part is taken. Where it underestimates
-    Var[x_0 | x_t], sharp observations would leave only the few particles that meet them early, so a
-    share of the noise's variance is added.
+    neither symmetric nor positive, so its positive symmetric part is used. Where it underestimates
+    Var[x_0 | x_t], precise observations would leave only the few particles that match them early,
+    so a fraction of the noise variance is added.
 
     Args:
-        inflation: that share, of 1 - alpha_bar_t. Analytic denoisers get none.
+        inflation: that fraction, of 1 - alpha_bar_t. No inflation for analytic denoisers.
     """
 
     inflation: Float[Array, ""]
@@ -76,8 +76,9 @@ class Tweedie(AbstractCovariance):
 class Isotropic(AbstractCovariance):
     """r_t^2 I with r_t^2 = v (1 - alpha_bar_t) / (alpha_bar_t v + 1 - alpha_bar_t).
 
-    That of data with independent coordinates of variance `variance` (model units; `fit` scales
-    data to 1). One vector-Jacobian product per step however many numbers are observed.
+    Exact for normal data with independent coordinates of variance v = `variance` (model units;
+    `fit` scales data to 1). Costs one vector-Jacobian product per step for any number of
+    observations.
 
     References:
         Song et al. 2023 (PiGDM), there with variance 1.
@@ -91,8 +92,7 @@ class Isotropic(AbstractCovariance):
 
     @property
     def inflation(self) -> Float[Array, ""]:
-        """None: no Jacobian is used."""
-        return jnp.zeros(())
+        return jnp.zeros(())  # no Jacobian is used
 
     def times(
         self,
@@ -102,4 +102,5 @@ class Isotropic(AbstractCovariance):
         noise: Float[Array, " d"],
     ) -> Float[Array, " d"]:
         del pull_back, factor
+        # r_t^2 with alpha_bar_t = 1 - noise.
         return self.variance * noise / ((1 - noise) * self.variance + noise) * vector

@@ -1,4 +1,4 @@
-"""The twist that a method takes if the user names none."""
+"""The default twist of a method."""
 
 from ..target import Target
 from .base import AbstractTwist
@@ -8,12 +8,15 @@ from .moments import MomentMatching
 
 
 def default_twist(target: Target) -> AbstractTwist:
-    """`MomentMatching()` for real data, `ExpectedLikelihood()` for discrete, `Mixed()` for both."""
+    """Return the twist for the program's kinds of data.
+
+    `MomentMatching()` for real data, `ExpectedLikelihood()` for discrete, `Mixed()` for both.
+    """
     if not target.sites(discrete=True):
         return MomentMatching()
     return ExpectedLikelihood() if not target.sites(discrete=False) else Mixed()
 
 
 def resolved_twist(twist: AbstractTwist | None, target: Target) -> AbstractTwist:
-    """A twist, or the default one, with every setting filled in."""
+    """Resolve a twist, or the default one if it is None."""
     return (default_twist(target) if twist is None else twist).resolve(target)

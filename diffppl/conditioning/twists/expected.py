@@ -1,4 +1,4 @@
-"""The twist for bits and categories: the likelihood averaged over independent guesses."""
+"""The likelihood averaged over the factorised p(x_0 | x_t), for bits and categories."""
 
 from collections.abc import Callable
 from typing import final
@@ -12,7 +12,7 @@ from ..states import state_logits, with_state_logits
 from ..target import Estimates, Level, Target
 from .base import AbstractTwist, Twisted, log_ahead, require_kind
 
-_FLOOR = -1e4  # nats: lets an impossible guess be compared with its neighbours
+_FLOOR = -1e4  # nats; bounds log r from below, so that ratios to an impossible x_0 are finite
 
 Likelihood = Callable[[Values], Array]
 """log r of an x_0 at some sites, in nats."""
@@ -26,18 +26,16 @@ class ExpectedLikelihood(AbstractTwist):
 
         psi_t = r(v) prod_i sum_k p_i(k) r_i(k) / r(v),
 
-    which is exact whenever every observation depends on one coordinate. Coordinates are set only
-    to values that they can take, so a program may use x_0 as an index or in a comparison. Costs
-    as many evaluations of the program (not of the network) as there are coordinates times states.
+    which is exact if every observation depends on one coordinate. Coordinates are only set to
+    values in their support, so a program may use x_0 as an index or in a comparison. Costs one
+    evaluation of the program (not of the network) per coordinate and state.
     """
 
     def resolve(self, target: Target) -> "ExpectedLikelihood":
-        """Bits and categories only."""
         require_kind(target, self, discrete=True, remedy="MomentMatching()")
         return self
 
     def has_jacobian(self, target: Target) -> bool:
-        """Discrete data have none."""
         del target
         return False
 
@@ -52,7 +50,7 @@ class ExpectedLikelihood(AbstractTwist):
 def tilted_estimates(
     target: Target, estimates: Estimates, log_likelihood: Likelihood
 ) -> tuple[Float[Array, ""], Estimates]:
-    """log E[r] over discrete estimates, and the estimates conditioned on r."""
+    """Return log E[r] over discrete estimates, and the estimates conditioned on r."""
     processes = {name: target.models[name].process for name in estimates}
     logits = {name: state_logits(processes[name], e) for name, e in estimates.items()}
     value, tilted = tilted_logits(target, logits, log_likelihood)
@@ -66,26 +64,27 @@ def tilted_estimates(
 def tilted_logits(
     target: Target, logits: Values, log_likelihood: Likelihood
 ) -> tuple[Float[Array, ""], Values]:
-    """log psi, and log-probabilities of every coordinate given the program.
+    """Return log psi, and the conditioned log-probabilities of every coordinate.
 
     Args:
-        target: for the entries that are known without noise.
-        logits: of the states of every coordinate, by site; a state of logit -inf is not proposed.
-        log_likelihood: of an x_0 at these sites.
+        target: provides the entries observed without noise.
+        logits: logits of the states of every coordinate, by site; -inf excludes a state.
+        log_likelihood: log r of an x_0 at these sites.
     """
     log_probs = {name: jax.nn.log_softmax(value, axis=-1) for name, value in logits.items()}
-    known = {name: entry for name, entry in target.known().items() if name in logits}
+    observed = {name: entry for name, entry in target.known().items() if name in logits}
     mode = {
-        name: jnp.where(*known[name], jnp.argmax(value, axis=-1).astype(known[name][1].dtype))
+        name: jnp.where(*observed[name], jnp.argmax(value, axis=-1).astype(observed[name][1].dtype))
         for name, value in log_probs.items()
     }
     value, changes = coordinate_changes(mode, log_probs, log_likelihood)
     tilted = {}
     for name, log_prob in log_probs.items():
-        mask, entry = known[name]
-        observed = jnp.where(jnp.arange(log_prob.shape[-1]) == entry[..., None], 0.0, _FLOOR)
-        gain = jnp.where(mask[..., None], observed, changes[name])
-        joint = jnp.where(jnp.isneginf(log_prob), -jnp.inf, log_prob + gain)
+        # log r_i(k) / r(v); a noiseless observation allows one state of its coordinate.
+        mask, entry = observed[name]
+        exact = jnp.where(jnp.arange(log_prob.shape[-1]) == entry[..., None], 0.0, _FLOOR)
+        log_ratio = jnp.where(mask[..., None], exact, changes[name])
+        joint = jnp.where(jnp.isneginf(log_prob), -jnp.inf, log_prob + log_ratio)
         normaliser = jax.nn.logsumexp(joint, axis=-1, keepdims=True)
         value = value + jnp.sum(normaliser)
         tilted[name] = joint - normaliser
@@ -95,9 +94,9 @@ def tilted_logits(
 def coordinate_changes(
     x: Values, states: Values, log_likelihood: Likelihood
 ) -> tuple[Float[Array, ""], Values]:
-    """log r(x), and log r_i(k) - log r(x) for every coordinate i of x set to every state k.
+    """Return log r(x), and log r_i(k) - log r(x) for every coordinate i of x set to every state k.
 
-    `states` gives each site's number of states by the length of its last axis.
+    The last axis of each entry of `states` has the length of that site's number of states.
     """
 
     def bounded(values: Values) -> Array:

@@ -1,4 +1,4 @@
-"""The twist for programs with real and discrete diffusion sites."""
+"""Moment matching inside expected likelihood, for real and discrete diffusion sites."""
 
 from collections.abc import Callable
 from typing import final
@@ -21,53 +21,52 @@ class Mixed(AbstractTwist):
 
     With x the real sites, b the discrete ones, and v the most probable b,
 
-        psi_t = r(v) prod_i sum_k p_i(k) r_i(k) / r(v),    r(b) = psi of the real sites given b,
+        psi_t = r(v) prod_i sum_k p_i(k) r_i(k) / r(v),    r(b) = psi of the real sites at b,
 
-    and the real sites are guided by the average, over each coordinate of b in turn, of what they
-    would be given it. A stage that has sites of one kind only is left to that kind's twist.
+    and the guided estimate of the real sites is averaged over each coordinate of b in turn. A stage
+    with sites of one kind only uses that kind's twist.
 
     Args:
-        real: for the real sites.
+        real: the twist of the real sites.
     """
 
     real: MomentMatching = MomentMatching()
 
     def resolve(self, target: Target) -> "Mixed":
-        """Programs of any kind."""
         return Mixed(self.real.with_covariance(target))
 
     def has_jacobian(self, target: Target) -> bool:
-        """Not one that a step of the chain could use: discrete sites move by their own kernels."""
         del target
-        return False
+        return False  # discrete sites have kernels of their own, so a step cannot use it
 
     def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
         discrete = target.sites(level.stage, discrete=True)
         if not discrete:
             return self.real.evaluate(target, x, level, latents)
-        found = target.estimate(x, level, latents)
-        estimates = {name: found[name] for name in discrete}
+        all_estimates = target.estimate(x, level, latents)
+        estimates = {name: all_estimates[name] for name in discrete}
         if not target.sites(level.stage, discrete=False):
             value, guided = tilted_estimates(
                 target, estimates, lambda b: log_ahead(self, target, x | b, level, latents)
             )
             return Twisted(value, estimates, guided, {}, None)
 
-        def given(b: Values) -> Twisted:
+        def real_twist(b: Values) -> Twisted:
             return self.real.evaluate_given(target, x, level, latents, b)
 
-        value, guided = tilted_estimates(target, estimates, lambda b: given(b).log_value)
-        real = given(_modes(target, guided))
+        value, guided = tilted_estimates(target, estimates, lambda b: real_twist(b).log_value)
+        real = real_twist(_modes(target, guided))
         return Twisted(
             value,
             estimates | real.estimates,
-            guided | _averaged(target, guided, real, given),
+            guided | _averaged(target, guided, real, real_twist),
             {},
             real.linear,
         )
 
 
 def _modes(target: Target, estimates: Estimates) -> Values:
+    """The most probable states under discrete estimates."""
     return {
         name: most_probable(target.models[name].process, estimate)
         for name, estimate in estimates.items()
@@ -75,10 +74,11 @@ def _modes(target: Target, estimates: Estimates) -> Values:
 
 
 def _averaged(
-    target: Target, discrete: Estimates, real: Twisted, given: Callable[[Values], Twisted]
+    target: Target, discrete: Estimates, real: Twisted, real_twist: Callable[[Values], Twisted]
 ) -> Estimates:
     """Guided estimates of the real sites, averaged over each coordinate of the discrete ones."""
     mode = _modes(target, discrete)
+    # First order in the coordinates of b: base + sum_i E_{b_i}[guided(b_i) - base].
     base = {name: estimate.mean for name, estimate in real.guided.items()}
     total = base
     for name, estimate in discrete.items():
@@ -87,7 +87,7 @@ def _averaged(
 
         def changed(index: Array, state: Array, name: str = name) -> Values:
             flat = mode[name].reshape(-1).at[index].set(state)
-            guided = given(mode | {name: flat.reshape(mode[name].shape)}).guided
+            guided = real_twist(mode | {name: flat.reshape(mode[name].shape)}).guided
             return {site: guided[site].mean - base[site] for site in base}
 
         coordinates, states = jnp.arange(probs.shape[0]), jnp.arange(probs.shape[1])

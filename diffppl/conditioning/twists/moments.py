@@ -1,8 +1,8 @@
-"""Moment matching: the likelihood averaged over a Gaussian guess at x_0 given x_t.
+"""Moment matching: the likelihood averaged over a Gaussian approximation to p(x_0 | x_t).
 
-Where later stages depend on the running one, their x_0 is denoised from x_T given the running
-stage's. With G the derivative of h with respect to each site's x_0, through every network that the
-site feeds,
+Where later stages depend on the running one, their x_0 is denoised from x_T conditioned on the
+running stage's. With G the derivative of h with respect to each site's x_0, through every network
+that depends on the site,
 
     Cov[h | x_t] = sum over unfinished sites of G_i C_i G_i',    dh/dx_t^i = G_i J_i,
 
@@ -41,16 +41,16 @@ from .normal import MAX_DENSE, conjugate_gradients, log_density_and_solution, ro
 
 @final
 class MomentMatching(AbstractTwist):
-    """Linearise each observed site's mean at E[x_0 | x_t] and add the spread of x_0 to it.
+    """Linearise each observed site's mean at E[x_0 | x_t] and add the covariance of x_0.
 
     Exact where E[x_0 | x_t] is linear and the observations are linear and Gaussian. Observed
-    sites without a mean and a variance, `numpyro.factor` and the priors of other latents enter
-    at the point estimate. Up to 32 observed numbers are solved for exactly; more by conjugate
-    gradients, with a determinant that is only estimated (so the twist is a little less sharp, and
-    a weighted method as consistent).
+    sites without a mean and a variance, `numpyro.factor` and the priors of other latents are
+    evaluated at the point estimate. Up to 32 observed numbers are solved for exactly; more by
+    conjugate gradients, with an estimated determinant (the twist is slightly less accurate, and a
+    weighted method remains consistent).
 
     Args:
-        covariance: `Tweedie()` or `Isotropic()`; None takes `Tweedie()` for up to 32 observed
+        covariance: `Tweedie()` or `Isotropic()`; None uses `Tweedie()` for up to 32 observed
             numbers and `Isotropic()`, whose cost does not grow with them, for more.
 
     References:
@@ -61,19 +61,17 @@ class MomentMatching(AbstractTwist):
     covariance: AbstractCovariance | None = None
 
     def resolve(self, target: Target) -> "MomentMatching":
-        """Real data only."""
         require_kind(target, self, discrete=False, remedy="ExpectedLikelihood()")
         return self.with_covariance(target)
 
     def with_covariance(self, target: Target) -> "MomentMatching":
-        """The twist with the covariance that suits the number of observations."""
+        """Return the twist with the default covariance for the number of observations."""
         if self.covariance is not None:
             return self
         few = target.num_observed() <= MAX_DENSE
         return MomentMatching(Tweedie() if few else Isotropic())
 
     def has_jacobian(self, target: Target) -> bool:
-        """For few observations, and a covariance that is the Jacobian."""
         assert self.covariance is not None
         return 0 < target.num_observed() <= MAX_DENSE and self.covariance.is_jacobian
 
@@ -83,71 +81,80 @@ class MomentMatching(AbstractTwist):
     def evaluate_given(
         self, target: Target, x: Values, level: Level, latents: Array, states: Values
     ) -> Twisted:
-        """The twist over the real sites, given the x_0 of the running stage's discrete sites."""
+        """Evaluate the twist over the real sites.
+
+        Args:
+            target, x, level, latents: those of `evaluate`.
+            states: x_0 of the running stage's discrete sites.
+        """
         covariance = self.covariance
         assert covariance is not None, "resolve the twist first"
-        look = _look_ahead(target, x, level, latents, states)
-        mean, observe = look.mean, look.observe
-        seen = observe(mean)
-        residual = seen.value - seen.mean
-        rest = look.pull_back(jax.grad(lambda flat: observe(flat).log_rest)(mean))
-        inflation = covariance.inflation * look.learned_noise
-        num = look.num_running
+        denoised = _denoise(target, x, level, latents, states)
+        mean, observe = denoised.mean, denoised.observe
+        observations = observe(mean)
+        residual = observations.value - observations.mean
+        # Gradient in x_t of the log-density of everything but the observations with moments.
+        rest = denoised.pull_back(jax.grad(lambda flat: observe(flat).log_rest)(mean))
+        inflation = covariance.inflation * denoised.learned_noise
+        num = denoised.num_running
 
-        def spread(vector: Array) -> Array:
-            times = covariance.times(vector, look.pull_back, look.factor, look.noise)
+        def times_covariance(vector: Array) -> Array:
+            times = covariance.times(vector, denoised.pull_back, denoised.factor, denoised.noise)
             return times + inflation * vector
 
+        # `score` is (dh/dx_t)' (H C H' + R)^{-1} residual.
         if residual.size == 0:
-            value, pulled, linear = jnp.zeros(()), jnp.zeros_like(mean), only_score(rest[:num])
+            value, score, linear = jnp.zeros(()), jnp.zeros_like(mean), only_score(rest[:num])
         elif residual.size > MAX_DENSE:
-            value, cotangent = _many(observe, mean, residual, spread)
-            pulled = look.pull_back(cotangent)
-            linear = only_score((rest + pulled)[:num])
+            value, cotangent = _iterative(observe, mean, residual, times_covariance)
+            score = denoised.pull_back(cotangent)
+            linear = only_score((rest + score)[:num])
         else:
-            jacobian = jax.jacrev(lambda flat: observe(flat).mean)(mean)
+            jacobian = jax.jacrev(lambda flat: observe(flat).mean)(mean)  # H
             if covariance.is_jacobian:
-                rows = jax.vmap(look.pull_back)(jacobian)
-                observed = linalg.nearest_positive((rows * look.factor) @ jacobian.T)
-                observed += (jacobian * inflation) @ jacobian.T
+                jacobian_t = jax.vmap(denoised.pull_back)(jacobian)  # dh/dx_t
+                projected = linalg.nearest_positive((jacobian_t * denoised.factor) @ jacobian.T)
+                projected += (jacobian * inflation) @ jacobian.T
             else:
-                rows = None
-                observed = jax.vmap(spread)(jacobian) @ jacobian.T
-            total = observed + rounding_variance(observed) + seen.covariance.as_matrix()
+                jacobian_t = None
+                projected = jax.vmap(times_covariance)(jacobian) @ jacobian.T
+            noise = observations.covariance.as_matrix()
+            total = projected + rounding_variance(projected) + noise
             value, solved = log_density_and_solution(residual, linalg.cholesky(total))
-            if rows is None:
-                pulled = look.pull_back(jacobian.T @ solved)
-                linear = only_score((rest + pulled)[:num])
+            if jacobian_t is None:
+                score = denoised.pull_back(jacobian.T @ solved)
+                linear = only_score((rest + score)[:num])
             else:
-                pulled = rows.T @ solved
-                linear = Linearised(residual, total, rows[:, :num], rest[:num])
-        shifts = look.unravel((look.factor * (rest + pulled))[:num])
-        guided = clamped(target, shifted(look.estimates, shifts))
-        return Twisted(value + seen.log_rest, look.estimates, guided, {}, linear)
+                score = jacobian_t.T @ solved
+                linear = Linearised(residual, total, jacobian_t[:, :num], rest[:num])
+        # Tweedie's formula: E[x_0 | x_t, y] - E[x_0 | x_t] = factor * d log psi / dx_t.
+        shifts = denoised.unravel((denoised.factor * (rest + score))[:num])
+        guided = clamped(target, shifted(denoised.estimates, shifts))
+        return Twisted(value + observations.log_rest, denoised.estimates, guided, {}, linear)
 
 
 def clamped(target: Target, guided: Estimates) -> Estimates:
-    """Known entries are certain: the guided kernel is then q(x_{t-1} | x_t, x_0) for them."""
+    """Set entries observed without noise: their guided kernel is then q(x_{t-1} | x_t, x_0)."""
     if not target.has_noiseless:
         return guided
-    known = target.known()
+    observed = target.known()
     return {
         name: eqx.tree_at(
             lambda e: (e.mean, e.variance),
             estimate,
             (
-                jnp.where(known[name][0], known[name][1], estimate.mean),
-                jnp.where(known[name][0], 0.0, estimate.variance),
+                jnp.where(observed[name][0], observed[name][1], estimate.mean),
+                jnp.where(observed[name][0], 0.0, estimate.variance),
             ),
         )
         for name, estimate in guided.items()
     }
 
 
-class _Ahead(NamedTuple):
-    """What `MomentMatching` reads at one particle; vectors run over unfinished real sites.
+class _Denoised(NamedTuple):
+    """Estimates of x_0 at one particle and their derivatives, over the unfinished real sites.
 
-    Those of the running stage come first, `num_running` coordinates of them.
+    The `num_running` coordinates of the running stage come first.
     """
 
     estimates: Estimates
@@ -161,11 +168,14 @@ class _Ahead(NamedTuple):
     learned_noise: Float[Array, " d"]
 
 
-def _look_ahead(target: Target, x: Values, level: Level, latents: Array, states: Values) -> _Ahead:
+def _denoise(target: Target, x: Values, level: Level, latents: Array, states: Values) -> _Denoised:
+    """Denoise the running stage from x_t, and later stages from x_T."""
     running = target.sites(level.stage, discrete=False)
     stages = range(level.stage + 1, target.structure.num_stages)
     later = tuple(name for stage in stages for name in target.sites(stage, discrete=False))
-    ahead = tuple(site.name for site in target.structure.diffusion if site.stage >= level.stage)
+    unfinished = tuple(
+        site.name for site in target.structure.diffusion if site.stage >= level.stage
+    )
     flat_running, unravel = ravel_pytree({name: x[name] for name in running})
     flat_later, unravel_later = ravel_pytree({name: x[name] for name in later})
 
@@ -197,10 +207,10 @@ def _look_ahead(target: Target, x: Values, level: Level, latents: Array, states:
     def observe(flat: Array) -> Observations:
         shifts = unravel_later(flat[num:] - mean_later)
         x_0 = target.complete(x, level, latents, unravel(flat[:num]) | states, shifts)
-        return target.observations(x_0, latents, noiseless=ahead)
+        return target.observations(x_0, latents, noiseless=unfinished)
 
     def over_sites(values: Callable[..., Values]) -> Array:
-        """One number per site, over all coordinates."""
+        """Broadcast one number per site over all coordinates."""
         return jnp.concatenate(
             [
                 flat_like(values(target, level, names), {name: x[name] for name in names})
@@ -208,7 +218,7 @@ def _look_ahead(target: Target, x: Values, level: Level, latents: Array, states:
             ]
         )
 
-    return _Ahead(
+    return _Denoised(
         estimates,
         jnp.concatenate([mean, mean_later]),
         pull_back,
@@ -221,23 +231,26 @@ def _look_ahead(target: Target, x: Values, level: Level, latents: Array, states:
     )
 
 
-def _many(
+def _iterative(
     observe: Callable[[Array], Observations],
     mean: Float[Array, " d"],
     residual: Float[Array, " m"],
-    spread: Callable[[Array], Array],
+    times_covariance: Callable[[Array], Array],
 ) -> tuple[Float[Array, ""], Float[Array, " d"]]:
-    """log psi_t and H' (H C H' + R)^{-1} residual, by products alone.
+    """log psi_t and H' (H C H' + R)^{-1} residual, by matrix-vector products.
 
-    The determinant is that of a diagonal with the mean of H C H', which one probe of random signs
-    estimates: a constant choice of signs, since psi must be a function of x_t.
+    The determinant is that of the diagonal of R plus the mean diagonal entry of H C H', which one
+    Rademacher probe estimates. The probe is constant, since psi must be a function of x_t.
     """
     noise = observe(mean).covariance
     _, push = jax.linearize(lambda flat: observe(flat).mean, mean)
     pull = jax.linear_transpose(push, mean)
-    solved = conjugate_gradients(lambda v: push(spread(pull(v)[0])) + noise.mv(v), residual)
+    solved = conjugate_gradients(
+        lambda v: push(times_covariance(pull(v)[0])) + noise.mv(v), residual
+    )
     signs = jax.random.rademacher(jax.random.key(0), residual.shape, residual.dtype)
     probe = pull(signs)[0]
-    typical = jnp.maximum(probe @ spread(probe), 0.0) / residual.size
-    log_det = jnp.sum(jnp.log(2 * jnp.pi * (lx.diagonal(noise) + typical)))
+    # Hutchinson's estimate of tr(H C H') / m.
+    variance = jnp.maximum(probe @ times_covariance(probe), 0.0) / residual.size
+    log_det = jnp.sum(jnp.log(2 * jnp.pi * (lx.diagonal(noise) + variance)))
     return -0.5 * (residual @ solved + log_det), pull(solved)[0]

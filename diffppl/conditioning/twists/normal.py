@@ -1,4 +1,4 @@
-"""Normal densities over observed numbers, by factorisation and by products."""
+"""Normal densities of observations, by factorisation and by matrix-vector products."""
 
 from collections.abc import Callable
 
@@ -9,31 +9,31 @@ from jaxtyping import Array, Float
 from ... import linalg
 
 MAX_DENSE = 32
-"""Observed numbers up to which their covariance is a matrix; beyond, it is only multiplied by."""
+"""Number of observations up to which their covariance is formed as a matrix."""
 
 _MAX_ITERATIONS = 30
-_TOLERANCE = 1e-5  # of the residual, relative to the vector
+_TOLERANCE = 1e-5  # on the norm of the residual, relative to that of the vector
 
 
 def rounding_variance(covariance: Float[Array, "m m"]) -> Float[Array, "m m"]:
-    """A multiple of the identity that keeps `covariance` plus a tiny noise positive definite.
+    """Return a multiple of the identity that keeps `covariance` plus small noise positive definite.
 
-    Observations that repeat one another nearly without noise would otherwise have any solution.
-    Part of a proposal or of a twist, it changes no target.
+    Without it the solution for nearly noiseless observations of the same number is arbitrary. It is
+    only used in proposals and twists, and so changes no target.
     """
     largest = jnp.max(jnp.diagonal(covariance), initial=0.0)
     return 100 * jnp.finfo(covariance.dtype).eps * largest * jnp.eye(len(covariance))
 
 
 def log_density(white: Float[Array, " m"], factor: Float[Array, "m m"]) -> Float[Array, ""]:
-    """log N(L white; 0, L L') in nats, from the lower Cholesky factor L."""
+    """Return log N(L white; 0, L L') in nats, from the lower Cholesky factor L."""
     return -0.5 * (white @ white + linalg.log_det(factor) + white.size * jnp.log(2 * jnp.pi))
 
 
 def log_density_and_solution(
     residual: Float[Array, " m"], factor: Float[Array, "m m"]
 ) -> tuple[Float[Array, ""], Float[Array, " m"]]:
-    """log N(residual; 0, S) in nats and S^{-1} residual, from the lower Cholesky factor of S."""
+    """Return log N(residual; 0, S) in nats and S^{-1} residual, from the Cholesky factor of S."""
     white = linalg.solve_triangular(factor, residual)
     solved = linalg.solve_triangular(factor, white, transpose=True)
     return log_density(white, factor), solved
@@ -42,28 +42,28 @@ def log_density_and_solution(
 def conjugate_gradients(
     times: Callable[[Array], Array], vector: Float[Array, " m"]
 ) -> Float[Array, " m"]:
-    """The solution of times(s) = vector, for a symmetric positive operator, approximately.
+    """Solve times(s) = vector approximately, for a symmetric positive definite operator.
 
-    At most 30 iterations: one cut short still points towards the observations. Nothing depends on
-    the scale of the operator (Lineax's CG takes operators below 200 eps n, as of sharp
-    observations, for singular, and returns NaN).
+    Runs at most 30 iterations: a truncated solution still points towards the observations. The
+    result is independent of the scale of the operator (Lineax's CG treats operators below
+    200 eps n, which occur with precise observations, as singular and returns NaN).
     """
 
     def unfinished(state: tuple[Array, ...]) -> Array:
-        _, _, _, left, num = state
-        return (left > _TOLERANCE**2 * (vector @ vector)) & (num < _MAX_ITERATIONS)
+        _, _, _, norm2, num = state
+        return (norm2 > _TOLERANCE**2 * (vector @ vector)) & (num < _MAX_ITERATIONS)
 
     def iterate(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        solution, residual, direction, left, num = state
+        solution, residual, direction, norm2, num = state
         applied = times(direction)
         curvature = direction @ applied
-        # Rounding can use up a direction, or turn it: then what was found so far stays.
-        useful = curvature > 0
-        step = jnp.where(useful, left / jnp.where(useful, curvature, 1.0), 0.0)
+        # Rounding can make the curvature zero or negative: stop with the current solution.
+        is_positive = curvature > 0
+        step = jnp.where(is_positive, norm2 / jnp.where(is_positive, curvature, 1.0), 0.0)
         solution, residual = solution + step * direction, residual - step * applied
-        now = residual @ residual
-        num = jnp.where(useful, num + 1, _MAX_ITERATIONS)
-        return solution, residual, residual + now / left * direction, now, num
+        new_norm2 = residual @ residual
+        num = jnp.where(is_positive, num + 1, _MAX_ITERATIONS)
+        return solution, residual, residual + new_norm2 / norm2 * direction, new_norm2, num
 
     start = (jnp.zeros_like(vector), vector, vector, vector @ vector, jnp.asarray(0))
     return jax.lax.while_loop(unfinished, iterate, start)[0]

@@ -1,12 +1,12 @@
-"""The paper's own way to condition: multiply every level of the chain by the likelihood.
+"""The paper's conditioning rule: multiply every level of the chain by the likelihood.
 
-The modified chain has p(x_t) r(x_t)^{a_t} at level t, with r read at x_t as if it were x_0, and the
-kernel p(x_{t-1} | x_t) r(x_{t-1})^{a_{t-1}}, normalised. Where r is smooth, that is
+The modified chain has p(x_t) r(x_t)^{a_t} at level t, with r evaluated at x_t in place of x_0, and
+the kernel p(x_{t-1} | x_t) r(x_{t-1})^{a_{t-1}}, normalised. Where r is smooth, that is
 
     N(mu + Sigma grad log r^a (mu), Sigma)                       for real data,
     odds of a bit multiplied by r(x_i = 1)^a / r(x_i = 0)^a      the others at their current values.
 
-(The rate that the paper prints for bits does not normalise.)
+(The rate printed in the paper for bits is not normalised.)
 
 References:
     Sohl-Dickstein et al. 2015, section 2.5 (equations 20 to 23), table App. 1 and appendix C.
@@ -29,45 +29,45 @@ from .expected import coordinate_changes
 
 
 class AbstractPower(eqx.Module):
-    """The power a_t to which the likelihood is raised at level t; 1 at t = 0."""
+    """Exponent a_t of the likelihood at level t; 1 at t = 0."""
 
     @abc.abstractmethod
     def at(self, t: Array | int, num_steps: int) -> Float[Array, ""]:
-        """a_t."""
+        """Return a_t."""
 
 
 @final
 class ConstantPower(AbstractPower):
-    """r at every level: what the paper's experiments do (equation 23)."""
+    """a_t = 1 at every level, as in the paper's experiments (equation 23)."""
 
     def at(self, t: Array | int, num_steps: int) -> Float[Array, ""]:
-        """1."""
         del num_steps
         return jnp.ones_like(jnp.asarray(t, dtype=float))
 
 
 @final
 class LinearPower(AbstractPower):
-    """r^{(T - t) / T}: nothing is changed where the chain starts.
+    """a_t = (T - t) / T: the start of the chain is unperturbed.
 
-    What it samples depends on the schedule: for 0.5 and 0.5 (see `Perturbation`) 0.46 and 0.43 with
-    `Reciprocal`, 0.60 and 0.38 with `Linear`, at 1,000 steps.
+    The sampled distribution depends on the schedule: in the example of `Perturbation`, whose exact
+    mean and variance are 0.5 and 0.5, they are 0.46 and 0.43 with `Reciprocal`, and 0.60 and 0.38
+    with `Linear`, at 1,000 steps.
     """
 
     def at(self, t: Array | int, num_steps: int) -> Float[Array, ""]:
-        """(T - t) / T."""
         return 1 - jnp.asarray(t, dtype=float) / num_steps
 
 
 @final
 class Perturbation(AbstractTwist):
-    """psi_t(x_t) = r(x_t)^{a_t}: the likelihood at the noisy state itself.
+    """psi_t(x_t) = r(x_t)^{a_t}: the likelihood evaluated at the noisy state.
 
     In `Guidance` it is the paper's perturbed kernel, which drops the normaliser of every step and
-    so samples near p r^2 where the power is constant: for x ~ N(0, 1) seen once as 1 with variance
-    1 the mean comes out as 0.667 for 0.5 and the variance as 0.333 for 0.5, however many steps.
-    In `TwistedSMC` the normalisers are in the weights, and the draws are consistent. A step is
-    normal only if r is smooth over it: sharp observations need short steps.
+    so samples approximately p r^2 where the power is constant: for x ~ N(0, 1) observed as 1 with
+    variance 1, the mean is 0.667 instead of 0.5 and the variance 0.333 instead of 0.5, for any
+    number of steps. In `TwistedSMC` the normalisers are in the weights, and the draws are
+    consistent. A step is normal only if r is smooth over it: precise observations require short
+    steps.
 
     Args:
         power: `ConstantPower()` or `LinearPower()`.
@@ -76,7 +76,6 @@ class Perturbation(AbstractTwist):
     power: AbstractPower = ConstantPower()
 
     def resolve(self, target: Target) -> "Perturbation":
-        """A program that noisy states can be put into."""
         require_noise(target, self, remedy="MomentMatching() or ExpectedLikelihood()")
         require_one_stage(target, self, remedy="MomentMatching() or ExpectedLikelihood()")
         if target.sites(discrete=True) and target.sites(discrete=False):
@@ -89,19 +88,19 @@ class Perturbation(AbstractTwist):
             process = model.process
             if getattr(process, "num_states", process.num_categories) != process.num_categories:
                 raise ValueError(
-                    f"twist=Perturbation() takes the likelihood of noisy states, but site {name!r} "
-                    "has an absorbing state that is not data; use twist=ExpectedLikelihood()."
+                    "twist=Perturbation() evaluates the likelihood at noisy states, but site "
+                    f"{name!r} has an absorbing state that is not data; use "
+                    "twist=ExpectedLikelihood()."
                 )
         return self
 
     def has_jacobian(self, target: Target) -> bool:
-        """The denoiser is not differentiated."""
         del target
-        return False
+        return False  # the denoiser is not differentiated
 
     def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
         value = self.power.at(level.t, target.num_steps) * target.log_likelihood(x, latents)
-        power = self.power.at(level.t - 1, target.num_steps)
+        power = self.power.at(level.t - 1, target.num_steps)  # of the kernel, which draws x_{t-1}
         estimates = target.estimate(x, level, latents)
         if target.sites(discrete=True):
             return _perturbed_states(target, x, level, latents, estimates, value, power)
@@ -111,17 +110,17 @@ class Perturbation(AbstractTwist):
         }
         means = {name: kernel.mean for name, kernel in kernels.items()}
         score = jax.grad(lambda means: target.log_likelihood(means, latents))(means)
-        # The shift of the kernel's mean as one of the estimate of x_0.
+        # The kernel's mean shifts by Sigma grad log r^a, expressed as a shift of E[x_0 | x_t].
         shifts = {
-            name: kernel.variance * power * score[name] / _weight(target, name, level)
+            name: kernel.variance * power * score[name] / _coefficient(target, name, level)
             for name, kernel in kernels.items()
         }
         linear = only_score(ravel_pytree(score)[0])
         return Twisted(value, estimates, shifted(estimates, shifts), {}, linear)
 
 
-def _weight(target: Target, name: str, level: Level) -> Float[Array, ""]:
-    """How far the mean of p(x_{t-1} | x_t) moves with E[x_0 | x_t]."""
+def _coefficient(target: Target, name: str, level: Level) -> Float[Array, ""]:
+    """Coefficient of E[x_0 | x_t] in the mean of p(x_{t-1} | x_t)."""
     process = target.models[name].process
     return process.coefficients(level.t).x_0  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -135,7 +134,7 @@ def _perturbed_states(
     value: Array,
     power: Array,
 ) -> Twisted:
-    """The same for bits and categories: the odds of each coordinate, the others as they are."""
+    """The twist for bits and categories: log-odds of each coordinate, the others unchanged."""
     logits = {
         name: kernel_logits(target.models[name].process.reverse(x[name], estimate, level.t))
         for name, estimate in estimates.items()

@@ -25,64 +25,64 @@ from .base import (
 class PointEstimate(AbstractTwist):
     """psi_t(x_t) = r(E[x_0 | x_t]): overconfident while x_t is noisy.
 
-    One derivative of the denoiser per step, and any differentiable likelihood. Its gradient is the
-    guidance of DPS, here with the coefficient that Bayes' rule gives. Where x_t is noisier than the
-    observations that coefficient leaves the region in which r is nearly normal, so a step goes no
-    further than to the maximum of r along it (for normal observations: to where the residual is
-    least), which is what the published step size, a constant over the norm of the residual, is for.
+    Costs one derivative of the denoiser per step and supports any differentiable likelihood. Its
+    gradient is the guidance of DPS, with the coefficient from Bayes' rule. Where x_t is noisier
+    than the observations, such a step leaves the region in which r is approximately normal, so it
+    is limited to the maximum of r along it (for normal observations: the smallest residual). The
+    published step size, a constant over the norm of the residual, serves the same purpose.
 
     References:
         Chung et al. 2023 (DPS); Wu et al. 2023, section 3 (as a twist).
     """
 
     def resolve(self, target: Target) -> "PointEstimate":
-        """Real data, observed with noise."""
         require_kind(target, self, discrete=False, remedy="ExpectedLikelihood()")
         require_noise(target, self, remedy="MomentMatching()")
         return self
 
     def has_jacobian(self, target: Target) -> bool:
-        """One product with it alone."""
         del target
-        return False
+        return False  # one vector-Jacobian product only
 
     def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
         names = target.sites(level.stage)
 
-        def log_value(moving: Values) -> tuple[Array, Estimates]:
-            at = x | moving
+        def log_value(running: Values) -> tuple[Array, Estimates]:
+            at = x | running
             estimates = target.estimate(at, level, latents)
             means = {name: estimate.mean for name, estimate in estimates.items()}
             return target.log_likelihood(
                 target.complete(at, level, latents, means), latents
             ), estimates
 
-        moving = {name: x[name] for name in names}
-        (value, estimates), score = jax.value_and_grad(log_value, has_aux=True)(moving)
+        running = {name: x[name] for name in names}
+        (value, estimates), score = jax.value_and_grad(log_value, has_aux=True)(running)
+        # Tweedie's formula: E[x_0 | x_t, y] - E[x_0 | x_t] = factor * d log psi / dx_t.
         factors = tweedie_factor(target, level, names)
         shifts = {name: factors[name] * score[name] for name in names}
         means = {name: estimate.mean for name, estimate in estimates.items()}
-        length = _length(
-            lambda moved: target.log_likelihood(target.complete(x, level, latents, moved), latents),
+        fraction = _step_fraction(
+            lambda x_0: target.log_likelihood(target.complete(x, level, latents, x_0), latents),
             means,
             shifts,
         )
-        shifts = jax.tree.map(lambda shift: length * shift, shifts)
+        shifts = jax.tree.map(lambda shift: fraction * shift, shifts)
         flat, _ = ravel_pytree(score)
         return Twisted(value, estimates, shifted(estimates, shifts), {}, only_score(flat))
 
 
-def _length(
+def _step_fraction(
     log_likelihood: Callable[[Values], Array], means: Values, shifts: Values
 ) -> Float[Array, ""]:
-    """The share of a shift, at most 1, that maximises the quadratic model of log r along it."""
+    """The fraction of a shift, at most 1, that maximises a quadratic model of log r along it."""
 
-    def along(length: Array) -> Array:
-        moved = {name: means[name] + length * shifts[name] for name in means}
-        return log_likelihood(moved)
+    def along(fraction: Array) -> Array:
+        shifted_means = {name: means[name] + fraction * shifts[name] for name in means}
+        return log_likelihood(shifted_means)
 
-    def slope(length: Array) -> Array:
-        return jax.jvp(along, (length,), (jnp.ones(()),))[1]
+    def slope(fraction: Array) -> Array:
+        return jax.jvp(along, (fraction,), (jnp.ones(()),))[1]
 
     first, second = jax.jvp(slope, (jnp.zeros(()),), (jnp.ones(()),))
+    # Newton's step; the whole shift where log r is not concave.
     return jnp.where(second < 0, jnp.clip(-first / second, 0.0, 1.0), 1.0)

@@ -1,13 +1,13 @@
-"""Quadrature over x_0 given x_t: for few coordinates and likelihoods that are far from linear.
+"""Quadrature over p(x_0 | x_t), for few coordinates and strongly non-linear likelihoods.
 
-N(m, C), the Gaussian guess at x_0 given x_t, is split into narrower ones N(x_i, k C) of weight w_i
-at Gauss-Hermite nodes, and the likelihood is averaged over each by Laplace's method:
+N(m, C), the Gaussian approximation to p(x_0 | x_t), is split into narrower components N(x_i, k C)
+of weight w_i at Gauss-Hermite nodes, and the likelihood is averaged over each by Laplace's method:
 
     psi_t(x_t) = sum_i w_i E[r(x_0)] over N(x_i, k C)
     E[r] over N(x_i, k C) = r(x*) exp(-|v*|^2 / 2) det(I + K)^{-1/2},    x = x_i + (k C)^{1/2} v
 
-where v* maximises log r - |v|^2 / 2 and K is the Fisher information about v: the two are exact for
-a linear normal likelihood, and good wherever r has one hill in each of the narrow Gaussians.
+where v* maximises log r - |v|^2 / 2 and K is the Fisher information about v. Both are exact for a
+linear normal likelihood, and accurate where r is unimodal over each component.
 """
 
 import math
@@ -41,23 +41,22 @@ from .base import (
 )
 
 _NUM_STEPS = 4  # of Newton's method at each node
-_MAX_STEP = 2.0  # of v
-
-_MAX_NODES = 1_000
+_MAX_STEP = 2.0  # norm of a Newton step in v, whose prior is N(0, I)
+_MAX_NODES = 1_000  # in all, each of which evaluates the program
 
 
 @final
 class Quadrature(AbstractTwist):
     """The likelihood averaged over N(E[x_0 | x_t], Cov[x_0 | x_t]) by quadrature.
 
-    Sees what a linearisation does not: that a square has two roots, that a label may be certain
-    elsewhere. For programs with few real coordinates: it costs `num_nodes` to the power of their
-    number evaluations of the program, and a vector-Jacobian product for each coordinate.
+    Resolves what a linearisation does not, such as the two roots of a square, or a label that is
+    certain only away from the mean. For programs with few real coordinates: d of them cost
+    `num_nodes`^d evaluations of the program and d vector-Jacobian products.
 
     Args:
-        num_nodes: in each direction.
-        kept: the share k of the covariance that each node keeps.
-        inflation: as of `Tweedie`: a variance added where the network was learned.
+        num_nodes: number of nodes in each direction.
+        kept: the fraction k of the covariance that each component keeps.
+        inflation: variance added for learned networks, as in `Tweedie`.
 
     References:
         Julier and Uhlmann 2004, and Ito and Xiong 2000 (quadrature and Gaussian sums in filters).
@@ -73,22 +72,20 @@ class Quadrature(AbstractTwist):
         check_float("kept", self.kept, 0.0, 1.0)
 
     def resolve(self, target: Target) -> "Quadrature":
-        """Real data in few coordinates, observed with noise."""
         require_kind(target, self, discrete=False, remedy="ExpectedLikelihood()")
         require_noise(target, self, remedy="MomentMatching()")
         require_one_stage(target, self, remedy="MomentMatching()")
         size = sum(math.prod(shape) for shape in target.structure.shapes.values())
         if self.num_nodes**size > _MAX_NODES:
             raise ValueError(
-                f"twist=Quadrature() would need {self.num_nodes} to the power {size} nodes for the "
+                f"twist=Quadrature() requires {self.num_nodes} to the power {size} nodes for the "
                 f"{size} coordinates of {sorted(target.models)}; use twist=MomentMatching()."
             )
         return self
 
     def has_jacobian(self, target: Target) -> bool:
-        """All of it, for the covariance."""
         del target
-        return True
+        return True  # for the covariance
 
     def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
         names = target.sites()
@@ -101,15 +98,14 @@ class Quadrature(AbstractTwist):
         jacobian, estimates = jax.jacrev(denoised, has_aux=True)(flat_x)
         mean, _ = ravel_pytree({name: e.mean for name, e in estimates.items()})
         factor = flat_like(tweedie_factor(target, level, names), x)
-        covariance = factor[:, None] * jacobian
+        covariance = factor[:, None] * jacobian  # Tweedie's formula
         values, vectors = linalg.eigh((covariance + covariance.T) / 2)
         inflation = self.inflation * jnp.min(flat_like(learned_noise(target, level, names), x))
         root = vectors * jnp.sqrt(jnp.maximum(values, 0.0) + inflation)
-
         narrow = jnp.sqrt(self.kept) * root
 
         def node(unit: Array) -> tuple[Array, Array]:
-            """log of the likelihood averaged over one narrow Gaussian, and the hill's place."""
+            """log of the likelihood averaged over one component, and the mode."""
             center = mean + jnp.sqrt(1 - self.kept) * root @ unit
             value, v = _laplace(target, lambda v: unravel(center + narrow @ v), latents, mean.size)
             return value, center + narrow @ v
@@ -118,10 +114,10 @@ class Quadrature(AbstractTwist):
         log_densities, means = jax.vmap(node)(units)
         joint = log_weights + log_densities
         value = jax.nn.logsumexp(joint)
-        # Where no node can be evaluated the kernel is left unguided.
+        # The kernel is unguided if the likelihood is not finite at any node.
         weights = jax.nn.softmax(jnp.where(jnp.any(jnp.isfinite(joint)), joint, log_weights))
         shift = weights @ (means - mean)
-        # The gradient of log psi that belongs to this shift by Tweedie's formula.
+        # Tweedie's formula: shift = factor * d log psi / dx_t.
         score = jnp.where(factor > 0, shift / jnp.where(factor > 0, factor, 1.0), 0.0)
         guided = shifted(estimates, unravel(shift))
         return Twisted(value, estimates, guided, {}, only_score(score))
@@ -130,60 +126,61 @@ class Quadrature(AbstractTwist):
 def _laplace(
     target: Target, place: Callable[[Array], Values], latents: Array, dimension: int
 ) -> tuple[Float[Array, ""], Float[Array, " d"]]:
-    """log E[r(place(v))] over v ~ N(0, I), and the v of the hill."""
+    """log E[r(place(v))] over v ~ N(0, I) by Laplace's method, and the mode v*."""
 
     def objective(v: Array) -> Array:
         return target.log_likelihood(place(v), latents) - 0.5 * v @ v
 
     def newton(v: Array) -> tuple[Array, Array]:
-        """Gauss and Newton's step, and log det(I + S' R^{-1} S) for moments of slope S, noise R.
+        """Gauss-Newton step, and log det(I + S' R^{-1} S), for moments of slope S and noise R.
 
-        Where fewer numbers are observed than there are coordinates both are computed in as many
-        dimensions: float32 does not resolve I beside S' R^{-1} S if the noise is small. With
-        K = S' (S S' + R)^{-1} and the gradient g the step is
+        With fewer observations than coordinates, both are computed in the dimension of the
+        observations: float32 does not resolve I in I + S' R^{-1} S if the noise is small. With
+        K = S' (S S' + R)^{-1}, the residual r and the gradient g, the step is
 
             K (r + S v) - v + (I - K S) (g + v - S' R^{-1} r).
         """
-        seen = target.observations(place(v), latents, labels=True)
+        observations = target.observations(place(v), latents, labels=True)
         slope = jax.jacfwd(lambda v: target.observations(place(v), latents, labels=True).mean)(v)
-        gradient, residual = jax.grad(objective)(v), seen.value - seen.mean
+        gradient, residual = jax.grad(objective)(v), observations.value - observations.mean
         if not residual.size:
             return gradient, jnp.zeros(())
         if residual.size > dimension:
-            if isinstance(seen.covariance, lx.DiagonalLinearOperator):
-                solved = slope / lx.diagonal(seen.covariance)[:, None]
+            operator = observations.covariance
+            if isinstance(operator, lx.DiagonalLinearOperator):
+                solved = slope / lx.diagonal(operator)[:, None]
             else:
-                solved = linalg.cholesky_solve(linalg.cholesky(seen.covariance.as_matrix()), slope)
+                solved = linalg.cholesky_solve(linalg.cholesky(operator.as_matrix()), slope)
             information = linalg.cholesky(jnp.eye(dimension) + slope.T @ solved)
             return linalg.cholesky_solve(information, gradient), linalg.log_det(information)
-        covariance = seen.covariance.as_matrix()
+        covariance = observations.covariance.as_matrix()
         noise, total = linalg.cholesky(covariance), linalg.cholesky(slope @ slope.T + covariance)
 
-        def gain(residual: Array) -> Array:
+        def kalman_gain(residual: Array) -> Array:
             return slope.T @ linalg.cholesky_solve(total, residual)
 
         rest = gradient + v - slope.T @ linalg.cholesky_solve(noise, residual)
-        step = gain(residual + slope @ v) - v + rest - gain(slope @ rest)
+        step = kalman_gain(residual + slope @ v) - v + rest - kalman_gain(slope @ rest)
         return step, linalg.log_det(total) - linalg.log_det(noise)
 
-    def climb(v: Array, _: None) -> tuple[Array, None]:
+    def iterate(v: Array, _: None) -> tuple[Array, None]:
         step = newton(v)[0]
         step = step * jnp.minimum(1.0, _MAX_STEP / jnp.maximum(jnp.linalg.norm(step), 1e-30))
         return v + jnp.where(jnp.isfinite(step), step, 0.0), None
 
     def value(v: Array) -> Array:
-        found = objective(v) - 0.5 * newton(v)[1]
-        return jnp.where(jnp.isnan(found), -jnp.inf, found)
+        log_mean = objective(v) - 0.5 * newton(v)[1]
+        return jnp.where(jnp.isnan(log_mean), -jnp.inf, log_mean)
 
     start = jnp.zeros(dimension)
-    end, _ = jax.lax.scan(climb, start, None, length=_NUM_STEPS)
-    # A climb that lost its way is given up.
+    end, _ = jax.lax.scan(iterate, start, None, length=_NUM_STEPS)
+    # Newton's method may diverge: the start is kept if its value is larger.
     best = jnp.where(value(end) > value(start), end, start)
     return value(best), best
 
 
 def _nodes(num: int, dimension: int) -> tuple[Float[Array, "nodes d"], Float[Array, " nodes"]]:
-    """Gauss-Hermite nodes of N(0, I), and their log-weights."""
+    """Gauss-Hermite nodes of N(0, I) on a product grid, and their log-weights."""
     points, weights = np.polynomial.hermite_e.hermegauss(num)
     grid = np.meshgrid(*[points] * dimension, indexing="ij")
     log_grid = np.meshgrid(*[np.log(weights / weights.sum())] * dimension, indexing="ij")

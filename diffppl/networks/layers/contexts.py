@@ -1,7 +1,7 @@
-"""Embeddings of a network's context: numbers by a linear layer, labels by a table.
+"""Embeddings of the context: a linear layer for numeric contexts, a table for labels.
 
-A label is a whole number 0..`num_classes` - 1, of shape (), or -1 for no class. Anything else is
-refused where it enters; in a trace, where values are not known, it makes NaN.
+A label is a whole number 0..`num_classes` - 1, of shape (), or -1 for no class. The functions that
+take contexts raise for any other value; in traced code, which has no values, the result is NaN.
 """
 
 import math
@@ -19,10 +19,10 @@ NO_CLASS = -1
 
 @final
 class LabelEmbedding(eqx.Module):
-    """A vector for each class; zero for `NO_CLASS`.
+    """A learned vector for each class; zero for `NO_CLASS`.
 
     Args:
-        num_classes: how many labels there are.
+        num_classes: number of classes.
         width: length of the vectors.
         key: for the initial vectors.
     """
@@ -35,15 +35,17 @@ class LabelEmbedding(eqx.Module):
 
     @property
     def num_classes(self) -> int:
-        """How many labels there are."""
+        """Number of classes."""
         return self.table.shape[0]
 
     def __call__(self, label: Array) -> Float[Array, " width"]:
-        """The vector of one label, which may come as a real number."""
+        """Return the vector of one label, an integer or a float."""
         label = jnp.asarray(label).reshape(())
         number = label.astype(jnp.int32)
         is_label = (number == label) & (number >= NO_CLASS) & (number < self.num_classes)
+        # The one-hot vector of -1 is zero, and so is the vector of `NO_CLASS`.
         vector = jax.nn.one_hot(number, self.num_classes, dtype=self.table.dtype) @ self.table
+        # NaN, because an error cannot depend on traced values.
         return jnp.where(is_label, vector, jnp.nan)
 
 
@@ -57,22 +59,22 @@ def context_embedding(
     *,
     key: Array,
 ) -> ContextEmbedding | None:
-    """What turns a context into a vector of length `width`; None where there is no context.
+    """Create the embedding of a context; None if there is no context.
 
     Args:
-        width: length of the vector.
-        context_shape: shape of the context of one event, if there is one and it is numbers.
-        num_classes: how many labels there are, if the context is one.
+        width: length of the embedding vector.
+        context_shape: shape of the context of one event, if it is numeric.
+        num_classes: number of classes, if the context is a label.
         key: for the initial weights.
 
     Raises:
-        ValueError: both, or a shape or a size that is none.
+        ValueError: both, or an invalid shape or size.
     """
     if num_classes is not None:
         if context_shape not in (None, ()):
             raise ValueError(
-                f"num_classes={num_classes} means that the context is a label, of shape (), and "
-                f"context_shape={context_shape} that it is not: give one of the two."
+                f"num_classes={num_classes} means that the context is a label, of shape (), but "
+                f"context_shape={context_shape} is another shape: give one of the two."
             )
         return LabelEmbedding(num_classes, width, key=key)
     if context_shape is None:
@@ -84,10 +86,10 @@ def context_embedding(
 def embed(
     embedding: ContextEmbedding | None, context: Array | None, dtype: Any
 ) -> Float[Array, " width"] | None:
-    """The vector of a context; None where the network has none.
+    """Return the vector of a context; None if the network takes no context.
 
     Raises:
-        ValueError: a context that is missing, or that the network was not made for.
+        ValueError: a missing context, or a context for a network that takes none.
     """
     if embedding is None:
         if context is not None:

@@ -1,7 +1,7 @@
-"""The parts that image networks are made of: a convolution layer, smaller and larger images.
+"""Building blocks of image networks: convolution, down- and upsampling, patches.
 
-All take one image, channels last, with any number of spatial axes: `(*space, channels)`. `vmap`
-makes batches of them.
+All take one image, channels last, with any number of spatial axes: `(*space, channels)`. Batches
+are formed by `vmap`.
 """
 
 import math
@@ -18,17 +18,17 @@ from .padding import AbstractPadding, Zeros
 
 @final
 class Convolution(eqx.Module):
-    """A convolution that leaves the size of the image as it is.
+    """A convolution that preserves the size of the image.
 
-    Weights start with variance 1 / fan-in, biases at zero.
+    Initial weights have variance 1 / fan-in, initial biases are zero.
 
     Args:
-        inputs: channels that come in.
-        outputs: channels that go out.
+        inputs: input channels.
+        outputs: output channels.
         num_axes: spatial axes.
-        window: pixels along each of them, an odd number; with 1 every pixel is on its own.
+        window: pixels along each of them, an odd number; 1 for a pointwise layer.
         key: for the weights.
-        padding: what lies beyond the edges.
+        padding: values beyond the edges.
     """
 
     weight: Float[Array, "*window inputs outputs"]
@@ -46,32 +46,33 @@ class Convolution(eqx.Module):
         padding: AbstractPadding = Zeros(),  # noqa: B008 (immutable)
     ) -> None:
         shape = (*(window,) * num_axes, inputs, outputs)
+        # Uniform numbers between -1 and 1 have variance 1 / 3.
         self.weight = _uniform(key, shape) * math.sqrt(3 / math.prod(shape[:-1]))
         self.bias = jnp.zeros(outputs)
         self.padding = padding
 
     def __call__(self, x: Float[Array, "*space inputs"]) -> Float[Array, "*space outputs"]:
-        """The layer's output for one image."""
+        """Return the output for one image."""
         *window, inputs, outputs = self.weight.shape
-        if math.prod(window) == 1:
+        if math.prod(window) == 1:  # pointwise: a matrix product
             return x @ self.weight.reshape(inputs, outputs) + self.bias
         x, zeros = self.padding.extend(x, tuple(size // 2 for size in window))
         return convolve(x, self.weight, zeros) + self.bias
 
 
 def _uniform(key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """Uniform between -1 and 1."""
-    # Every length compiles a draw of its own, and a deep network has many shapes: so some more are
-    # drawn, of few lengths. A normal takes five times as long to compile.
+    """Draw uniform numbers between -1 and 1."""
+    # Each length is compiled separately, and a deep network has many shapes, so lengths are rounded
+    # up to powers of two. A normal draw takes five times as long to compile.
     size = math.prod(shape)
     drawn = jax.random.uniform(key, (1 << (size - 1).bit_length(),), minval=-1.0, maxval=1.0)
     return drawn[:size].reshape(shape)
 
 
 def pool(x: Float[Array, "*space channels"], factor: int) -> Float[Array, "*less_space channels"]:
-    """The mean of blocks of `factor` pixels along each axis.
+    """Average blocks of `factor` pixels along each axis.
 
-    Where the last block is not full, the image's last pixel stands in for what it lacks.
+    The last pixel of an axis is repeated to fill an incomplete block.
     """
     *space, channels = x.shape
     missing = [(0, -size % factor) for size in space]
@@ -84,9 +85,9 @@ def pool(x: Float[Array, "*space channels"], factor: int) -> Float[Array, "*less
 def upsample(
     x: Float[Array, "*less_space channels"], factor: int, space: tuple[int, ...]
 ) -> Float[Array, "*space channels"]:
-    """Each pixel as a block of `factor` along each axis, cut to the size `space`."""
+    """Repeat each pixel `factor` times along each axis, and crop to the size `space`."""
     *small, channels = x.shape
-    # Broadcasting does not copy; repeating an axis at a time does.
+    # Broadcasting all axes at once avoids the copy that `jnp.repeat` makes for each axis.
     ones = [n for size in small for n in (size, 1)]
     blocks = [n for size in small for n in (size, factor)]
     x = jnp.broadcast_to(x.reshape(*ones, channels), (*blocks, channels))
@@ -97,7 +98,7 @@ def upsample(
 def to_patches(
     x: Float[Array, "*space channels"], patch: int
 ) -> Float[Array, "*less_space more_channels"]:
-    """Squares of `patch` pixels a side as one pixel each, of all their channels."""
+    """Merge blocks of `patch` pixels along each axis into the channels of one pixel."""
     if patch == 1:
         return x
     *space, channels = x.shape
@@ -110,7 +111,7 @@ def to_patches(
 def from_patches(
     x: Float[Array, "*less_space more_channels"], patch: int
 ) -> Float[Array, "*space channels"]:
-    """The inverse of `to_patches`."""
+    """Invert `to_patches`."""
     if patch == 1:
         return x
     *space, _ = x.shape
@@ -121,11 +122,11 @@ def from_patches(
 
 
 def zeroed(layer: Convolution) -> Convolution:
-    """The layer, with weights and biases of zero."""
+    """Return the layer with weights and biases of zero."""
     zeros = (jnp.zeros_like(layer.weight), jnp.zeros_like(layer.bias))
     return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, zeros)
 
 
 def num_sizes(space: tuple[int, ...]) -> int:
-    """How many sizes an image has until its longest axis is one pixel, each half the last."""
+    """Return the number of resolutions, each half the last, down to one pixel per axis."""
     return (max(space) - 1).bit_length() + 1

@@ -1,4 +1,4 @@
-"""What a network is told beside x_t, as one vector: the time, and a context or a label.
+"""Embedding of the time, and of a context or a label, as one conditioning vector.
 
     c = silu(B silu(A features(t)) + C context)
 
@@ -15,19 +15,19 @@ from jaxtyping import Array, Float, Int
 from .contexts import ContextEmbedding, context_embedding, embed
 from .time import sinusoidal
 
-NUM_FEATURES = 64
+NUM_FEATURES = 64  # of the time
 
 
 @final
 class Embedding(eqx.Module):
-    """The time and the context as one vector of length `width`.
+    """The embedding of time and context as one vector of length `width`.
 
     Args:
-        width: its length.
+        width: length of the vector.
         key: for the initial weights.
-        context_shape: shape of the context of one event, if there is one and it is numbers.
-        num_classes: how many labels there are, if the context is one: a whole number of shape (),
-            0 and more. -1 is no class; any other number makes NaN.
+        context_shape: shape of the context of one event, if it is numeric.
+        num_classes: number of classes, if the context is a label: a whole number of shape (), 0 or
+            more. -1 means no class; any other number gives NaN.
     """
 
     first: eqx.nn.Linear
@@ -48,9 +48,9 @@ class Embedding(eqx.Module):
         self.context = context_embedding(width, context_shape, num_classes, key=key_context)
 
     def __call__(self, t: int | Int[Array, ""], context: Array | None) -> Float[Array, " width"]:
-        """The vector for one event."""
+        """Return the vector for one event."""
         features = sinusoidal(t, NUM_FEATURES).astype(self.first.weight.dtype)
-        # Without a context this depends on t alone, and a batch shares it.
-        told = self.last(jax.nn.silu(self.first(features)))
-        vector = embed(self.context, context, told.dtype)
-        return jax.nn.silu(told if vector is None else told + vector)
+        # Without a context this depends on t alone, and `vmap` computes it once per batch.
+        time = self.last(jax.nn.silu(self.first(features)))
+        vector = embed(self.context, context, time.dtype)
+        return jax.nn.silu(time if vector is None else time + vector)

@@ -1,4 +1,4 @@
-"""How events enter a dense network: flat, and of order one."""
+"""Encoding of events for dense networks, as flat vectors of order one."""
 
 import math
 
@@ -8,15 +8,15 @@ from jaxtyping import Array, Float
 
 
 def input_size(event_shape: tuple[int, ...], num_categories: int | None = None) -> int:
-    """Length of what `flatten` returns."""
+    """Return the length of the vector that `flatten` returns."""
     return math.prod(event_shape) * (1 if num_categories is None else num_categories)
 
 
 def flatten(x_t: Array, num_categories: int | None = None) -> Float[Array, " features"]:
-    """One event as a flat vector.
+    """Encode one event as a flat vector.
 
-    Real numbers are taken as they are; bits, being integers, become -1 and 1; with
-    `num_categories` integers become one-hot vectors of that length.
+    Real numbers are unchanged; bits, which are integers, become -1 and 1; with `num_categories`
+    integers become one-hot vectors of that length.
     """
     if num_categories is not None:
         return jax.nn.one_hot(x_t, num_categories).reshape(-1)

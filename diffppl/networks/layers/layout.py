@@ -1,8 +1,8 @@
-"""How events are images: which axes are space, and which one is the channels, if any.
+"""Layout of events as images: the spatial axes and the channel axis, if any.
 
-An image network works on `(*space, channels)`. An event has no channel axis, as a photograph in
-greys of shape (28, 28), or it is first, (3, 32, 32), or last, (32, 32, 3). Whatever is left is
-space: one axis for a signal, two for an image, three for a volume.
+An image network operates on `(*space, channels)`. The channel axis of an event is absent, as in a
+greyscale image of shape (28, 28), or first, (3, 32, 32), or last, (32, 32, 3). The remaining axes
+are spatial: one for a signal, two for an image, three for a volume.
 """
 
 import math
@@ -18,18 +18,18 @@ from ...checks.arguments import check_shape, check_size, described, whole_number
 
 @final
 class ImageLayout(eqx.Module):
-    """Which axes of an event, and of the raw output, are what.
+    """The roles of the axes of an event and of the raw output.
 
     Args:
         event_shape: shape of one datum.
-        channel_axis: which of its axes are the channels, 0 or -1 (or any other); None if there are
-            none. An event of three axes and more must have some.
+        channel_axis: the channel axis of the event, 0 or -1 (or any other); None if there is none.
+            An event of three or more axes must have one.
         output_shape: shape of the raw output: `event_shape`, or that with more axes before it (the
             mean and the variance) or after it (categories).
-        num_categories: for categories, how many states the chain has.
+        num_categories: for categories, the number of states of the chain.
 
     Raises:
-        ValueError: a shape that is none, or an axis that there is not.
+        ValueError: an invalid shape, or an axis out of range.
     """
 
     event_shape: tuple[int, ...] = eqx.field(static=True)
@@ -59,41 +59,42 @@ class ImageLayout(eqx.Module):
             )
 
     def resized(self, event_shape: tuple[int, ...]) -> "ImageLayout":
-        """The same for events of another size, with as many axes and channels."""
+        """Return the layout for events of another size, with as many axes and channels."""
         length, before = len(self.event_shape), self._axes_before() or 0
         shape = check_shape("event_shape", event_shape)
         after = self.output_shape[before + length :]
+        # The raw output keeps its axes before and after those of the event.
         output = (*self.output_shape[:before], *shape, *after)
         if len(shape) == length:
-            found = ImageLayout(shape, self.channel_axis, output, self.num_categories)
-            if found._channels() == self._channels():
-                return found
+            layout = ImageLayout(shape, self.channel_axis, output, self.num_categories)
+            if layout._channels() == self._channels():
+                return layout
         raise ValueError(
             f"event_shape={shape} must have the axes and the channels of {self.event_shape}."
         )
 
     @property
     def space(self) -> tuple[int, ...]:
-        """Pixels along each spatial axis."""
+        """Numbers of pixels along the spatial axes."""
         if self.channel_axis is None:
             return self.event_shape
         return self.event_shape[: self.channel_axis] + self.event_shape[self.channel_axis + 1 :]
 
     @property
     def inputs(self) -> int:
-        """Numbers per pixel that come in."""
+        """Input channels of the network, with categories one-hot encoded."""
         return self._channels() * (self.num_categories or 1)
 
     @property
     def outputs(self) -> int:
-        """Numbers per pixel that go out."""
+        """Output channels of the network."""
         return math.prod(self.output_shape) // math.prod(self.space)
 
     def to_image(self, x_t: Array, dtype: Any) -> Float[Array, "*space inputs"]:
-        """One event as the network's input.
+        """Convert one event to the network's input.
 
-        Real numbers are taken as they are; bits become -1 and 1, and categories one-hot vectors,
-        of type `dtype`.
+        Real numbers are unchanged; bits become -1 and 1, and categories one-hot vectors, of type
+        `dtype`.
         """
         if x_t.shape != self.event_shape:
             raise ValueError(f"x_t has shape {x_t.shape}, but event_shape={self.event_shape}.")
@@ -101,16 +102,17 @@ class ImageLayout(eqx.Module):
             x_t = jnp.moveaxis(x_t, self.channel_axis, -1)
         if self.num_categories is not None:
             x_t = jax.nn.one_hot(x_t, self.num_categories, dtype=dtype)
-        elif not jnp.issubdtype(x_t.dtype, jnp.inexact):
+        elif not jnp.issubdtype(x_t.dtype, jnp.inexact):  # bits
             x_t = 2 * x_t.astype(dtype) - 1
         return x_t.reshape(*self.space, -1)
 
     def from_image(self, y: Float[Array, "*space outputs"]) -> Float[Array, "*output_shape"]:
-        """The network's output as the raw output for one event."""
+        """Convert the network's output to the raw output for one event."""
         num_before, space = self._axes_before() or 0, self.space
         before = self.output_shape[:num_before]
         after = self.output_shape[num_before + len(self.event_shape) :]
         y = y.reshape(*space, *before, self._channels(), *after)
+        # Leading axes of the raw output go before the spatial ones, then channels to their axis.
         end = len(space) + len(before)
         y = jnp.moveaxis(y, range(len(space), end), range(len(before)))
         if self.channel_axis is not None:
@@ -121,9 +123,9 @@ class ImageLayout(eqx.Module):
         return 1 if self.channel_axis is None else self.event_shape[self.channel_axis]
 
     def _axes_before(self) -> int | None:
-        """How many axes of the output stand before those of the event; None if it does not fit.
+        """Return the number of output axes before those of the event; None if they do not match.
 
-        Where two readings are possible the extra axes are before, but with categories after.
+        If several positions match, the extra axes are before the event, or after it for categories.
         """
         length = len(self.event_shape)
         starts = range(len(self.output_shape) - length + 1)
@@ -134,19 +136,20 @@ class ImageLayout(eqx.Module):
 
 
 def check_axis(channel_axis: Any, event_shape: tuple[int, ...]) -> int | None:
-    """The channel axis counted from the front, or an error that names it."""
+    """Return the channel axis counted from the front; ValueError if it is invalid."""
     ndim = len(event_shape)
     if channel_axis is None:
+        # Three axes may be a volume, but are more often an image with channels: no default.
         if 1 <= ndim <= 2:
             return None
         raise ValueError(
-            f"channel_axis=None leaves {ndim} axes of space to event_shape={event_shape}. Say "
-            "which are the channels: channel_axis=0 for (3, 32, 32), -1 for (32, 32, 3)."
+            f"channel_axis=None leaves {ndim} spatial axes in event_shape={event_shape}. Give the "
+            "channel axis: channel_axis=0 for (3, 32, 32), -1 for (32, 32, 3)."
         )
     axis = whole_number(channel_axis)
     if axis is None or not -ndim <= axis < ndim or not 2 <= ndim <= 4:
         raise ValueError(
             f"channel_axis={described(channel_axis)} must be an axis of event_shape={event_shape}, "
-            "which needs one to three more of them, for space."
+            "which must have one to three spatial axes besides."
         )
     return axis % ndim

@@ -1,10 +1,10 @@
-"""What a convolution sees beyond the edges of an image.
+"""Padding of images at the edges, for convolutions.
 
-| padding    | beyond the edge is    | then                                                        |
-| ---------- | --------------------- | ----------------------------------------------------------- |
-| `Zeros`    | zero                  | the network can tell where in the image it is               |
-| `Edge`     | the last pixel, again | a constant image stays constant                             |
-| `Periodic` | the other side        | what is shifted round gives what is shifted round: lattices |
+| padding    | beyond the edge   | property of the convolution                            |
+| ---------- | ----------------- | ------------------------------------------------------ |
+| `Zeros`    | zero              | the output can depend on the position in the image     |
+| `Edge`     | the edge pixel    | a constant image stays constant                        |
+| `Periodic` | the opposite side | equivariant to cyclic shifts, as for periodic lattices |
 """
 
 import abc
@@ -18,51 +18,49 @@ from .convolve import Padding
 
 
 class AbstractPadding(eqx.Module):
-    """How an image goes on beyond its edges."""
+    """The extension of an image beyond its edges."""
 
     @abc.abstractmethod
     def extend(
         self, x: Float[Array, "*space channels"], widths: tuple[int, ...]
     ) -> tuple[Float[Array, "*more_space channels"], Padding]:
-        """The image with as much of its continuation as is not zero, and the zeros still to add.
+        """Return the image with its non-zero padding, and the zero padding still to be added.
 
         Args:
             x: the image.
-            widths: how far it shall go on, on both sides of each axis.
+            widths: pixels of padding on both sides of each axis.
         """
 
 
 @final
 class Zeros(AbstractPadding):
-    """Zero beyond the edge: the usual choice, and the fastest."""
+    """Zero padding: the usual choice, and the fastest."""
 
     def extend(
         self, x: Float[Array, "*space channels"], widths: tuple[int, ...]
     ) -> tuple[Float[Array, "*more_space channels"], Padding]:
-        """The image itself."""
+        # `convolve` pads with zeros itself.
         return x, _both_sides(widths)
 
 
 @final
 class Edge(AbstractPadding):
-    """The pixel at the edge goes on for ever."""
+    """Replicate the edge pixel."""
 
     def extend(
         self, x: Float[Array, "*space channels"], widths: tuple[int, ...]
     ) -> tuple[Float[Array, "*more_space channels"], Padding]:
-        """The image with its edge repeated."""
         x = jnp.pad(x, (*_both_sides(widths), (0, 0)), mode="edge")
         return x, _both_sides((0,) * len(widths))
 
 
 @final
 class Periodic(AbstractPadding):
-    """The image repeats itself: a ring, a torus."""
+    """Periodic boundaries: a ring, a torus."""
 
     def extend(
         self, x: Float[Array, "*space channels"], widths: tuple[int, ...]
     ) -> tuple[Float[Array, "*more_space channels"], Padding]:
-        """The image with a part of its other side on each side."""
         x = jnp.pad(x, (*_both_sides(widths), (0, 0)), mode="wrap")
         return x, _both_sides((0,) * len(widths))
 

@@ -1,13 +1,13 @@
-"""What a U-Net is made of: group normalisation, residual blocks and self-attention.
+"""Building blocks of the U-Net: group normalisation, residual blocks and self-attention.
 
-A block takes h of shape `(*space, inputs)` and the vector c that stands for time and context:
+A block takes h of shape `(*space, inputs)` and the conditioning vector c of time and context:
 
     a = convolve(silu(norm(h)))
-    b = convolve(silu(norm(a) * (1 + scale(c)) + shift(c)))      its convolution starts at zero
-    h' = project(h) + b,    and where it attends  h'' = h' + attention(norm(h'))
+    b = convolve(silu(norm(a) * (1 + scale(c)) + shift(c)))      this convolution starts at zero
+    h' = project(h) + b,    and with attention  h'' = h' + attention(norm(h'))
 
 References:
-    He et al. 2016 (residual blocks, activation first); Wu and He 2018 (group normalisation);
+    He et al. 2016 (pre-activation residual blocks); Wu and He 2018 (group normalisation);
     Dhariwal and Nichol 2021, section 3 (scale and shift; attention at low resolutions).
 """
 
@@ -27,12 +27,12 @@ MAX_GROUPS, MIN_PER_GROUP = 32, 4
 
 @final
 class GroupNorm(eqx.Module):
-    """Each group of channels with mean zero and variance one, then scaled and shifted.
+    """Group normalisation, with a learned scale and shift for each channel.
 
-    Means and variances are sums over many pixels and are had in single precision at least.
+    Means and variances are sums over many pixels, and use at least single precision.
 
     Args:
-        channels: of the image. They make 32 groups, or as many as leave four to each.
+        channels: of the image, in at most 32 groups with at least four channels each.
     """
 
     scale: Float[Array, " channels"]
@@ -40,21 +40,23 @@ class GroupNorm(eqx.Module):
     num_groups: int = eqx.field(static=True)
 
     def __init__(self, channels: int) -> None:
+        # The largest divisor of `channels` within these limits.
         most = max(1, min(MAX_GROUPS, channels // MIN_PER_GROUP))
         self.num_groups = max(n for n in range(1, most + 1) if channels % n == 0)
         self.scale = jnp.ones(channels)
         self.shift = jnp.zeros(channels)
 
     def __call__(self, x: Float[Array, "*space channels"]) -> Float[Array, "*space channels"]:
-        """The normalised image."""
+        """Return the normalised image."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        centred = wide - self._of_groups(wide)
-        factor = self.scale * jax.lax.rsqrt(self._of_groups(centred**2) + 1e-5)
+        # The variance of centred values: E[x^2] - E[x]^2 would cancel where means are large.
+        centred = wide - self._group_means(wide)
+        factor = self.scale * jax.lax.rsqrt(self._group_means(centred**2) + 1e-5)
         return (centred * factor + self.shift).astype(x.dtype)
 
-    def _of_groups(self, x: Float[Array, "*space channels"]) -> Float[Array, " channels"]:
-        """Means over the pixels and the channels of each group, once for each channel."""
-        # Over pixels first: what is then left is short, and long sums run over whole rows.
+    def _group_means(self, x: Float[Array, "*space channels"]) -> Float[Array, " channels"]:
+        """Return means over the pixels and channels of each group, repeated for each channel."""
+        # Over pixels first: the long sums then run over contiguous rows, and the rest is short.
         means = jnp.mean(x, axis=tuple(range(x.ndim - 1))).reshape(self.num_groups, -1)
         size = means.shape[1]
         return jnp.repeat(jnp.mean(means, axis=1), size, total_repeat_length=x.shape[-1])
@@ -62,12 +64,12 @@ class GroupNorm(eqx.Module):
 
 @final
 class Attention(eqx.Module):
-    """Every pixel looks at every other one.
+    """Multi-head self-attention between the pixels of an image.
 
     Args:
         channels: of the image.
         num_axes: spatial axes.
-        num_heads: how many looks it takes; it divides `channels`.
+        num_heads: attention heads; it must divide `channels`.
         key: for the weights.
     """
 
@@ -84,23 +86,23 @@ class Attention(eqx.Module):
         self.num_heads = num_heads
 
     def __call__(self, x: Float[Array, "*space channels"]) -> Float[Array, "*space channels"]:
-        """What is to be added to the image."""
+        """Return the residual that is added to the image."""
         pixels = math.prod(x.shape[:-1])
         queries_keys_values = self.inside(self.norm(x)).reshape(pixels, 3, self.num_heads, -1)
-        seen = jax.nn.dot_product_attention(*jnp.moveaxis(queries_keys_values, 1, 0))
-        return self.outside(seen.reshape(x.shape))
+        attended = jax.nn.dot_product_attention(*jnp.moveaxis(queries_keys_values, 1, 0))
+        return self.outside(attended.reshape(x.shape))
 
 
 @final
 class ResidualBlock(eqx.Module):
-    """Two convolutions beside the identity, told the time between them; attention if asked for.
+    """A residual block of two convolutions, modulated by c in between, and optional attention.
 
     Args:
-        inputs: channels that come in.
-        outputs: channels that go out.
+        inputs: input channels.
+        outputs: output channels.
         num_axes: spatial axes.
         condition: length of the vector c.
-        num_heads: of the attention; 0 for none.
+        num_heads: attention heads; 0 for no attention.
         padding: of the convolutions.
         key: for the weights.
     """
@@ -124,6 +126,7 @@ class ResidualBlock(eqx.Module):
     ) -> None:
         keys = jax.random.split(key, 5)
         self.norms = (GroupNorm(inputs), GroupNorm(outputs))
+        # With the second convolution at zero the block is initially the identity or a projection.
         self.convolutions = (
             Convolution(inputs, outputs, num_axes, key=keys[0], padding=padding),
             zeroed(Convolution(outputs, outputs, num_axes, key=keys[1], padding=padding)),
@@ -138,7 +141,8 @@ class ResidualBlock(eqx.Module):
     def __call__(
         self, h: Float[Array, "*space inputs"], condition: Float[Array, " condition"]
     ) -> Float[Array, "*space outputs"]:
-        """The block's output for one image."""
+        """Return the output for one image."""
+        # a, b, h' and h'' of the docstring of this module.
         a = self.convolutions[0](jax.nn.silu(self.norms[0](h)))
         scale, shift = jnp.split(self.modulation(condition), 2)
         b = self.convolutions[1](jax.nn.silu(self.norms[1](a) * (1 + scale) + shift))

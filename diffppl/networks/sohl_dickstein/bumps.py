@@ -1,9 +1,9 @@
-"""A readout in time by bumps: how the paper's image network is told t, after all its layers.
+"""The temporal readout of the paper's image network, its only part that depends on t.
 
     z = sum_j g_j(t) y_j,    g_j(t) = softmax_j(-(t - tau_j)^2 / (2 w^2))
 
-The centres tau_j stand at equal distances from 1 to T, and w is that distance. The paper gives
-neither their number nor their ends; its code has ten, and half that width.
+The centres tau_j are equally spaced from 1 to T, and w is their spacing. The paper specifies
+neither their number nor their range; its code has ten, and half that width.
 
 References:
     Sohl-Dickstein et al. 2015, section D.2.1, equations 62 and 63.
@@ -21,7 +21,7 @@ from ...checks.arguments import check_size
 
 @final
 class BumpReadout(eqx.Module):
-    """A mean of coefficients, with weights that depend on the time.
+    """A weighted mean of coefficients, with weights that depend on the time.
 
     Args:
         num_steps: T, of the process.
@@ -36,13 +36,14 @@ class BumpReadout(eqx.Module):
         self.num_bumps = check_size("num_bumps", num_bumps)
 
     def bumps(self, t: int | Int[Array, ""]) -> Float[Array, " num_bumps"]:
-        """The weights g_j(t): positive, with sum 1."""
+        """Return the weights g_j(t): positive, with sum 1."""
         centres = jnp.linspace(1.0, self.num_steps, self.num_bumps)
+        # The spacing of the centres, kept positive for a single step or a single bump.
         width = max(self.num_steps - 1, 1) / max(self.num_bumps - 1, 1)
         return jax.nn.softmax(-0.5 * ((t - centres) / width) ** 2)
 
     def __call__(
         self, coefficients: Float[Array, "*any num_bumps"], t: int | Int[Array, ""]
     ) -> Float[Array, "*any"]:
-        """The readout at step t, in 1..`num_steps`."""
+        """Return the readout at step t, in 1..`num_steps`."""
         return coefficients @ self.bumps(t).astype(coefficients.dtype)

@@ -1,12 +1,12 @@
-"""The paper's network for images: multi-scale convolutions beside dense layers, read out by bumps.
+"""The paper's network for images: multi-scale convolutions, dense layers and a temporal readout.
 
-A multi-scale layer looks at the image at several sizes and adds up what it sees:
+A multi-scale layer convolves the image at several sizes and sums the results:
 
     h' = softplus( sum_s upsample_s( convolve_s( pool_s(h) ) ) ),    s = 1, 2, 4, ...
 
-Layers of this kind, and beside them dense tanh layers that see the whole image at once, give each
-pixel its features. Layers of window 1, tanh again, turn them into coefficients y_j per number of
-raw output, and the readout is sum_j g_j(t) y_j (see `bumps`). The layers never see the time.
+Multi-scale layers and, in parallel, dense tanh layers over the whole image compute the features of
+each pixel. Pointwise tanh layers map them to coefficients y_j for each number of raw output, and
+the readout is sum_j g_j(t) y_j (see `bumps`). The layers do not depend on the time.
 
 References:
     Sohl-Dickstein et al. 2015, section D.2, figure D.1; Barron et al. 2013 (several scales).
@@ -29,15 +29,15 @@ from .bumps import BumpReadout
 
 @final
 class MultiScaleLayer(eqx.Module):
-    """Convolutions at several sizes of an image, summed at its full one, and a softplus.
+    """Convolutions at several sizes of an image, summed at full size, and a softplus.
 
     Args:
-        inputs: channels that come in.
-        outputs: channels that go out.
+        inputs: input channels.
+        outputs: output channels.
         num_axes: spatial axes.
-        num_scales: sizes: the image's own, a half, a quarter, ...
+        num_scales: number of sizes: full, 1/2, 1/4, ...
         key: for the weights.
-        padding: what lies beyond the edges.
+        padding: values beyond the edges.
     """
 
     scales: tuple[Convolution, ...]
@@ -58,13 +58,13 @@ class MultiScaleLayer(eqx.Module):
         )
 
     def __call__(self, h: Float[Array, "*space inputs"]) -> Float[Array, "*space outputs"]:
-        """The layer's output, at full size."""
+        """Return the output, at full size."""
         space = h.shape[:-1]
         total = self.scales[0](h)
         for scale, convolution in enumerate(self.scales[1:], start=1):
             small = convolution(pool(h, 2**scale))
             total = total + upsample(small, 2**scale, space)
-        # A sum of several has a larger variance than each.
+        # The variance of a sum grows with the number of terms.
         return jax.nn.softplus(total / math.sqrt(len(self.scales)))
 
 
@@ -72,34 +72,35 @@ class MultiScaleLayer(eqx.Module):
 class MultiScaleConv(eqx.Module):
     """The paper's network for images, signals and volumes.
 
-    Either pathway can be left out: the paper's MNIST has no convolutions (`conv_depth=0`), its
-    CIFAR-10 both. Without the dense one, and with the default padding, a constant image gives a
-    constant answer. The paper does not give sizes; these are of the order of its public code's.
+    Either pathway can be omitted: the paper's network for MNIST has no convolutions
+    (`conv_depth=0`), that for CIFAR-10 has both. Without the dense pathway, and with the default
+    padding, a constant image gives a constant output. The paper does not give sizes; the defaults
+    are of the order of those in its public code.
 
     Args:
         event_shape: shape of one datum.
         num_steps: T, of the process.
         conv_channels: channels of each multi-scale layer.
-        conv_depth: how many of them; 0 for none.
-        num_scales: sizes at which each looks: 1, 1/2, 1/4, ...
+        conv_depth: number of multi-scale layers; 0 for none.
+        num_scales: number of sizes in each: 1, 1/2, 1/4, ...
         dense_width: units of each dense layer.
-        dense_depth: how many of them; 0 for none.
-        dense_features: numbers that the dense layers give each pixel.
-        width: units of the layers of window 1, per pixel.
-        depth: how many of them.
-        num_bumps: of the readout in time.
-        key: for the initial weights. Those of the coefficients start at zero, so that the raw
-            output does.
-        channel_axis: which axis of the event is the channels, as 0 or -1; None if there are none,
-            as in (28, 28).
+        dense_depth: number of dense layers; 0 for none.
+        dense_features: features per pixel from the dense layers.
+        width: units of the pointwise layers, per pixel.
+        depth: number of pointwise layers.
+        num_bumps: of the temporal readout.
+        key: for the initial weights. Those of the coefficients are initialised at zero, and so is
+            the raw output.
+        channel_axis: the channel axis of the event, such as 0 or -1; None if there is none, as in
+            (28, 28).
         output_shape: shape of the raw output, by default `event_shape`. A learned variance and
             the paper's own heads, `KernelMoments()`, need `(2, *event_shape)`.
-        num_categories: for categories, the number of states of the chain, which are then
-            one-hot encoded.
-        padding: what lies beyond the edges of the image.
+        num_categories: for categories, the number of states of the chain, which are one-hot
+            encoded.
+        padding: values beyond the edges of the image.
 
     Raises:
-        ValueError: a shape or a size that is none, or no pathway at all.
+        ValueError: an invalid shape or size, or no pathway at all.
 
     Example:
         >>> network = dp.networks.MultiScaleConv(
@@ -142,8 +143,8 @@ class MultiScaleConv(eqx.Module):
         dense_depth = check_size("dense_depth", dense_depth, least=0)
         if not dense_depth + conv_depth:
             raise ValueError(
-                "conv_depth=0 and dense_depth=0 leave nothing that sees the image: give one of "
-                "them at least 1."
+                "conv_depth=0 and dense_depth=0 leave no layer that takes the image as input: one "
+                "of them must be at least 1."
             )
         conv_channels = check_size("conv_channels", conv_channels)
         dense_width = check_size("dense_width", dense_width)
@@ -165,13 +166,16 @@ class MultiScaleConv(eqx.Module):
             MultiScaleLayer(before, after, num_axes, num_scales, key=key, padding=padding)
             for before, after, key in _layers(sizes, key=key_conv)
         )
+        # The first layer takes the image itself, the others the output of a softplus.
         self.conv = conv[:1] + tuple(jax.tree.map(_after_softplus, conv[1:]))
+        # The last dense layer has `dense_features` units for each pixel.
         sizes = [inputs * pixels] + [dense_width] * (dense_depth - 1) + [dense_features * pixels]
         self.dense = tuple(
             eqx.nn.Linear(before, after, key=key)
             for before, after, key in _layers(sizes, key=key_dense)
             if dense_depth
         )
+        # The last size, 0, is a placeholder: only the key of the last layer is used.
         features = conv_channels * bool(conv_depth) + dense_features * bool(dense_depth)
         *layers, (_, _, key_last) = _layers([features] + [width] * depth + [0], key=key_pixelwise)
         self.pixelwise = tuple(
@@ -181,23 +185,23 @@ class MultiScaleConv(eqx.Module):
         self.last = zeroed(Convolution(width, coefficients, num_axes, window=1, key=key_last))
 
     def features(self, x_t: Array) -> Float[Array, "*space features"]:
-        """What both pathways say of each pixel of one event, side by side."""
+        """Return the concatenated features of both pathways, for each pixel of one event."""
         image = self.layout.to_image(x_t, self.last.weight.dtype)
-        found = []
+        pathways = []
         if self.conv:
             h = image
             for layer in self.conv:
                 h = layer(h)
-            found.append(h)
+            pathways.append(h)
         if self.dense:
             h = image.reshape(-1)
             for layer in self.dense:
                 h = jnp.tanh(layer(h))
-            found.append(h.reshape(*self.layout.space, -1))
-        return jnp.concatenate(found, axis=-1)
+            pathways.append(h.reshape(*self.layout.space, -1))
+        return jnp.concatenate(pathways, axis=-1)
 
     def coefficients(self, x_t: Array) -> Float[Array, "*space outputs num_bumps"]:
-        """The y_j of each pixel, of each of the numbers that it gives: no time in them."""
+        """Return the y_j of each pixel and output channel, which do not depend on t."""
         h = self.features(x_t)
         for layer in self.pixelwise:
             h = jnp.tanh(layer(h))
@@ -207,21 +211,23 @@ class MultiScaleConv(eqx.Module):
     def __call__(
         self, x_t: Array, t: int | Int[Array, ""], context: Array | None
     ) -> Float[Array, "..."]:
-        """The raw output for one event; a context says nothing."""
+        """Return the raw output for one event; the context is ignored."""
         del context
         return self.layout.from_image(self.readout(self.coefficients(x_t), t))
 
 
 def _after_softplus(leaf: Array) -> Array:
-    # Softplus is positive and flat: its mean of 0.8 would drown what pixels differ by, and each
-    # layer would halve it. So weights sum to zero for each output, and are larger.
-    if leaf.ndim == 1:
+    """Adapt initial weights to inputs that are outputs of a softplus."""
+    # Such inputs are positive, with mean 0.8, which would dominate the differences between pixels:
+    # weights that sum to zero for each output cancel it. The slope of softplus would halve the
+    # differences at each layer: a factor of 1.9 compensates.
+    if leaf.ndim == 1:  # biases
         return leaf
     return 1.9 * (leaf - jnp.mean(leaf, axis=range(leaf.ndim - 1)))
 
 
 def _layers(sizes: list[int], *, key: Array) -> list[tuple[int, int, Array]]:
-    """Inputs, outputs and a key for each layer between `sizes`."""
+    """Return inputs, outputs and a key for each layer between `sizes`."""
     if len(sizes) < 2:
         return []
     keys = jax.random.split(key, len(sizes) - 1)

@@ -1,9 +1,9 @@
-"""A linear readout for each step of the chain, as in the paper's small networks.
+"""A separate linear readout for each step of the chain, as in the paper's small networks.
 
     output = (R + R_t) h + r + r_t
 
-Every step has weights of its own, R + R_t, and every linear readout per step can be written so;
-but what all steps have in common is in R and r, which learn from every one of them.
+Each step has its own weights, R + R_t, which parametrise any linear readout per step; R and r are
+shared, and trained on all steps.
 
 References:
     Sohl-Dickstein et al. 2015, sections D.1.1 and D.1.2.
@@ -21,7 +21,7 @@ from ...checks.arguments import check_shape, check_size
 
 @final
 class PerStepReadout(eqx.Module):
-    """Linear in `h`, with weights for each t in 1..`num_steps`, all of which start at zero."""
+    """A readout linear in h, with weights for each t in 1..`num_steps`, initialised at zero."""
 
     weight: Float[Array, "outputs size"]
     bias: Float[Array, " outputs"]
@@ -39,7 +39,8 @@ class PerStepReadout(eqx.Module):
         self.step_biases = jnp.zeros((num_steps, outputs))
 
     def __call__(self, h: Float[Array, " size"], t: int | Int[Array, ""]) -> Float[Array, "..."]:
-        """The output at step t, in 1..`num_steps`."""
+        """Return the output at step t, in 1..`num_steps`."""
+        # t counts from 1, rows from 0.
         weight = self.weight + self.step_weights[t - 1]
         output = weight @ h + self.bias + self.step_biases[t - 1]
         return output.reshape(self.output_shape)

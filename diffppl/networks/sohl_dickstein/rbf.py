@@ -1,4 +1,4 @@
-"""The paper's network for two-dimensional data: radial basis functions, read out step by step.
+"""The paper's network for two-dimensional data: radial basis functions, a readout for each step.
 
     phi_i(x) = exp(-|x - c_i|^2 / (2 w_i^2)) / sum_j exp(-|x - c_j|^2 / (2 w_j^2))
     f(x_t, t) = readout_t(phi(x_t))
@@ -26,8 +26,8 @@ from .per_step import PerStepReadout
 class RBF(eqx.Module):
     """A normalised radial basis network with a readout for each step.
 
-    Readouts start at zero, so that the raw output does; centers start as draws from N(0, I),
-    where x_t lives at every t, and widths such that several units answer to each x_t.
+    Readouts are initialised at zero, and so is the raw output; centers are initialised as draws
+    from N(0, I), which covers x_t at every t, and widths so that several units respond to each x_t.
 
     Args:
         event_shape: shape of one datum.
@@ -61,18 +61,20 @@ class RBF(eqx.Module):
         size = input_size(event_shape)
         num_units = check_size("num_units", num_units)
         self.centers = jax.random.normal(key, (num_units, size))
+        # w_i^2 grows with the square root of the dimension, as the spread of |x - c_i|^2 does.
         self.log_widths = jnp.full(num_units, math.log(0.5 * size**0.25))
         output_shape = event_shape if output_shape is None else output_shape
         self.readout = PerStepReadout(num_steps, num_units, output_shape)
 
     def activations(self, x_t: Array) -> Float[Array, " num_units"]:
-        """What the hidden layer says of one event: non-negative, summing to 1."""
+        """Return the phi_i of one event: non-negative, summing to 1."""
         distances = jnp.sum((flatten(x_t) - self.centers) ** 2, axis=1)
+        # A softmax of the exponents: their sum does not underflow far from all centers.
         return jax.nn.softmax(-0.5 * distances * jnp.exp(-2 * self.log_widths))
 
     def __call__(
         self, x_t: Array, t: int | Int[Array, ""], context: Array | None
     ) -> Float[Array, "..."]:
-        """The raw output for one event; a context says nothing."""
+        """Return the raw output for one event; the context is ignored."""
         del context
         return self.readout(self.activations(x_t), t)

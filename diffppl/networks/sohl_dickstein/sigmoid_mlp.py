@@ -1,8 +1,8 @@
-"""The paper's network for bits: sigmoid layers, read out step by step.
+"""The paper's network for bits: sigmoid layers, with a readout for each step.
 
     h_l = sigmoid(W_l h_{l-1} + b_l),    f(x_t, t) = readout_t(h_depth)
 
-The hidden layers are shared by all steps and do not see the time.
+The hidden layers are shared by all steps and do not depend on the time.
 
 References:
     Sohl-Dickstein et al. 2015, section D.1.2 (three layers of 50, T = 2000).
@@ -26,7 +26,8 @@ from .per_step import PerStepReadout
 class SigmoidMLP(eqx.Module):
     """Sigmoid layers shared by all steps, with a readout for each.
 
-    Readouts start at zero, so that the raw output does: bits start as fair coins.
+    Readouts are initialised at zero, and so is the raw output: the initial probability of each bit
+    is 1/2.
 
     Args:
         event_shape: shape of one datum.
@@ -68,7 +69,7 @@ class SigmoidMLP(eqx.Module):
         self.readout = PerStepReadout(num_steps, width, output_shape)
 
     def activations(self, x_t: Array) -> Float[Array, " width"]:
-        """What the last hidden layer says of one event."""
+        """Return the activations of the last hidden layer for one event."""
         h = flatten(x_t)
         for layer in self.hidden:
             h = jax.nn.sigmoid(layer(h))
@@ -77,14 +78,15 @@ class SigmoidMLP(eqx.Module):
     def __call__(
         self, x_t: Array, t: int | Int[Array, ""], context: Array | None
     ) -> Float[Array, "..."]:
-        """The raw output for one event; a context says nothing."""
+        """Return the raw output for one event; the context is ignored."""
         del context
         return self.readout(self.activations(x_t), t)
 
 
 def _sigmoid_layer(in_size: int, out_size: int, *, key: Array) -> eqx.nn.Linear:
-    # A sigmoid is four times flatter than tanh: with smaller weights three layers of them pass
-    # on almost nothing of the input, and training takes many times longer.
+    """Create a layer with the initial weights of Glorot and Bengio 2010 for sigmoid units."""
+    # The slope of a sigmoid is a quarter of that of tanh: with smaller weights three layers
+    # transmit almost nothing of the input, and training takes many times longer.
     bound = 4 * math.sqrt(6 / (in_size + out_size))
     weight = jax.random.uniform(key, (out_size, in_size), minval=-bound, maxval=bound)
     layer = eqx.nn.Linear(in_size, out_size, key=key)
