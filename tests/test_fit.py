@@ -575,7 +575,7 @@ def test_bad_data_are_refused(data: np.ndarray, message: str):
 def test_nothing_to_train_is_refused():
     known = dp.denoisers.Gaussian(SCHEDULE, jnp.zeros(2), 1.0)
     model = dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), known, (2,))
-    with pytest.raises(ValueError, match="nothing to train: its network, GaussianDenoiser"):
+    with pytest.raises(ValueError, match="nothing to train: its network, Gaussian, is an"):
         short_fit(1, model=model)
 
 

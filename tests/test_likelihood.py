@@ -317,9 +317,13 @@ def test_bad_input_is_named(bits):
         dp.jarzynski(key, model, states, num_trajectories=1, batch_size=0)
     with pytest.raises(ValueError, match="context was given"):
         dp.jarzynski(key, model, states, num_trajectories=1, context=jnp.zeros(8))
-    with pytest.raises(ValueError, match="BernoulliDiffusion: its data are discrete"):
+    with pytest.raises(
+        ValueError, match="BernoulliDiffusion: the probability flow is undefined for discrete data"
+    ):
         dp.flow_likelihood(key, model, states)
-    with pytest.raises(ValueError, match="BernoulliDiffusion: its data are discrete"):
+    with pytest.raises(
+        ValueError, match="BernoulliDiffusion: the probability flow is undefined for discrete data"
+    ):
         dp.flow_log_density(model, jnp.asarray(states))
     with pytest.raises(ValueError, match="num_probes=0 must be"):
         Hutchinson(0)

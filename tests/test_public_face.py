@@ -23,7 +23,7 @@ import pytest
 from numpyro import handlers
 
 import diffppl as dp
-from diffppl import networks, predictions, samplers, schedules
+from diffppl import denoisers, networks, predictions, samplers, schedules
 from diffppl.data import Crops, DeadLeaves, Dequantised, Flipped, InMemory, SwissRoll
 from diffppl.fitting.fit import fit as fit_whole
 from diffppl.likelihood import ExactTrace, Hutchinson, bits_per_dim, parzen
@@ -645,7 +645,7 @@ refuse(
     -> with num_categories=3, but the chain of CategoricalDiffusion has 4 states
     dp.DiffusionModel(G, mlp(num_categories=3), (2,)) -> with num_categories=3 | make it without
     dp.DiffusionModel(G, denoisers.Gaussian(schedules.Linear(8), np.zeros(2), 1.0), (2,))
-    -> network is a GaussianDenoiser for another schedule than the process's | process.schedule
+    -> network is denoisers.Gaussian for another schedule than the process's | process.schedule
     dp.DiffusionModel(G, denoisers.Gaussian(schedules.Cosine(9), np.zeros(2), 1.0), (2,))
     -> another schedule than the process's
     M.denoise(jnp.zeros(3), 1) -> x_t has shape (3,); it must end in (2,)
@@ -852,7 +852,7 @@ refuse(
     """
     dp.BernoulliDiffusion -> process=<class BernoulliDiffusion> | not its class
     R -> process=<Reciprocal> must be an AbstractProcess
-    G -> process=<GaussianDiffusion> must be a process of bits or | GaussianMixtureDenoiser
+    G -> process=<GaussianDiffusion> must be a process of bits or | denoisers.GaussianMixture
     """,
 )
 refuse(

@@ -34,7 +34,8 @@ def test_the_target_is_invariant(num_particles: int, weights: str) -> None:
         key_start, key_moves = jax.random.split(key)
         u = jax.random.loggamma(key_start, SHAPE, (num_particles, 2))
         start = (u, log_density(u, 0))
-        moved, accepted = metropolis(key_moves, start, log_density, log_weights, jnp.ones(2), 5)
+        keys = jax.random.split(key_moves, 10)
+        moved, accepted = metropolis(keys, start, log_density, log_weights, jnp.ones(2))
         return moved, accepted
 
     moved, accepted = jax.jit(jax.vmap(cloud))(jax.random.split(jax.random.key(1), CLOUDS))

@@ -58,6 +58,10 @@ class AbstractChain(eqx.Module):
         """Return the denoiser calls of one step, besides those of the twist."""
 
     @abc.abstractmethod
+    def select(self, twisted: Twisted) -> Twisted:
+        """Return the parts of a twist that the steps use; the others need not be stored."""
+
+    @abc.abstractmethod
     def step(
         self, key: Array, target: Target, particle: Particle, level: Level
     ) -> tuple[Values, Float[Array, ""]]:
@@ -82,6 +86,16 @@ class ModelChain(AbstractChain):
 
     def num_denoiser_calls(self) -> int:
         return 0  # the estimates are those of the twist
+
+    def select(self, twisted: Twisted) -> Twisted:
+        return Twisted(
+            twisted.log_value,
+            twisted.estimates,
+            twisted.guided,
+            twisted.tilts,
+            None,
+            is_joint=twisted.is_joint,
+        )
 
     def step(
         self, key: Array, target: Target, particle: Particle, level: Level
@@ -137,6 +151,9 @@ class CovarianceMatched(AbstractChain):
     def num_denoiser_calls(self) -> int:
         return 1  # linearised together with its value
 
+    def select(self, twisted: Twisted) -> Twisted:
+        return Twisted(twisted.log_value, {}, {}, {}, twisted.linear)
+
     def step(
         self, key: Array, target: Target, particle: Particle, level: Level
     ) -> tuple[Values, Float[Array, ""]]:
@@ -153,19 +170,21 @@ class CovarianceMatched(AbstractChain):
         tweedie = flat_like(tweedie_factor(target, level, names), running)
         shift = step.x_0 * tweedie * linear.score / step.scale
         u = shift - step.shrink * vjp(shift)
-        # G = A Cov[x_0, z | x_t], see `MatchedStep`; `linear.rows` is A dm/dx_t.
-        cross = step.reach * linear.rows
+        # G = A Cov[x_0, z | x_t], see `MatchedStep`; `linear.jacobian` is A dm/dx_t.
+        cross = step.reach * linear.jacobian
         cross = cross - step.shrink * jax.vmap(vjp)(cross)
-        factor = linalg.cholesky(linear.covariance)
-        residual, white_cross = _whitened(factor, linear.residual, cross)
-        # G is a linearisation, so S - G G' may be indefinite unless G is bounded.
-        shrinkage = jnp.sqrt(_shrinkage(white_cross))
-        cross, white_cross = shrinkage * cross, shrinkage * white_cross
-        noise_factor = linalg.cholesky(linear.covariance - cross @ cross.T)
-        z, log_ratio = _draw_conditioned(key, u, residual, white_cross, factor, noise_factor)
-        if linear.residual.size:
-            white = linalg.solve_triangular(noise_factor, linear.residual - cross @ z)
-            log_ratio -= log_density(white, noise_factor)
+        # From here on residuals and G are multiplied by L^{-1}, so that S is the identity.
+        residual, num_observed = linear.residual, linear.residual.size
+        if num_observed:
+            cross = linalg.solve_triangular(linear.factor, cross)
+            # G is a linearisation, so I - G G' may be indefinite unless G is bounded.
+            cross = jnp.sqrt(_shrinkage(cross)) * cross
+        noise_factor = linalg.cholesky(jnp.eye(num_observed) - cross @ cross.T)
+        z, log_ratio = _draw_conditioned(key, u, residual, cross, noise_factor)
+        if num_observed:
+            # The determinant of L is part of both normal densities and cancels.
+            white = linalg.solve_triangular(noise_factor, residual - cross @ z)
+            log_ratio += 0.5 * (white @ white + linalg.log_det(noise_factor))
         x = step.x_0 * mean + step.x_t * x_t + step.scale * (z + step.grow * jvp(z))
         return unravel(x), log_ratio
 
@@ -205,10 +224,16 @@ class CovarianceMatched(AbstractChain):
         without = target.without_effect(names)
         noise = jax.scipy.linalg.block_diag(noise, jnp.diag(jnp.where(without, 1.0, 0.0)))
         residual, noise_factor = observed.value - observed.mean, _semidefinite_root(noise)
-        factor = linalg.cholesky(cross @ cross.T + noise)
-        whitened = _whitened(factor, residual, cross)
-        z, log_ratio = _draw_conditioned(key, u, *whitened, factor, noise_factor)
-        log_ratio += 0.5 * jnp.log(2 * jnp.pi) * jnp.sum(without)
+        white, log_det = (residual, cross, noise_factor), jnp.zeros(())
+        if residual.size:
+            factor = linalg.cholesky(cross @ cross.T + noise)
+            columns = jnp.column_stack([residual, cross, noise_factor])
+            solved = linalg.solve_triangular(factor, columns)
+            white = solved[:, 0], solved[:, 1 : 1 + len(mean)], solved[:, 1 + len(mean) :]
+            log_det = linalg.log_det(factor)
+        z, log_ratio = _draw_conditioned(key, u, *white)
+        num_free = residual.size - jnp.sum(without)
+        log_ratio -= 0.5 * (log_det + jnp.log(2 * jnp.pi) * num_free)
         if noisy.value.size:
             noise_factor = noise_factor[first, first]
             white = linalg.solve_triangular(noise_factor, (residual - cross @ z)[first])
@@ -249,20 +274,8 @@ def _linearised(
     return value, jvp, lambda vector: vjp(vector)[0]
 
 
-def _whitened(
-    factor: Float[Array, "m m"], residual: Float[Array, " m"], cross: Float[Array, "m d"]
-) -> tuple[Float[Array, " m"], Float[Array, "m d"]]:
-    """Return L^{-1} residual and L^{-1} cross, from a lower Cholesky factor L."""
-    if not residual.size:
-        return residual, cross
-    white = linalg.solve_triangular(factor, jnp.column_stack([residual, cross]))
-    return white[:, 0], white[:, 1:]
-
-
 def _shrinkage(cross: Float[Array, "m d"]) -> Float[Array, ""]:
-    """Return c <= 1 such that no eigenvalue of c G G' exceeds `_MAX_EXPLAINED`, for whitened G."""
-    if not cross.shape[0]:
-        return jnp.ones(())
+    """Return c <= 1 such that no eigenvalue of c G G' exceeds `_MAX_EXPLAINED`."""
     largest = linalg.largest_eigenvalue(cross @ cross.T)
     return jnp.minimum(1.0, _MAX_EXPLAINED / jnp.maximum(largest, 1e-30))
 
@@ -272,21 +285,19 @@ def _draw_conditioned(
     u: Float[Array, " d"],
     residual: Float[Array, " m"],
     cross: Float[Array, "m d"],
-    factor: Float[Array, "m m"],
     noise_factor: Float[Array, "m m"],
 ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
     """Draw z ~ N(u, I) conditioned on r = G z + N(0, M M'), by Matheron's rule.
 
-    Also returns log N(z; 0, I) - log N(z; u, I) + log N(r - G u; 0, L L'). L = `factor` is the
-    Cholesky factor of G G' + M M', M = `noise_factor`; L^{-1} r and L^{-1} G are the arguments.
+    Also returns log N(z; 0, I) - log N(z; u, I) - |r - G u|^2 / 2. The residual r, G = `cross` and
+    M = `noise_factor` are whitened: G G' + M M' = I.
     """
     e, error = jnp.split(jax.random.normal(key, (u.size + residual.size,), u.dtype), [u.size])
     log_normaliser = jnp.zeros(())
     if residual.size:
         centred = residual - cross @ u
-        log_normaliser = log_density(centred, factor)
-        noise = linalg.solve_triangular(factor, noise_factor @ error)
-        e = e + cross.T @ (centred - cross @ e - noise)
+        log_normaliser = -0.5 * (centred @ centred)
+        e = e + cross.T @ (centred - cross @ e - noise_factor @ error)
     return u + e, log_normaliser - jnp.sum(u * (0.5 * u + e))
 
 

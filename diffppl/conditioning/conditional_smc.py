@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .chains import ModelChain
 from .kernels import GuidedKernel, LastKernel
 from .method import draw_base
 from .program import Values
@@ -45,7 +46,8 @@ def conditional_smc(
 
     def evaluate(x: Values, t: Array | int) -> Twisted:
         level = Level(0, jnp.asarray(t))
-        return jax.vmap(lambda x: twist.evaluate(target, x, level, no_latents))(x)
+        evaluated = jax.vmap(lambda x: twist.evaluate(target, x, level, no_latents))(x)
+        return ModelChain().select(evaluated)
 
     def draw_ancestors(
         key: Array, log_weights: Array, twisted: Twisted, log_transition: Array

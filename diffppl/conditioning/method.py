@@ -117,10 +117,9 @@ class ChainKeys(eqx.Module):
 
 def chain_keys(key: Array, phases: tuple[int, ...]) -> ChainKeys:
     """Split the key of a chain."""
-    key_init, key_steps, key_ends, key_report = jax.random.split(key, 4)
     num = len(phases)
-    steps, ends = jax.random.split(key_steps, num), jax.random.split(key_ends, num)
-    return ChainKeys(key_init, tuple(steps), tuple(ends), key_report)
+    key_init, key_report, *keys = jax.random.split(key, 2 + 2 * num)
+    return ChainKeys(key_init, tuple(keys[:num]), tuple(keys[num:]), key_report)
 
 
 def iterate(

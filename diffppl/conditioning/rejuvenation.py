@@ -36,23 +36,21 @@ def can_move(target: Target) -> bool:
 
 
 def metropolis(
-    key: Array,
+    keys: Array,
     start: tuple[Float[Array, "n p"], Float[Array, " n"]],
     log_density: Callable[[Array, Int[Array, ""]], Float[Array, " half"]],
     log_weights: Float[Array, " n"],
     prior_scale: Float[Array, " p"],
-    num_mcmc_steps: int,
 ) -> tuple[Float[Array, "n p"], Float[Array, ""]]:
-    """Apply `num_mcmc_steps` Metropolis steps to each particle.
+    """Apply Metropolis steps to each particle.
 
     Args:
-        key: a typed JAX key.
+        keys: typed JAX keys, two for each step, one of which updates each half of the particles.
         start: the unconstrained latents and their log-densities.
         log_density: log-densities of a block of particles, from their latents, `(half, p)`, and the
             index of the first.
         log_weights: normalised log-weights of the particles.
         prior_scale: standard deviations of the unconstrained latents under the prior.
-        num_mcmc_steps: number of steps.
 
     Returns:
         The latents and the acceptance rate.
@@ -61,13 +59,12 @@ def metropolis(
     def update(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         latents, value, total = state
         latents, value, acceptance = move_half(
-            key, i, latents, value, log_density, lambda value: value, log_weights, prior_scale
+            keys[i], i, latents, value, log_density, lambda value: value, log_weights, prior_scale
         )
         return latents, value, total + acceptance
 
-    # Each iteration updates half of the particles.
-    state = jax.lax.fori_loop(0, 2 * num_mcmc_steps, update, (*start, jnp.zeros(())))
-    return state[0], state[2] / (2 * num_mcmc_steps)
+    state = jax.lax.fori_loop(0, len(keys), update, (*start, jnp.zeros(())))
+    return state[0], state[2] / len(keys)
 
 
 def move_half(
@@ -85,7 +82,7 @@ def move_half(
     """Apply a Metropolis step to the first half of the particles if i is even, else to the second.
 
     Args:
-        key: a typed JAX key, the same for all steps.
+        key: a typed JAX key.
         i: index of the step.
         latents: unconstrained latents.
         values: outputs of `evaluate` for all particles.
@@ -102,9 +99,7 @@ def move_half(
     half = (n + 1) // 2
     first = jnp.where(i % 2 == 0, 0, n - half)
     current = rows((latents, values), first, half)
-    proposed, log_uniform = _propose(
-        jax.random.fold_in(key, i), latents, jnp.exp(log_weights), prior_scale, first, half
-    )
+    proposed, log_uniform = _propose(key, latents, jnp.exp(log_weights), prior_scale, first, half)
     proposed = jnp.where(is_new, current[0], proposed)
     new = proposed, evaluate(proposed, first)
     is_accepted = is_new | (log_uniform < log_density(new[1]) - log_density(current[1]))

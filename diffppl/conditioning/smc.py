@@ -37,7 +37,7 @@ from .program import Values
 from .rejuvenation import can_move, metropolis, rows
 from .resampling import AbstractResampling, Systematic
 from .target import Level, Target
-from .tempering import tempered, weigh_and_move
+from .tempering import num_keys, tempered, weigh_and_move
 from .twists import AbstractTwist, Twisted
 from .twists.default import resolved_twist
 from .weights import relative_variance
@@ -150,14 +150,18 @@ class TwistedSMC(AbstractMethod):
         temperature is 1.
         """
         level, entry = Level(phase, target.num_steps - i), phase * target.num_steps + i
-        key_x, key_rest = jax.random.split(key)
+        # One call for all keys, since each call compiles a loop of its own.
+        keys_x, keys_rest = jnp.split(
+            jax.random.split(key, self.num_particles + num_keys(self.num_mcmc_steps)),
+            [self.num_particles],
+        )
         chain, names = self._resolved()[1], target.sites(phase)
 
         def advance(state: SMCState) -> tuple[Values, Array]:
             def step(key: Array, particle: Particle) -> tuple[Values, Array]:
                 return chain.step(key, target, particle, Level(phase, level.t + 1))
 
-            return self._each(key_x, state, step)
+            return self._each(keys_x, state, step)
 
         def stay(state: SMCState) -> tuple[Values, Array]:
             return {name: state.x[name] for name in names}, jnp.zeros(self.num_particles)
@@ -169,7 +173,7 @@ class TwistedSMC(AbstractMethod):
         if not can_move(target):
             state = state._replace(twisted=self._evaluate(target, state.x, state.latents, level))
             state = weighted(state, state.twisted.log_value - log_denominator, entry)
-            return resampled(key_rest, state, self.resampling, self.ess_threshold)
+            return resampled(keys_rest[0], state, self.resampling, self.ess_threshold)
 
         def weigh(key: Array, state: SMCState, num_done: Array) -> SMCState:
             log_value, log_prior = state.twisted.log_value, state.log_prior
@@ -187,19 +191,20 @@ class TwistedSMC(AbstractMethod):
             twisted = self._evaluate(target, x, latents, level)
             return jax.vmap(target.log_prior)(latents), twisted
 
-        return weigh_and_move(key_rest, state, evaluate, weigh, self.num_mcmc_steps)
+        return weigh_and_move(keys_rest, state, evaluate, weigh, self.num_mcmc_steps)
 
     def end(
         self, key: Array, target: Target, state: SMCState, phase: int, num_samples: int
     ) -> SMCState | Draws:
         """Perform the final step of a stage; after the last stage, weight by the likelihood."""
         chain, num_stages = self._resolved()[1], target.structure.num_stages
-        key_step, key_latents, key_choose = jax.random.split(key, 3)
+        n = self.num_particles
+        keys = jax.random.split(key, n + 2 + 2 * LAST_MOVES)
 
         def final_step(key: Array, particle: Particle) -> tuple[Values, Array]:
             return chain.last_step(key, target, particle, phase)
 
-        moved, log_ratio = self._each(key_step, state, final_step)
+        moved, log_ratio = self._each(keys[:n], state, final_step)
         log_denominator = state.twisted.log_value - log_ratio
         state = state._replace(x=state.x | moved)
         if phase < num_stages - 1:
@@ -211,13 +216,11 @@ class TwistedSMC(AbstractMethod):
         state = state._replace(twisted=twisted(log_likelihood))
         increments = state.twisted.log_value - log_denominator
         state = weighted(state, increments, num_stages * target.num_steps)
-        latents = _update_latents(key_latents, target, state, log_likelihood)
+        latents = _update_latents(keys[n + 2 :], target, state, log_likelihood)
         variance = relative_variance(state.log_weights, state.eves, state.num_resampled)
-        key_ancestors, key_order = jax.random.split(key_choose)
-        weights = jnp.exp(state.log_weights)
-        ancestors = self.resampling.parents(key_ancestors, weights, num_samples)
-        # Systematic and stratified schemes return sorted indices.
-        ancestors = jax.random.permutation(key_order, ancestors)
+        ancestors = self.resampling.parents(keys[n], jnp.exp(state.log_weights), num_samples)
+        # Systematic and stratified schemes return sorted indices, which are put in random order.
+        ancestors = ancestors[jnp.argsort(jax.random.bits(keys[n + 1], (num_samples,)))]
         return Draws(
             x_0=jax.tree.map(lambda x: x[ancestors], state.x),
             latents=latents[ancestors],
@@ -236,31 +239,34 @@ class TwistedSMC(AbstractMethod):
         return self.twist, self.chain
 
     def _evaluate(self, target: Target, x: Values, latents: Array, level: Level) -> Twisted:
-        twist = self._resolved()[0]
-        twisted = jax.vmap(lambda x, u: twist.evaluate(target, x, level, u))(x, latents)
+        twisted = jax.vmap(lambda x, u: self._evaluate_one(target, x, level, u))(x, latents)
         # The weights are consistent only for positive twists.
         value = jnp.where(jnp.isneginf(twisted.log_value), MIN_LOG_TWIST, twisted.log_value)
         return eqx.tree_at(lambda twisted: twisted.log_value, twisted, value)
+
+    def _evaluate_one(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
+        twist, chain = self._resolved()
+        return chain.select(twist.evaluate(target, x, level, latents))
 
     def _placeholder(
         self, target: Target, x: Values, latents: Array, stage: int, log_value: Array
     ) -> Twisted:
         """Return a placeholder for the twist at x_T of a stage; only its log-value is used."""
-        twist, level = self._resolved()[0], Level(stage, target.num_steps)
+        level = Level(stage, target.num_steps)
         first = jax.tree.map(lambda leaf: leaf[0], (x, latents))
-        shapes = jax.eval_shape(lambda x, u: twist.evaluate(target, x, level, u), *first)
+        shapes = jax.eval_shape(lambda x, u: self._evaluate_one(target, x, level, u), *first)
         n = self.num_particles
         twisted = jax.tree.map(lambda leaf: jnp.zeros((n, *leaf.shape), leaf.dtype), shapes)
         return eqx.tree_at(lambda twisted: twisted.log_value, twisted, log_value)
 
-    def _each(self, key: Array, state: SMCState, step: Any) -> tuple[Values, Float[Array, " n"]]:
+    def _each(self, keys: Array, state: SMCState, step: Any) -> tuple[Values, Float[Array, " n"]]:
         """Apply a step of the chain to each particle."""
         particles = Particle(state.x, state.twisted, state.latents)
-        return jax.vmap(step)(jax.random.split(key, self.num_particles), particles)
+        return jax.vmap(step)(keys, particles)
 
 
 def _update_latents(
-    key: Array, target: Target, state: SMCState, log_likelihood: Float[Array, " n"]
+    keys: Array, target: Target, state: SMCState, log_likelihood: Float[Array, " n"]
 ) -> Float[Array, "n p"]:
     """Apply `LAST_MOVES` Metropolis steps at fixed x_0, which evaluate only the program."""
     if not can_move(target):
@@ -270,4 +276,4 @@ def _update_latents(
         return jax.vmap(target.log_likelihood)(rows(state.x, first, len(latents)), latents)
 
     start = (state.latents, log_likelihood)
-    return metropolis(key, start, log_density, state.log_weights, state.prior_scale, LAST_MOVES)[0]
+    return metropolis(keys, start, log_density, state.log_weights, state.prior_scale)[0]

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from .particles import SMCState
 from .program import Values
@@ -44,15 +44,33 @@ def tempered(
         log_ratios: log psi_T - log q of each particle.
         num_done: number of previous increases.
     """
-    remaining = 1 - temperature
-    is_last = _is_effective(log_ratios, remaining, _MIN_ESS) | (num_done >= _MAX_TEMPERATURES)
-    step = jnp.where(is_last, remaining, _longest_step(log_ratios, remaining))
+    remaining, alive = 1 - temperature, jnp.isfinite(log_ratios)
+
+    def bisect(i: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        # The first trial is the whole of the remaining step.
+        step = jnp.where(i == 0, high, (low + high) / 2)
+        min_share = jnp.where(i == 0, _MIN_ESS, _TARGET_ESS)
+        log_weights = jax.nn.log_softmax(jnp.where(alive, step * log_ratios, -jnp.inf))
+        share = effective_sample_size(log_weights) / jnp.sum(alive)
+        is_accepted = ~(share < min_share)  # NaN if all particles are dead, which nothing mends
+        return jnp.where(is_accepted, step, low), jnp.where(is_accepted, high, step)
+
+    start = (jnp.zeros_like(remaining), remaining)
+    step = jax.lax.fori_loop(0, 1 + _NUM_BISECTIONS, bisect, start)[0]
+    is_last = (step >= remaining) | (num_done >= _MAX_TEMPERATURES)
     # Set to exactly 1, not to a sum that may round below it.
-    return jnp.where(is_last, 1.0, temperature + step), step * log_ratios
+    temperature = jnp.where(is_last, 1.0, temperature + step)
+    return temperature, jnp.where(is_last, remaining, step) * log_ratios
+
+
+def num_keys(num_mcmc_steps: int) -> int:
+    """Return the number of keys that `weigh_and_move` uses."""
+    return (_MAX_TEMPERATURES + 2) * (1 + 2 * num_mcmc_steps * _MCMC_FACTOR)
 
 
 def weigh_and_move(
-    key: Array,
+    keys: Array,
     state: SMCState,
     evaluate: Callable[[Values, Array], tuple[Array, Twisted]],
     weigh: Callable[[Array, SMCState, Array], SMCState],
@@ -65,7 +83,7 @@ def weigh_and_move(
     evaluations, each of half of the particles, share one loop, so that the twist is compiled once.
 
     Args:
-        key: a typed JAX key.
+        keys: `num_keys(num_mcmc_steps)` typed JAX keys.
         state: the particles; their twist and log-prior are not used.
         evaluate: returns log q(u) and the twist of a block of particles, from their x_t and u.
         weigh: returns weighted particles, from a key, the particles, and the number of previous
@@ -73,7 +91,7 @@ def weigh_and_move(
         num_mcmc_steps: number of final Metropolis steps; each temperature below 1 has
             `_MCMC_FACTOR` times as many.
     """
-    keys = jax.random.split(key, (_MAX_TEMPERATURES + 2, 2))
+    keys = keys.reshape(_MAX_TEMPERATURES + 2, -1)  # of each weighting and its Metropolis steps
 
     def update(i: Array, state: SMCState, key: Array, is_new: Array) -> SMCState:
         def evaluate_rows(latents: Array, first: Array) -> tuple[Array, Twisted]:
@@ -101,12 +119,15 @@ def weigh_and_move(
         is_last = ~is_new & ~is_tempered
         # Iterations over halves: one for each at first, to evaluate them, then two for a step.
         num = jnp.where(is_new, 2, 2 * num_mcmc_steps * jnp.where(is_tempered, _MCMC_FACTOR, 1))
-        key_weigh, key_mcmc = keys[num_done]
         state = state._replace(acceptance=jnp.where(is_new, state.acceptance, 0.0))
-        state = jax.lax.fori_loop(0, num, lambda i, s: update(i, s, key_mcmc, is_new), state)
+        own = keys[num_done]
+        state = jax.lax.fori_loop(0, num, lambda i, s: update(i, s, own[1 + i], is_new), state)
         state = state._replace(acceptance=state.acceptance / jnp.where(is_new, 1, num))
         state = jax.lax.cond(
-            is_last, lambda state: state, lambda state: weigh(key_weigh, state, num_done), state
+            is_last,
+            lambda state: state,
+            lambda state: weigh(own[0], state, num_done),
+            state,
         )
         return num_done + 1, state, is_last
 
@@ -120,27 +141,3 @@ def _density(
     """Return log q^{1 - temperature} psi^temperature."""
     log_prior = jnp.where(temperature < 1, log_prior, 0.0)  # 0 times infinity is NaN
     return (1 - temperature) * log_prior + temperature * twisted.log_value
-
-
-def _is_effective(
-    log_ratios: Float[Array, " n"], step: Float[Array, ""], share: float
-) -> Bool[Array, ""]:
-    """Return whether a step keeps the effective sample size above a share of living particles."""
-    alive = jnp.isfinite(log_ratios)
-    log_weights = jax.nn.log_softmax(jnp.where(alive, step * log_ratios, -jnp.inf))
-    effective = effective_sample_size(log_weights)
-    # If all particles are dead, tempering is of no use.
-    return (effective >= share * jnp.sum(alive)) | ~jnp.any(alive)
-
-
-def _longest_step(log_ratios: Float[Array, " n"], longest: Float[Array, ""]) -> Float[Array, ""]:
-    """Return the longest step with effective sample size `_TARGET_ESS`, by bisection."""
-
-    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = (low + high) / 2
-        effective = _is_effective(log_ratios, middle, _TARGET_ESS)
-        return jnp.where(effective, middle, low), jnp.where(effective, high, middle)
-
-    start = (jnp.zeros_like(longest), longest)
-    return jax.lax.fori_loop(0, _NUM_BISECTIONS, halve, start)[0]

@@ -140,7 +140,8 @@ def _check_levels(process: AbstractProcess, network: AbstractDenoiser) -> None:
     differ = levels.shape != expected.shape
     if differ or not (is_traced or np.allclose(levels, expected, rtol=1e-4)):
         raise ValueError(
-            f"network is a {type(network).__name__} for another schedule than the process's: make "
+            f"network is denoisers.{type(network).__name__} for another schedule than the "
+            "process's: make "
             "it with process.schedule."
         )
 

@@ -38,17 +38,17 @@ from ..target import Estimates, Level, Target
 
 @final
 class Linearised(eqx.Module):
-    """Linearisation of log psi_t in x_t: log N(residual - rows dx; 0, covariance) + score dx.
+    """Linearisation of log psi_t in x_t: log N(L residual - jacobian dx; 0, L L') + score dx.
 
-    `residual` is y - h(m), shape `(m,)`; `covariance` is H C_t H' + R; `rows` is the Jacobian
-    dh(m)/dx_t, shape `(m, d)`; `score` has shape `(d,)`. The last two are over the real sites of
-    the running stage, flattened. A twist that does not separate the observations has m = 0, and
-    `score` is its whole gradient.
+    `factor` is the lower Cholesky factor L of H C_t H' + R; `residual` is L^{-1} (y - h(m)), shape
+    `(m,)`; `jacobian` is dh(m)/dx_t, shape `(m, d)`; `score` has shape `(d,)`. The last two are
+    over the real sites of the running stage, flattened. A twist that does not separate the
+    observations has m = 0, and `score` is its whole gradient.
     """
 
     residual: Float[Array, " m"]
-    covariance: Float[Array, "m m"]
-    rows: Float[Array, "m d"]
+    factor: Float[Array, "m m"]
+    jacobian: Float[Array, "m d"]
     score: Float[Array, " d"]
 
 

@@ -36,7 +36,7 @@ from .base import (
     tweedie_factor,
 )
 from .covariance import AbstractCovariance, Isotropic, Tweedie
-from .normal import MAX_DENSE, conjugate_gradients, log_density_and_solution, rounding_variance
+from .normal import MAX_DENSE, conjugate_gradients, log_density, rounding_variance
 
 
 @final
@@ -120,13 +120,16 @@ class MomentMatching(AbstractTwist):
                 projected = jax.vmap(times_covariance)(jacobian) @ jacobian.T
             noise = observations.covariance.as_matrix()
             total = projected + rounding_variance(projected) + noise
-            value, solved = log_density_and_solution(residual, linalg.cholesky(total))
+            factor = linalg.cholesky(total)
+            white = linalg.solve_triangular(factor, residual)
+            value = log_density(white, factor)
+            solved = linalg.solve_triangular(factor, white, transpose=True)
             if jacobian_t is None:
                 score = denoised.pull_back(jacobian.T @ solved)
                 linear = only_score((rest + score)[:num])
             else:
                 score = jacobian_t.T @ solved
-                linear = Linearised(residual, total, jacobian_t[:, :num], rest[:num])
+                linear = Linearised(white, factor, jacobian_t[:, :num], rest[:num])
         # Tweedie's formula: E[x_0 | x_t, y] - E[x_0 | x_t] = factor * d log psi / dx_t.
         shifts = denoised.unravel((denoised.factor * (rest + score))[:num])
         guided = clamped(target, shifted(denoised.estimates, shifts))

@@ -30,15 +30,6 @@ def log_density(white: Float[Array, " m"], factor: Float[Array, "m m"]) -> Float
     return -0.5 * (white @ white + linalg.log_det(factor) + white.size * jnp.log(2 * jnp.pi))
 
 
-def log_density_and_solution(
-    residual: Float[Array, " m"], factor: Float[Array, "m m"]
-) -> tuple[Float[Array, ""], Float[Array, " m"]]:
-    """Return log N(residual; 0, S) in nats and S^{-1} residual, from the Cholesky factor of S."""
-    white = linalg.solve_triangular(factor, residual)
-    solved = linalg.solve_triangular(factor, white, transpose=True)
-    return log_density(white, factor), solved
-
-
 def conjugate_gradients(
     times: Callable[[Array], Array], vector: Float[Array, " m"]
 ) -> Float[Array, " m"]:
