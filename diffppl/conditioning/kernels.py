@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .conditioned import ConditionedNormal
+from .keys import split
 from .program import Values
 from .states import kernel_logits, state_logits
 from .target import Level, Target
@@ -42,7 +43,7 @@ class GuidedKernel(eqx.Module):
 
     def sample(self, key: Array) -> Values:
         """Draw x_{t-1} at the sites of the running stage."""
-        keys = dict(zip(self.own, jax.random.split(key, len(self.own)), strict=True))
+        keys = dict(zip(self.own, split(key, len(self.own)), strict=True))
         drawn = {}
         for name, kernel in self.guided.items():
             if name in self.tilts:
@@ -120,7 +121,7 @@ class LastKernel(eqx.Module):
         """Draw x_0 at the sites of the running stage."""
         if self.joint is not None:
             return self.joint.sample(key)
-        key_real, *keys = jax.random.split(key, 1 + len(self.tilted))
+        key_real, *keys = split(key, 1 + len(self.tilted))
         drawn = {
             name: jax.random.categorical(key, logits, axis=-1).astype(self._dtype(name))
             for key, (name, logits) in zip(keys, self.tilted.items(), strict=True)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from ..checks.arguments import short_repr
 from ..samplers import AbstractSampler
+from .keys import chain_keys, split
 from .program import Values
 from .target import Level, Target
 
@@ -105,23 +106,6 @@ def draw(key: Array, target: Target, method: AbstractMethod, num_samples: int) -
     return state
 
 
-@final
-class ChainKeys(eqx.Module):
-    """Keys of one chain: for its start, the steps and ends of its phases, and the report."""
-
-    init: Array
-    steps: tuple[Array, ...]
-    ends: tuple[Array, ...]
-    report: Array
-
-
-def chain_keys(key: Array, phases: tuple[int, ...]) -> ChainKeys:
-    """Split the key of a chain."""
-    num = len(phases)
-    key_init, key_report, *keys = jax.random.split(key, 2 + 2 * num)
-    return ChainKeys(key_init, tuple(keys[:num]), tuple(keys[num:]), key_report)
-
-
 def iterate(
     key: Array,
     target: Target,
@@ -180,7 +164,7 @@ def reverse_step(key: Array, target: Target, x: Values, level: Level) -> Values:
 
     def single(key: Array, x: Values) -> Values:
         estimates = target.estimate(x, level, jnp.zeros(0))
-        keys = dict(zip(estimates, jax.random.split(key, len(estimates)), strict=True))
+        keys = dict(zip(estimates, split(key, len(estimates)), strict=True))
         drawn = {}
         for name, estimate in estimates.items():
             process = target.models[name].process

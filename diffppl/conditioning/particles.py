@@ -54,18 +54,15 @@ def weighted(
     """Update the weights and the evidence, and record an entry of the statistics."""
     alive = jnp.isfinite(state.log_weights)
     log_weights, log_increment = reweight(state.log_weights, log_increments)
-    is_eve = jnp.zeros_like(state.eves).at[state.eves].set(1)
-    ess, num_ancestors = effective_sample_size(log_weights), jnp.sum(is_eve).astype(float)
-    # Shares of particles with NaN increments, and of those that the twist excludes.
-    shares = jnp.stack(
-        [
-            jnp.mean(alive & jnp.isnan(log_increments)),
-            jnp.mean(alive & (state.twisted.log_value == MIN_LOG_TWIST)),
-        ]
-    )
+    # Particles that are eves, that have NaN increments, and that the twist excludes.
+    is_eve = jnp.zeros_like(alive).at[state.eves].set(True)  # noqa: FBT003
+    is_nan = alive & jnp.isnan(log_increments)
+    is_excluded = alive & (state.twisted.log_value == MIN_LOG_TWIST)
+    counts = jnp.sum(jnp.stack([is_eve, is_nan, is_excluded]), axis=1).astype(float)
     # The temperatures at x_T have one entry, which records their largest shares.
-    shares = jnp.fmax(state.stats[entry, -2:], shares)
-    stats = jnp.concatenate([jnp.stack([ess, num_ancestors, state.acceptance]), shares])
+    shares = jnp.fmax(state.stats[entry, -2:], counts[1:] / alive.size)
+    ess = effective_sample_size(log_weights)
+    stats = jnp.concatenate([jnp.stack([ess, counts[0], state.acceptance]), shares])
     return state._replace(
         log_weights=log_weights,
         log_evidence=state.log_evidence + log_increment,

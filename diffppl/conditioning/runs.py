@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from ..model.inputs import left_at_the_end
 from .diagnostics import Fault, root_mean_square
-from .method import AbstractMethod, ChainKeys, Draws, chain_keys, iterate
+from .keys import ChainKeys, chain_keys
+from .method import AbstractMethod, Draws, iterate
 from .program import Values
 from .target import Target
 
@@ -125,7 +126,7 @@ def _chain_keys(
     key: Array, num_chains: int, chain: Int[Array, ""], phases: tuple[int, ...]
 ) -> ChainKeys:
     # A single compilation: compiling each operation separately takes as long for each.
-    return chain_keys(jax.random.split(key, num_chains)[chain], phases)
+    return chain_keys(key, phases, num_chains, chain)
 
 
 def _stack(chains: list[Any]) -> Any:

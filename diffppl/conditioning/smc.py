@@ -120,10 +120,9 @@ class TwistedSMC(AbstractMethod):
         """Draw particles at time T from the base and the prior; the first step weights them."""
         del num_samples
         n, num_entries = self.num_particles, 1 + target.num_steps * target.structure.num_stages
-        key_x, key_latents = jax.random.split(key)
-        x = draw_base(key_x, target, n)
-        keys = jax.random.split(key_latents, n + _PRIOR_DRAWS)
-        drawn, log_prior = jax.vmap(target.draw_latents)(keys)
+        keys = jax.random.split(key, 1 + n + _PRIOR_DRAWS)
+        x = draw_base(keys[0], target, n)
+        drawn, log_prior = jax.vmap(target.draw_latents)(keys[1:])
         latents, log_prior = drawn[:n], log_prior[:n]
         return SMCState(
             x,

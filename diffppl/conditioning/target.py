@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..model import DiffusionModel
 from .bound import BoundProgram
+from .keys import split
 from .moments import Moments, Observations, side_by_side
 from .program import Values
 from .states import most_probable
@@ -91,7 +92,7 @@ class Target(eqx.Module):
 
     def split_key(self, key: Array) -> dict[str, Array]:
         """Split a key into one for each diffusion site."""
-        return dict(zip(self.models, jax.random.split(key, len(self.models)), strict=True))
+        return dict(zip(self.models, split(key, len(self.models)), strict=True))
 
     def networks(self, x_0: Values, latents: Array) -> Networks:
         """Return model and context of each diffusion site; they may depend on earlier stages."""

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .bound import BoundProgram, locations
+from .keys import split
 from .noiseless import num_entries, split_entries
 from .program import Program, Values
 
@@ -62,17 +63,16 @@ def _inspect(key: Array, bound: BoundProgram) -> dict[str, Any]:
         numbers = np.arange(num_entries(structure.shapes))
         shown = [locations(traces, bound.inputs, each) for each in (numbers, numbers[::-1])]
 
-    def draw(key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-        key_x, key_u = jax.random.split(key)
-        latents, _ = bound.draw_latents(key_u)
-        evaluation = bound.evaluate(_draw_reference(key_x, bound.origin()), latents)
+    def draw(key: Array, x_0: Values) -> tuple[dict[str, Array], dict[str, Array]]:
+        evaluation = bound.evaluate(x_0, bound.draw_latents(key)[0])
         nan = {n: jnp.any(jnp.isnan(x)) for n, x in evaluation.log_densities.items()}
         zero_noise = {
             n: jnp.any(m.spread == 0) for n, m in evaluation.moments.items() if m.spread.ndim == 1
         }
         return nan, zero_noise
 
-    nan, zero_noise = jax.vmap(draw)(jax.random.split(key, _NUM_DRAWS))
+    keys = jax.random.split(key, 1 + _NUM_DRAWS)
+    nan, zero_noise = jax.vmap(draw)(keys[1:], _draw_reference(keys[0], bound.origin()))
     return {
         "faults": {name: counts[name] for name in structure.checkable},
         "shown": shown,
@@ -83,12 +83,15 @@ def _inspect(key: Array, bound: BoundProgram) -> dict[str, Any]:
 
 def _draw_reference(key: Array, x_0: Values) -> Values:
     """Draw standard normal values for real data; return the state 0 for discrete data."""
-    keys = jax.random.split(key, len(x_0))
+
+    def draw(key: Array, x: Array) -> Array:
+        shape = (_NUM_DRAWS, *x.shape)
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            return jax.random.normal(key, shape, x.dtype)
+        return jnp.broadcast_to(x, shape)
+
     return {
-        name: jax.random.normal(key, x.shape, x.dtype)
-        if jnp.issubdtype(x.dtype, jnp.floating)
-        else x
-        for key, (name, x) in zip(keys, x_0.items(), strict=True)
+        name: draw(key, x) for key, (name, x) in zip(split(key, len(x_0)), x_0.items(), strict=True)
     }
 
 
