@@ -17,8 +17,8 @@ import numpy as np
 
 import diffppl as dp
 from diffppl.fitting.prepare import mask_of
-from diffppl.fitting.reverse_variance import with_start
-from diffppl.fitting.training import Recipe, initial_state, run_chunk
+from diffppl.fitting.reverse_variance import with_initial_variance
+from diffppl.fitting.training import TrainingConfig, initial_state, run_chunk
 
 
 def main(dim: int, width: int, depth: int, num_steps: int, batch_size: int, rounds: int) -> None:
@@ -30,9 +30,9 @@ def main(dim: int, width: int, depth: int, num_steps: int, batch_size: int, roun
         network=dp.networks.MLP((dim,), width, depth, key=key),
         event_shape=(dim,),
     )
-    model = with_start(model)  # `fit` estimates the reverse variance during training
+    model = with_initial_variance(model)  # `fit` estimates the reverse variance during training
     params, frozen = eqx.partition(model, mask_of(model, None))
-    recipe = Recipe(
+    recipe = TrainingConfig(
         frozen=frozen,
         loss=dp.losses.ELBOLoss(),
         optimizer=dp.default_optimizer(10_000),

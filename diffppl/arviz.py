@@ -50,7 +50,7 @@ def from_posterior(posterior: "Posterior", *, dims: Dims = None, coords: Coords 
         sample_stats = sample_stats.merge(
             _dataset(posterior.step_stats, ["chain", "step"], None, step)
         )
-    noiseless = _renamed(posterior.known_entries())  # masks
+    noiseless = _renamed(posterior.noiseless_entries())  # masks
     constants = {
         name: np.where(mask, samples[name][0, 0], np.nan) for name, mask in noiseless.items()
     }

@@ -255,7 +255,7 @@ def _jacobi_of_many(matrices: Float[Array, "m m n"]) -> tuple[Array, Array]:
 
 
 @jax.custom_jvp
-def nearest_positive(matrix: Float[Array, "m m"]) -> Float[Array, "m m"]:
+def nearest_psd(matrix: Float[Array, "m m"]) -> Float[Array, "m m"]:
     """Return the positive semidefinite matrix nearest to a square one (Higham 1988), to rounding.
 
     It is (B + |B|) / 2 for the symmetric part B: negative eigenvalues are set to zero.
@@ -278,7 +278,7 @@ def nearest_positive(matrix: Float[Array, "m m"]) -> Float[Array, "m m"]:
     return _symmetric(matrix + _product(matrix, sign)) / 2
 
 
-@nearest_positive.defjvp
+@nearest_psd.defjvp
 def _nearest_positive_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     values, vectors = eigh(_symmetric(*primals))
     sizes = jnp.abs(values) + jnp.abs(values[:, None])
@@ -286,7 +286,7 @@ def _nearest_positive_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tupl
     # Daleckii and Krein: divided differences of max(., 0), in a form without cancellation.
     ratio = jnp.where(sizes > 0, kept / jnp.where(sizes > 0, sizes, 1.0), 0.5)
     change = _product(vectors.T, _product(_symmetric(*tangents), vectors))
-    return nearest_positive(*primals), _product(_product(vectors, ratio * change), vectors.T)
+    return nearest_psd(*primals), _product(_product(vectors, ratio * change), vectors.T)
 
 
 def _product(a: Array, b: Array) -> Array:

@@ -177,7 +177,7 @@ def discrete_bound(
         joint([m[t] for _, m in pairs], data_states, chain_states) for t in range(num_steps + 1)
     ]
     # 0 log 0 = 0, though p may be 0 (or, where q cannot get, NaN) there.
-    dot = lambda q, log_p: np.sum(np.where(q > 0, q * log_p, 0.0), axis=-1)  # noqa: E731
+    dot = lambda q, log_p: np.sum(np.where(q > 0, q * log_p, 0.0), axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         end = np.prod([column[chain_states[:, j]] for j, column in enumerate(base.T)], axis=0)
         bound = dot(reached[1], np.log(table(1)).T)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffppl.networks.layers import padding
-from diffppl.networks.layers.convolution import Convolution, num_sizes, pool, upsample
+from diffppl.networks.layers.convolution import Convolution, num_resolutions, pool, upsample
 from diffppl.networks.layers.convolve import convolve
 
 KEY = jax.random.key(0)
@@ -205,4 +205,4 @@ def test_an_image_can_be_halved_so_often(space):
     sizes, x = 1, jnp.zeros((*space, 1))
     while max(x.shape[:-1]) > 1:
         x, sizes = pool(x, 2), sizes + 1
-    assert num_sizes(space) == sizes
+    assert num_resolutions(space) == sizes

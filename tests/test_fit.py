@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import diffppl as dp
-from diffppl.fitting.decay import check_moves
+from diffppl.fitting.decay import check_updates
 from diffppl.fitting.fit import default_optimizer, fit
 from diffppl.fitting.losses import AbstractLoss, ELBOLoss, SimpleLoss, WeightedLoss, noise_weights
 from diffppl.fitting.result import FitResult, History, NonFiniteLossError
@@ -623,15 +623,15 @@ def test_an_optimiser_that_would_stand_still_is_refused(name: str):
     optimizer, ends = MOVING[name]
     params = eqx.filter(MODEL.network, eqx.is_inexact_array)
     for done, num_iterations in ((0, 100), (50, 100), (98, 100), (99, 100), (0, 90), (50, 120)):
-        check_moves(optimizer, params, done, num_iterations)  # most of what is left is within
+        check_updates(optimizer, params, done, num_iterations)  # most of what is left is within
     for done, num_iterations in ((100, 200), (0, 200), (90, 150), (100, 103), (0, 1_000)):
         if not ends:
-            check_moves(optimizer, params, done, num_iterations)
+            check_updates(optimizer, params, done, num_iterations)
             continue
         with pytest.raises(
             ValueError, match=rf"decayed to zero.*default_optimizer.{num_iterations}"
         ):
-            check_moves(optimizer, params, done, num_iterations)
+            check_updates(optimizer, params, done, num_iterations)
 
 
 def test_a_finished_run_goes_on_as_its_errors_advise():

@@ -72,7 +72,7 @@ def a_barrier_between(x):
 
 def two_substitutions_at_once(x):
     root = ROOT(x)
-    solve = lambda b: lax.linalg.triangular_solve(root, b, left_side=True, lower=True)  # noqa: E731
+    solve = lambda b: lax.linalg.triangular_solve(root, b, left_side=True, lower=True)
     return solve(x), solve(x @ x)
 
 

@@ -54,7 +54,7 @@ def test_exact_kernels_leave_only_the_last_steps_noise_for_any_normal_data(x64):
     x_user = jnp.array([7.0, 3.5, 9.2])
     x_0 = (np.asarray(x_user) - 5) / 2
     a, beta = np.sqrt(5 / 6), 1 / 6
-    normal = lambda x, m, v: scipy.stats.norm.logpdf(x, m, np.sqrt(v)).sum()  # noqa: E731
+    normal = lambda x, m, v: scipy.stats.norm.logpdf(x, m, np.sqrt(v)).sum()
 
     @jax.jit
     def draw(key):

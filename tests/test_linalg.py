@@ -179,8 +179,8 @@ def test_the_nearest_positive_matrix(m, dtype):
     values, vectors = np.linalg.eigh((double(matrices) + double(matrices).swapaxes(1, 2)) / 2)
     truth = (vectors * np.maximum(values, 0.0)[:, None]) @ vectors.swapaxes(1, 2)
     with in_x64(dtype):
-        found = mapped(linalg.nearest_positive)(jnp.asarray(matrices))
-        again = mapped(linalg.nearest_positive)(found)
+        found = mapped(linalg.nearest_psd)(jnp.asarray(matrices))
+        again = mapped(linalg.nearest_psd)(found)
     assert found.dtype == dtype
     rounding = 4 * m * np.finfo(dtype).eps * norms(matrices)
     assert np.all(norms(double(found) - truth) <= rounding)
@@ -211,7 +211,7 @@ def test_the_largest_eigenvalue_is_bounded_from_above_within_one_percent(m, dtyp
 def test_scales_neither_overflow_nor_underflow():
     truth = np.array([[2.0, 1.0], [1.0, -3.0]])
     values = np.linalg.eigvalsh(truth)
-    eigh, nearest = jax.jit(linalg.eigh), jax.jit(linalg.nearest_positive)
+    eigh, nearest = jax.jit(linalg.eigh), jax.jit(linalg.nearest_psd)
     largest_eigenvalue = jax.jit(linalg.largest_eigenvalue)
     for m in (2, 12):
         padded = scipy.linalg.block_diag(truth, np.zeros((m - 2, m - 2)))
@@ -247,7 +247,7 @@ def test_what_is_not_positive_definite_is_nan_as_it_is_for_lapack(m):
     assert np.isnan(solved).any(axis=1).tolist() == expected
 
 
-@pytest.mark.parametrize("function", [linalg.eigh, linalg.nearest_positive])
+@pytest.mark.parametrize("function", [linalg.eigh, linalg.nearest_psd])
 @pytest.mark.parametrize("m", [2, 12, *slow(5)])
 def test_what_is_not_finite_ends_and_gives_nan(function, m):
     for value in (np.nan, np.inf):
@@ -300,8 +300,8 @@ PAIRS = {
         lambda matrix: absolute(linalg.eigh(matrix)),
         lambda matrix: absolute(jnp.linalg.eigh(matrix)),
     ),
-    "nearest_positive": (
-        lambda matrix: linalg.nearest_positive(matrix - 0.5 * jnp.trace(matrix) / len(matrix)),
+    "nearest_psd": (
+        lambda matrix: linalg.nearest_psd(matrix - 0.5 * jnp.trace(matrix) / len(matrix)),
         lambda matrix: positive_part(matrix - 0.5 * jnp.trace(matrix) / len(matrix)),
     ),
 }
@@ -360,7 +360,7 @@ def test_derivatives_at_equal_eigenvalues(m, x64):
     change = jnp.asarray(rng.normal(size=(m, m)))
     even = (change + change.T) / 2
     for matrix, truth in [(2 * jnp.eye(m), even), (-2 * jnp.eye(m), 0 * even)]:
-        _, found = jax.jit(partial(jax.jvp, linalg.nearest_positive))((matrix,), (change,))
+        _, found = jax.jit(partial(jax.jvp, linalg.nearest_psd))((matrix,), (change,))
         np.testing.assert_allclose(found, truth, atol=1e-12)
     squares = jax.jit(jax.grad(lambda matrix: jnp.sum(linalg.eigh(matrix)[0] ** 2)))
     gradient = squares(2 * jnp.eye(m))
@@ -383,7 +383,7 @@ FUNCTIONS = {
     "solve": linalg.solve,
     "largest_eigenvalue": lambda a, b: linalg.largest_eigenvalue(a),
     "eigh": lambda a, b: linalg.eigh(a),
-    "nearest_positive": lambda a, b: linalg.nearest_positive(a),
+    "nearest_psd": lambda a, b: linalg.nearest_psd(a),
 }
 
 
@@ -442,7 +442,7 @@ def test_a_matrix_is_factorised_as_it_is_alone():
     """What else is in the batch, NaN too, changes no digit."""
     matrices = jnp.asarray(symmetric_matrices(7), jnp.float32)
     beside = matrices.at[1:].set(jnp.nan)
-    for function in (linalg.cholesky, linalg.eigh, linalg.nearest_positive):
+    for function in (linalg.cholesky, linalg.eigh, linalg.nearest_psd):
         one, other = (jax.jit(jax.vmap(function))(x) for x in (matrices, beside))
         for x, y in zip(*map(jax.tree.leaves, (one, other)), strict=True):
             np.testing.assert_array_equal(x[0], y[0])

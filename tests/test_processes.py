@@ -38,7 +38,7 @@ def bare(process):
 
 
 def absorbing(process):
-    return isinstance(getattr(process, "base_kind", None), dp.Absorbing)
+    return isinstance(getattr(process, "base_distribution", None), dp.Absorbing)
 
 
 # Discrete kernels, by matrices -----------------------------------------------------------------

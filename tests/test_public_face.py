@@ -939,7 +939,7 @@ refuse(
     dp.sample(KEY, BITS, sampler=samplers.DDIM()) -> sampler=DDIM is for real data | Ancestral()
     dp.Integrator(rtol=-1.0) -> rtol=-1.0 must be more than 0
     dp.Integrator(atol=NAN) -> atol=nan must be more than 0
-    dp.flow_likelihood(KEY, BITS, X) -> its data are discrete | importance_bound or elbo
+    dp.flow_likelihood(KEY, BITS, X) -> undefined for discrete data | importance_bound or elbo
     dp.flow_log_density(M, np.zeros(3)) -> x_0 has shape (3,) | event_shape=(2,)
     bits_per_dim(BOUND, (3,)) -> event_shape=(3,) has 3 numbers
     bits_per_dim(BOUND, (2,), level=0) -> level=0 must be more than 0

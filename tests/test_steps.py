@@ -24,7 +24,7 @@ def normal_model():
 def test_all_steps_are_the_terms_one_by_one(monkeypatch, at_once):
     # 7 steps, at most 4 at once, are two blocks of 4, one of them with a step that does not count.
     n, key = 5, jax.random.key(0)
-    monkeypatch.setattr(objectives, "NUMBERS_AT_ONCE", at_once * n * 2)
+    monkeypatch.setattr(objectives, "BLOCK_SIZE", at_once * n * 2)
     model = normal_model()
     x_0 = jax.random.normal(jax.random.key(1), (n, 2))
     term = jax.jit(
@@ -48,7 +48,7 @@ def test_sampled_steps_are_the_same_a_few_at_a_time(monkeypatch):
     x_0, key = jax.random.normal(jax.random.key(1), (5, 2)), jax.random.key(0)
     found = []
     for at_once in (1, 14, 1_000):  # 15 visits: 5, 7 or all of them together
-        monkeypatch.setattr(objectives, "NUMBERS_AT_ONCE", at_once)
+        monkeypatch.setattr(objectives, "BLOCK_SIZE", at_once)
         sum_terms = eqx.filter_jit(lambda *args: dp.SampledSteps(3).sum_terms(*args))
         found.append(sum_terms(key, model, x_0, None))
     for totals, per_step in found[:-1]:

@@ -178,7 +178,9 @@ def check_float(
     below = number <= high if high_ok else number < high
     if not (above and below and math.isfinite(number)):
         shown = described(value) if isinstance(value, numbers.Real) else repr(number)
-        raise ValueError(f"{name}={shown} must {_interval(low, high, low_ok, high_ok)}.")
+        raise ValueError(
+            f"{name}={shown} must {_interval(low, high, low_ok=low_ok, high_ok=high_ok)}."
+        )
     return number
 
 
@@ -192,7 +194,7 @@ def _number(name: str, value: Any) -> Any:
     return value if isinstance(value, Tracer) else float(value)
 
 
-def _interval(low: float, high: float, low_ok: bool, high_ok: bool) -> str:  # noqa: FBT001
+def _interval(low: float, high: float, *, low_ok: bool, high_ok: bool) -> str:
     if not math.isfinite(high):
         bound = f"{low:g} or more" if low_ok else f"more than {low:g}"
         return f"be {bound}" if math.isfinite(low) else "be one finite number"

@@ -19,7 +19,7 @@ from .arguments import described
 Values = np.ndarray | Array
 
 
-def at_fault(bad: Any, values: Any) -> str:
+def describe_invalid(bad: Any, values: Any) -> str:
     """Describe invalid values for an error message: "2 of 90 values (-1 at [3], 7 at [8])"."""
     bad, values = np.asarray(bad), np.asarray(values)
     places = np.flatnonzero(bad)
@@ -125,7 +125,7 @@ def check_range(name: str, values: Values, dtype: Any) -> None:
     bad = bad if to_whole else bad & np.isfinite(wide)  # infinities stay infinite
     if np.any(bad):
         raise ValueError(
-            f"{name} has {at_fault(bad, values)} beyond {dtype}, JAX's precision: rescale "
+            f"{name} has {describe_invalid(bad, values)} beyond {dtype}, JAX's precision: rescale "
             "them, or call jax.config.update('jax_enable_x64', True)."
         )
 
@@ -174,6 +174,6 @@ def as_finite(name: str, x: Any) -> Values:
     values = as_numbers(name, x)
     if isinstance(values, np.ndarray) and not np.all(np.isfinite(values)):
         raise ValueError(
-            f"{name} must be finite, but {at_fault(~np.isfinite(values), values)} are not."
+            f"{name} must be finite, but {describe_invalid(~np.isfinite(values), values)} are not."
         )
     return values

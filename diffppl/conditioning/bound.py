@@ -90,7 +90,7 @@ class BoundProgram(eqx.Module):
 
     def draw(self, key: Array, x_0: Values, latents: Values) -> Evaluation:
         """Return the result of `evaluate`, with free sites drawn from `key`."""
-        return self.traces.density(key, self.inputs, x_0, latents, self.known())
+        return self.traces.density(key, self.inputs, x_0, latents, self.observed_entries())
 
     def draw_latents(self, key: Array) -> tuple[Values, Float[Array, ""]]:
         """Draw latent sites from their prior at x_0 = 0; also return their log-density in nats.
@@ -105,7 +105,7 @@ class BoundProgram(eqx.Module):
 
     def draw_observed(self, key: Array, x_0: Values, latents: Values) -> Values:
         """Draw every observed site that is not a factor or a Delta."""
-        return self.traces.predict(key, self.inputs, x_0, latents, self.known())
+        return self.traces.predict(key, self.inputs, x_0, latents, self.observed_entries())
 
     def model(self, evaluation: Evaluation, name: str) -> tuple[DiffusionModel, Array | None]:
         """Return the diffusion model of a site, and its context."""
@@ -123,7 +123,7 @@ class BoundProgram(eqx.Module):
             name: jnp.zeros(shape, dtypes[name]) for name, shape in self.structure.shapes.items()
         }
 
-    def known(self) -> Known:
+    def observed_entries(self) -> Known:
         """Return mask and values (user's units) of the noiseless entries; {} without any."""
         if self.noiseless is None:
             return {}

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from .method import AbstractMethod
 from .program import Values
-from .rejuvenation import can_move
+from .rejuvenation import can_update_latents
 from .smc import TwistedSMC
 from .split_gibbs import SplitGibbs
 from .states import num_states
@@ -52,7 +52,7 @@ def choose(target: Target, num_samples: int) -> Choice:
             f"x has {size} number{'s' * (size > 1)}: few enough for quadrature of any likelihood",
         )
     observed = target.num_observed()
-    others = " and the latents are rejuvenated by MCMC" if can_move(target) else ""
+    others = " and the latents are rejuvenated by MCMC" if can_update_latents(target) else ""
     if observed == 0:
         reason = "the observations have no moments, so the twist uses their gradient"
     elif observed <= MAX_DENSE:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .chains import ModelChain
-from .kernels import GuidedKernel, LastKernel
+from .kernels import FinalKernel, GuidedKernel
 from .method import draw_base
 from .program import Values
 from .target import Level, Target
@@ -46,8 +46,11 @@ def conditional_smc(
 
     def evaluate(x: Values, t: Array | int) -> Twisted:
         level = Level(0, jnp.asarray(t))
-        evaluated = jax.vmap(lambda x: twist.evaluate(target, x, level, no_latents))(x)
-        return ModelChain().select(evaluated)
+
+        def single(x: Values) -> Twisted:
+            return ModelChain().select(twist.evaluate(target, x, level, no_latents))
+
+        return jax.vmap(single)(x)
 
     def draw_ancestors(
         key: Array, log_weights: Array, twisted: Twisted, log_transition: Array
@@ -103,7 +106,7 @@ def conditional_smc(
     x_0, before, log_ratio, last = advance(
         key_last,
         particles,
-        lambda x, twisted: LastKernel(target, x, twisted, 0, no_latents),
+        lambda x, twisted: FinalKernel(target, x, twisted, 0, no_latents),
         {name: x[-1] for name, x in path.items()},
     )
     log_likelihood = jax.vmap(lambda x: target.log_likelihood(x, no_latents))(x_0)

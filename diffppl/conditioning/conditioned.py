@@ -61,7 +61,9 @@ class ConditionedNormal(eqx.Module):
         variance, _ = ravel_pytree(
             {name: jnp.broadcast_to(k.variance, means[name].shape) for name, k in kernels.items()}
         )
-        known = {name: entry for name, entry in target.known().items() if name in kernels}
+        known = {
+            name: entry for name, entry in target.observed_entries().items() if name in kernels
+        }
         mask, _ = ravel_pytree({name: mask for name, (mask, _) in known.items()})
         value, _ = ravel_pytree({name: value for name, (_, value) in known.items()})
         log_known = -0.5 * ((value - mean) ** 2 / variance + jnp.log(2 * jnp.pi * variance))
@@ -152,7 +154,7 @@ class _Linear(eqx.Module):
         return log_density(white, self.factor) - log_density(white_error, self.noise_factor)
 
 
-def draw_given_observations(
+def draw_conditioned(
     key: Array, target: Target, mean: Values, variance: Array, latents: Array
 ) -> Values:
     """Draw x_0 ~ N(mean, diag(variance)), conditioned on observations linearised at the mean.
@@ -162,7 +164,7 @@ def draw_given_observations(
     standard deviation: a full gradient step would overshoot where they are sharp.
     """
     flat, unravel = ravel_pytree(mean)
-    known = target.known()
+    known = target.observed_entries()
     mask, _ = ravel_pytree({name: mask for name, (mask, _) in known.items()})
     value, _ = ravel_pytree({name: value for name, (_, value) in known.items()})
     flat = jnp.where(mask, value, flat)

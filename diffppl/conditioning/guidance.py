@@ -9,7 +9,7 @@ from jaxtyping import Array, Int
 
 from ..checks.arguments import check_fields, size_field
 from ..samplers import Ancestral
-from .kernels import GuidedKernel, LastKernel
+from .kernels import FinalKernel, GuidedKernel
 from .method import AbstractMethod, Draws, Exactness, draw_base, only_diffusion_sites, unweighted
 from .program import Values
 from .target import Level, Target
@@ -98,7 +98,7 @@ class Guidance(AbstractMethod):
 
         def single(key: Array, x: Values) -> Values:
             twisted = twist.evaluate(target, x, level, no_latents)
-            return LastKernel(target, x, twisted, phase, no_latents).sample(key)
+            return FinalKernel(target, x, twisted, phase, no_latents).sample(key)
 
         x = state | jax.vmap(single)(_split(key, state), state)
         is_last = phase == target.structure.num_stages - 1

@@ -78,7 +78,7 @@ def _log_prob(log_probs: Float[Array, "*shape states"], states: Array) -> Float[
 
 
 @final
-class LastKernel(eqx.Module):
+class FinalKernel(eqx.Module):
     """p(x_0 | x_1) conditioned on the observations, for the sites of the running stage.
 
     In the last stage discrete sites are drawn from their kernel times the likelihood, per

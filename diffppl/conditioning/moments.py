@@ -75,7 +75,7 @@ class Observations(NamedTuple):
         return Observations(self.value[start:], self.mean[start:], covariance, jnp.zeros(()))
 
 
-def side_by_side(found: list[Moments], log_rest: Float[Array, ""]) -> Observations:
+def concatenate_moments(found: list[Moments], log_rest: Float[Array, ""]) -> Observations:
     """Concatenate the moments of several sites."""
     empty = jnp.zeros(0)
     value = jnp.concatenate([empty, *(each.value for each in found)])
@@ -115,19 +115,19 @@ def _without_masks(fn: Any) -> Any:
 
 def is_label(site: Site) -> bool:
     """Return whether a site is Bernoulli: its variance vanishes at confident wrong predictions."""
-    base, _ = peel(site["fn"])
+    base, _ = unwrap_masked(site["fn"])
     return isinstance(base, dist.BernoulliProbs | dist.BernoulliLogits)
 
 
 def visible(site: Site) -> Bool[Array, "..."]:
     """Return which entries of an observation are not masked."""
-    _, mask = peel(site["fn"])
+    _, mask = unwrap_masked(site["fn"])
     return jnp.broadcast_to(mask, full_shape(site))
 
 
 def moments(site: Site) -> Moments | None:
     """Return the normal density of an observed site; None without usable moments."""
-    base, mask = peel(site["fn"])
+    base, mask = unwrap_masked(site["fn"])
     if isinstance(base, dist.MultivariateNormal | dist.LowRankMultivariateNormal):
         return _multivariate(site, base, mask)
     if base.support is None or base.event_dim > 0 or isinstance(base, _WITHOUT_MOMENTS):
@@ -204,7 +204,7 @@ def full_shape(site: Site) -> tuple[int, ...]:
     return np.broadcast_shapes(jnp.shape(site["value"]), site["fn"].shape())
 
 
-def peel(fn: Any) -> tuple[Any, Bool[Array, "..."]]:
+def unwrap_masked(fn: Any) -> tuple[Any, Bool[Array, "..."]]:
     """Return the distribution under `expand`, `to_event` and masks, and the combined mask."""
     mask = jnp.ones((), bool)
     while isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
@@ -221,7 +221,7 @@ def _is_heavy_tailed(fn: Any) -> bool:
 
 def _parts(fn: Any) -> Iterator[Any]:
     """Yield a distribution, and those that it mixes, transforms or truncates."""
-    fn, _ = peel(fn)
+    fn, _ = unwrap_masked(fn)
     yield fn
     if isinstance(fn, MixtureSameFamily | MixtureGeneral):
         components = (

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from .moments import full_shape, peel
+from .moments import full_shape, unwrap_masked
 from .program import Site, Values
 
 Shapes = dict[str, tuple[int, ...]]
@@ -58,7 +58,7 @@ class Noiseless(eqx.Module):
 def shown(site: Site) -> dict[str, Array]:
     """Return the locations and values of an observed Delta, and which of them are not masked."""
     shape = full_shape(site)
-    fn, mask = peel(site["fn"])
+    fn, mask = unwrap_masked(site["fn"])
     return {
         "location": jnp.broadcast_to(fn.v, shape).ravel(),
         "value": jnp.broadcast_to(site["value"], shape).ravel(),

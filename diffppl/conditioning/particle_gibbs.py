@@ -80,7 +80,7 @@ class ParticleGibbs(MCMCKernel):
         twist = twist if twist is None else check_instance("twist", twist, AbstractTwist)
         self._original: Program = program
         self._program: Program = program
-        self._model: Program = GivenDiffusionSites(program)
+        self._model: Program = WithoutDiffusionPriors(program)
         self.num_particles = num_particles
         self.num_steps = num_steps
         self.twist = twist
@@ -227,7 +227,7 @@ def _to_user(target: Target, x_0: Values) -> Values:
 
 
 @final
-class GivenDiffusionSites:
+class WithoutDiffusionPriors:
     """A program whose diffusion sites contribute no density.
 
     It compares equal to the program that it wraps, as `numpyro.infer.Gibbs` requires of its blocks.

@@ -55,7 +55,7 @@ def weighted(
     alive = jnp.isfinite(state.log_weights)
     log_weights, log_increment = reweight(state.log_weights, log_increments)
     # Particles that are eves, that have NaN increments, and that the twist excludes.
-    is_eve = jnp.zeros_like(alive).at[state.eves].set(True)  # noqa: FBT003
+    is_eve = jnp.zeros_like(alive).at[state.eves].set(True)
     is_nan = alive & jnp.isnan(log_increments)
     is_excluded = alive & (state.twisted.log_value == MIN_LOG_TWIST)
     counts = jnp.sum(jnp.stack([is_eve, is_nan, is_excluded]), axis=1).astype(float)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ..checks.arguments import check_key, check_size
-from ..model.inputs import warn_of_short_chain
+from ..model.inputs import warn_of_residual_signal
 from .bound import BoundProgram, check_program
 from .choose import choose
 from .diagnostics import divergence, find_faults, tail_indices
@@ -117,7 +117,7 @@ class Posterior:
             if text := divergence(lambda: self._spare_key(2), target, method, name, nonfinite, rms):
                 warnings.warn(text, stacklevel=2)
             else:
-                warn_of_short_chain(np.max(report.signal[name]), f"site {name!r}")
+                warn_of_residual_signal(np.max(report.signal[name]), f"site {name!r}")
 
     # Results --------------------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ class Posterior:
 
     def print_summary(self, prob: float = 0.9) -> None:
         """Print NumPyro's summary of the small sites, the evidence, the method and its cost."""
-        print_posterior(self.get_samples(group_by_chain=True), self.known_entries(), prob)
+        print_posterior(self.get_samples(group_by_chain=True), self.noiseless_entries(), prob)
         print(f"log evidence: {self.log_evidence}")
         if not np.isnan(self.log_evidence.value):
             print(
@@ -218,9 +218,12 @@ class Posterior:
         print(f"exactness: {self.exactness.value} ({self.method!r}: {self.explanation})")
         print(f"denoiser calls: {self.num_denoiser_calls:,}")
 
-    def known_entries(self) -> dict[str, np.ndarray]:
+    def noiseless_entries(self) -> dict[str, np.ndarray]:
         """Return masks of the noiselessly observed entries, for the sites that have any."""
-        masks = {name: np.asarray(m) for name, (m, _) in self._last.target.bound.known().items()}
+        masks = {
+            name: np.asarray(m)
+            for name, (m, _) in self._last.target.bound.observed_entries().items()
+        }
         return {name: mask for name, mask in masks.items() if mask.any()}
 
     def posterior_predictive(self) -> Values:

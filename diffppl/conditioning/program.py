@@ -215,9 +215,7 @@ def _check_proper(msg: Site) -> None:
     while isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
         fn = fn.base_dist
     if isinstance(fn, dist.ImproperUniform):
-        raise ValueError(  # noqa: TRY004 (the program is at fault, not a type)
-            f"site {msg['name']!r} has an improper prior; give it a proper one."
-        )
+        raise ValueError(f"site {msg['name']!r} has an improper prior; give it a proper one.")
 
 
 def _contains_diffusion(value: Any) -> bool:

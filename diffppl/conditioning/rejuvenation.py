@@ -26,7 +26,7 @@ _PRIOR_SHARE = 0.1  # fraction of the steps that ignore the cloud
 _LOG_MIN_SCALE = math.log(1e-3)  # of these steps, relative to the scale of the prior
 
 
-def can_move(target: Target) -> bool:
+def can_update_latents(target: Target) -> bool:
     """Return whether there are latents, none of which changes a network.
 
     A latent that changes a network enters every past kernel of the particle; these are not stored.
@@ -58,7 +58,7 @@ def metropolis(
 
     def update(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         latents, value, total = state
-        latents, value, acceptance = move_half(
+        latents, value, acceptance = update_half(
             keys[i], i, latents, value, log_density, lambda value: value, log_weights, prior_scale
         )
         return latents, value, total + acceptance
@@ -67,7 +67,7 @@ def metropolis(
     return state[0], state[2] / len(keys)
 
 
-def move_half(
+def update_half(
     key: Array,
     i: Int[Array, ""],
     latents: Float[Array, "n p"],

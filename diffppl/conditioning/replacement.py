@@ -123,7 +123,7 @@ class Replacement(AbstractMethod):
 
 def _replace_observed(key: Array, target: Target, x: Values, t: Array | int) -> Values:
     """Replace observed entries by draws from q(x_t | x_0)."""
-    known, keys = target.known(), target.split_key(key)
+    known, keys = target.observed_entries(), target.split_key(key)
 
     def each(model: Any, x: Array, known: Any, key: Array) -> Array:
         mask, value = known

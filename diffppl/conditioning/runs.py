@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Int
 from tqdm.auto import tqdm
 
-from ..model.inputs import left_at_the_end
+from ..model.inputs import residual_signal
 from .diagnostics import Fault, root_mean_square
 from .keys import ChainKeys, chain_keys
 from .method import AbstractMethod, Draws, iterate
@@ -177,7 +177,7 @@ def _report(
     samples, nan = jax.vmap(values)(keys, draws.x_0, draws.latents)
     return Report(
         samples,
-        target.map_sites(left_at_the_end, draws.x_0),
+        target.map_sites(residual_signal, draws.x_0),
         {name: jnp.mean(~jnp.isfinite(x)) for name, x in draws.x_0.items()},
         {name: root_mean_square(x) for name, x in draws.x_0.items()},
         jax.tree.map(jnp.mean, nan),

@@ -34,15 +34,15 @@ from .chains import AbstractChain, CovarianceMatched, ModelChain, Particle
 from .method import AbstractMethod, Draws, Exactness, draw_base
 from .particles import MIN_LOG_TWIST, STATISTICS, SMCState, resampled, weighted
 from .program import Values
-from .rejuvenation import can_move, metropolis, rows
+from .rejuvenation import can_update_latents, metropolis, rows
 from .resampling import AbstractResampling, Systematic
 from .target import Level, Target
-from .tempering import num_keys, tempered, weigh_and_move
+from .tempering import num_keys, tempered, weight_and_update
 from .twists import AbstractTwist, Twisted
 from .twists.default import resolved_twist
 from .weights import relative_variance
 
-LAST_MOVES = 10
+NUM_FINAL_MCMC_STEPS = 10
 _PRIOR_DRAWS = 64  # for the scale of the Metropolis steps
 
 
@@ -108,7 +108,7 @@ class TwistedSMC(AbstractMethod):
 
     def num_denoiser_calls(self, target: Target, num_samples: int) -> int:
         del num_samples
-        evaluations = 1 + (self.num_mcmc_steps if can_move(target) else 0)
+        evaluations = 1 + (self.num_mcmc_steps if can_update_latents(target) else 0)
         steps = target.num_steps * target.structure.num_stages
         return self.num_particles * steps * (evaluations + self._resolved()[1].num_denoiser_calls())
 
@@ -130,7 +130,7 @@ class TwistedSMC(AbstractMethod):
             # log q(u) is the denominator of w_T.
             self._placeholder(target, x, latents, 0, log_prior),
             log_prior,
-            temperature=jnp.asarray(0.0 if can_move(target) else 1.0),
+            temperature=jnp.asarray(0.0 if can_update_latents(target) else 1.0),
             log_weights=jnp.full(n, -jnp.log(n)),
             eves=jnp.arange(n),
             num_resampled=jnp.asarray(0),
@@ -169,7 +169,7 @@ class TwistedSMC(AbstractMethod):
         # The incremental weight is psi_{t-1} / (psi_t q / p).
         log_denominator = state.twisted.log_value - log_ratio
         state = state._replace(x=state.x | moved)
-        if not can_move(target):
+        if not can_update_latents(target):
             state = state._replace(twisted=self._evaluate(target, state.x, state.latents, level))
             state = weighted(state, state.twisted.log_value - log_denominator, entry)
             return resampled(keys_rest[0], state, self.resampling, self.ess_threshold)
@@ -190,7 +190,7 @@ class TwistedSMC(AbstractMethod):
             twisted = self._evaluate(target, x, latents, level)
             return jax.vmap(target.log_prior)(latents), twisted
 
-        return weigh_and_move(keys_rest, state, evaluate, weigh, self.num_mcmc_steps)
+        return weight_and_update(keys_rest, state, evaluate, weigh, self.num_mcmc_steps)
 
     def end(
         self, key: Array, target: Target, state: SMCState, phase: int, num_samples: int
@@ -198,10 +198,10 @@ class TwistedSMC(AbstractMethod):
         """Perform the final step of a stage; after the last stage, weight by the likelihood."""
         chain, num_stages = self._resolved()[1], target.structure.num_stages
         n = self.num_particles
-        keys = jax.random.split(key, n + 2 + 2 * LAST_MOVES)
+        keys = jax.random.split(key, n + 2 + 2 * NUM_FINAL_MCMC_STEPS)
 
         def final_step(key: Array, particle: Particle) -> tuple[Values, Array]:
-            return chain.last_step(key, target, particle, phase)
+            return chain.final_step(key, target, particle, phase)
 
         moved, log_ratio = self._each(keys[:n], state, final_step)
         log_denominator = state.twisted.log_value - log_ratio
@@ -211,7 +211,7 @@ class TwistedSMC(AbstractMethod):
             twisted = self._placeholder(target, x, latents, phase + 1, log_denominator)
             return state._replace(twisted=twisted)
         log_likelihood = jax.vmap(target.log_likelihood)(state.x, state.latents)
-        twisted = jax.vmap(lambda r: Twisted(r - target.log_known_units(), {}, {}, {}, None))
+        twisted = jax.vmap(lambda r: Twisted(r - target.log_noiseless_units(), {}, {}, {}, None))
         state = state._replace(twisted=twisted(log_likelihood))
         increments = state.twisted.log_value - log_denominator
         state = weighted(state, increments, num_stages * target.num_steps)
@@ -267,8 +267,8 @@ class TwistedSMC(AbstractMethod):
 def _update_latents(
     keys: Array, target: Target, state: SMCState, log_likelihood: Float[Array, " n"]
 ) -> Float[Array, "n p"]:
-    """Apply `LAST_MOVES` Metropolis steps at fixed x_0, which evaluate only the program."""
-    if not can_move(target):
+    """Apply Metropolis steps at fixed x_0, which evaluate the program but no network."""
+    if not can_update_latents(target):
         return state.latents
 
     def log_density(latents: Array, first: Array) -> Array:

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 
 from ..checks.arguments import as_float, check_float, size_field
 from ..samplers import Ancestral
-from .conditioned import draw_given_observations
+from .conditioned import draw_conditioned
 from .method import AbstractMethod, Draws, Exactness, draw_base, only_diffusion_sites, unweighted
 from .program import Values
 from .target import Level, Target
@@ -132,9 +132,9 @@ class SplitGibbs(AbstractMethod):
         key_z, key_x = jax.random.split(key)
         variance = flat_like(_variances(target, t), {name: x[0] for name, x in state.items()})
         num = jax.tree.leaves(state)[0].shape[0]
-        z = jax.vmap(
-            lambda key, x: draw_given_observations(key, target, x, variance, jnp.zeros(0))
-        )(jax.random.split(key_z, num), state)
+        z = jax.vmap(lambda key, x: draw_conditioned(key, target, x, variance, jnp.zeros(0)))(
+            jax.random.split(key_z, num), state
+        )
         return jax.vmap(lambda key, z: _denoise(key, target, z, t))(jax.random.split(key_x, num), z)
 
     def end(self, key: Array, target: Target, state: Values, phase: int, num_samples: int) -> Draws:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..model import DiffusionModel
 from .bound import BoundProgram
 from .keys import split
-from .moments import Moments, Observations, side_by_side
+from .moments import Moments, Observations, concatenate_moments
 from .program import Values
 from .states import most_probable
 from .structure import Structure
@@ -158,9 +158,9 @@ class Target(eqx.Module):
         """Whether any entries of diffusion sites are observed without noise."""
         return self.bound.noiseless is not None
 
-    def known(self) -> dict[str, tuple[Bool[Array, "..."], Array]]:
+    def observed_entries(self) -> dict[str, tuple[Bool[Array, "..."], Array]]:
         """Return masks and values (model units, 0 elsewhere) of noiselessly observed entries."""
-        known = self.bound.known()
+        known = self.bound.observed_entries()
         if not known:
             return {name: (jnp.zeros(x.shape, bool), x) for name, x in self.bound.origin().items()}
         return {
@@ -170,13 +170,13 @@ class Target(eqx.Module):
 
     def clamp(self, x_0: Values) -> Values:
         """Set the noiselessly observed entries of x_0 (model units) to their values."""
-        known = self.known()
+        known = self.observed_entries()
         return {name: jnp.where(*known[name], x) for name, x in x_0.items()}
 
-    def log_known_units(self) -> Float[Array, ""]:
+    def log_noiseless_units(self) -> Float[Array, ""]:
         """Return log|d user / d model| of noiseless entries; model-unit densities exclude it."""
         total = jnp.zeros(())
-        for name, (mask, value) in self.known().items():
+        for name, (mask, value) in self.observed_entries().items():
             model = self.models[name]
             if self.has_noiseless and not model.process.support.is_discrete:
                 # `to_user` is elementwise: one JVP is the diagonal of its Jacobian.
@@ -254,7 +254,7 @@ class Target(eqx.Module):
         found = list(with_moments.values())
         if noiseless and self.has_noiseless:
             found.append(self._noiseless_moments(x_0, noiseless))
-        return side_by_side(found, log_rest)
+        return concatenate_moments(found, log_rest)
 
     def num_observed(self) -> int:
         """Return the number of values in `observations`, including noiseless ones."""
@@ -265,7 +265,7 @@ class Target(eqx.Module):
 
         return jax.eval_shape(value).size
 
-    def without_effect(self, names: tuple[str, ...]) -> Bool[Array, " k"]:
+    def is_ignored(self, names: tuple[str, ...]) -> Bool[Array, " k"]:
         """Return which entries of Deltas are masked or belong to sites not in `names`."""
         noiseless = self.bound.noiseless
         if noiseless is None:
@@ -277,10 +277,10 @@ class Target(eqx.Module):
     def _noiseless_moments(self, x_0: Values, names: tuple[str, ...]) -> Moments:
         noiseless, shapes = self.bound.noiseless, self.structure.shapes
         assert noiseless is not None
-        known = {name: value for name, (_, value) in self.known().items()}
+        known = {name: value for name, (_, value) in self.observed_entries().items()}
         least = self.map_sites(lambda model, x: jnp.full(x.shape, _least_variance(model)), x_0)
         value, mean, variance = (noiseless.gather(each, shapes) for each in (known, x_0, least))
-        without = self.without_effect(names)
+        without = self.is_ignored(names)
         # Entries without effect have the density N(0; 0, 1), which the constant cancels.
         constant = 0.5 * math.log(2 * math.pi) * jnp.sum(without)
         mean, value = (jnp.where(without, 0.0, x) for x in (mean, value))

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from .particles import SMCState
 from .program import Values
-from .rejuvenation import move_half, rows
+from .rejuvenation import rows, update_half
 from .twists import Twisted
 from .weights import effective_sample_size
 
@@ -65,11 +65,11 @@ def tempered(
 
 
 def num_keys(num_mcmc_steps: int) -> int:
-    """Return the number of keys that `weigh_and_move` uses."""
+    """Return the number of keys that `weight_and_update` uses."""
     return (_MAX_TEMPERATURES + 2) * (1 + 2 * num_mcmc_steps * _MCMC_FACTOR)
 
 
-def weigh_and_move(
+def weight_and_update(
     keys: Array,
     state: SMCState,
     evaluate: Callable[[Values, Array], tuple[Array, Twisted]],
@@ -97,7 +97,7 @@ def weigh_and_move(
         def evaluate_rows(latents: Array, first: Array) -> tuple[Array, Twisted]:
             return evaluate(rows(state.x, first, len(latents)), latents)
 
-        latents, (log_prior, twisted), accepted = move_half(
+        latents, (log_prior, twisted), accepted = update_half(
             key,
             i,
             state.latents,

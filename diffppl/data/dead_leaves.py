@@ -74,7 +74,7 @@ class DeadLeaves(AbstractSource):
         radii: tuple[float, float],
         *,
         exponent: float = 3.0,
-        grey: dist.Distribution = dist.Uniform(0.0, 1.0),  # noqa: B008 (immutable)
+        grey: dist.Distribution = dist.Uniform(0.0, 1.0),
     ) -> None:
         self.size = check_image_size(size)
         limits = check_pair("radii", radii)

@@ -28,7 +28,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Integer
 
 from ..checks.arguments import check_key
-from ..checks.arrays import as_numbers, at_fault
+from ..checks.arrays import as_numbers, describe_invalid
 from .source import AbstractSource, InMemory, as_source
 
 MAX_LEVEL = 255  # the highest level
@@ -138,6 +138,7 @@ def as_levels(name: str, images: Any) -> Integer[Array, "..."]:
     bad = np.asarray((values < 0) | (values > MAX_LEVEL))
     if bad.any():
         raise ValueError(
-            f"{name} must hold 8-bit levels 0..{MAX_LEVEL}; {at_fault(bad, values)} are outside."
+            f"{name} must hold 8-bit levels 0..{MAX_LEVEL}; {describe_invalid(bad, values)} are "
+            "outside."
         )
     return jnp.asarray(values.astype(np.uint8))

@@ -53,7 +53,7 @@ def finite(name: str, values: Numbers) -> np.ndarray:
     return np.asarray(as_finite(name, values), dtype=np.float64)
 
 
-def spectrum(
+def eigendecomposition(
     name: str, covariance: np.ndarray, event_shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return eigenvalues and eigenvectors (None if diagonal) of a covariance of flat events."""

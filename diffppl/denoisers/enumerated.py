@@ -23,8 +23,8 @@ from ..processes.support import check_support
 from .base import AbstractDenoiser, Numbers
 from .mixture import check_probabilities
 
-IMPOSSIBLE = -1e6  # nats, in place of log 0: finite, so that its product with 0 is 0
-CERTAIN = 30.0  # nats, the largest log-odds: finite where x_t determines a coordinate
+MIN_LOG_PROB = -1e6  # nats, in place of log 0: finite, so that its product with 0 is 0
+MAX_LOG_ODDS = 30.0  # nats, the largest log-odds: finite where x_t determines a coordinate
 
 
 @final
@@ -91,11 +91,11 @@ class Enumerated(AbstractDenoiser):
 
         # log q(x_tj | x_0j = c), shape (size, values).
         table = jax.vmap(log_likelihood)(jnp.arange(values)).T
-        table = jnp.maximum(table, IMPOSSIBLE)
+        table = jnp.maximum(table, MIN_LOG_PROB)
         flat = self.one_hot.reshape(states, size * values)
         weights = jax.nn.softmax(self.log_probabilities + flat @ table.reshape(-1))
         marginals = (weights @ flat).reshape(*x_t.shape, values)
         logs = jnp.log(jnp.maximum(marginals, jnp.finfo(marginals.dtype).tiny))
         if self.process.num_categories is None:
-            return jnp.clip(logs[..., 1] - logs[..., 0], -CERTAIN, CERTAIN)
-        return jnp.maximum(logs, logs.max(axis=-1, keepdims=True) - CERTAIN)
+            return jnp.clip(logs[..., 1] - logs[..., 0], -MAX_LOG_ODDS, MAX_LOG_ODDS)
+        return jnp.maximum(logs, logs.max(axis=-1, keepdims=True) - MAX_LOG_ODDS)

@@ -17,7 +17,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..schedules import AbstractSchedule
-from .base import AbstractDenoiser, Numbers, check_schedule, finite, spectrum, with_variance
+from .base import (
+    AbstractDenoiser,
+    Numbers,
+    check_schedule,
+    eigendecomposition,
+    finite,
+    with_variance,
+)
 
 
 @final
@@ -52,7 +59,7 @@ class Gaussian(AbstractDenoiser):
     def __init__(self, schedule: AbstractSchedule, mean: Numbers, covariance: Numbers) -> None:
         check_schedule(schedule)
         loc = finite("mean", mean)
-        eigenvalues, eigenvectors = spectrum(
+        eigenvalues, eigenvectors = eigendecomposition(
             "covariance", finite("covariance", covariance), loc.shape
         )
         self.schedule = schedule

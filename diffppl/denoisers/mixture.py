@@ -27,7 +27,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..schedules import AbstractSchedule
-from .base import AbstractDenoiser, Numbers, check_schedule, finite, spectrum, with_variance
+from .base import (
+    AbstractDenoiser,
+    Numbers,
+    check_schedule,
+    eigendecomposition,
+    finite,
+    with_variance,
+)
 
 
 class AbstractComponents(eqx.Module):
@@ -234,7 +241,10 @@ def _components(means: np.ndarray, covariances: np.ndarray, used: np.ndarray) ->
             f"{tuple(rest)} need shape (), {(number,)}, {(number, *rest)} or "
             f"{(number, size, size)}."
         )
-    pairs = [spectrum("covariances", covariance, tuple(rest)) for covariance in covariances[used]]
+    pairs = [
+        eigendecomposition("covariances", covariance, tuple(rest))
+        for covariance in covariances[used]
+    ]
     eigenvalues = np.stack([values for values, _ in pairs])
     vectors = [vectors for _, vectors in pairs if vectors is not None]
     return GeneralComponents(flat, eigenvalues, np.stack(vectors) if vectors else None)

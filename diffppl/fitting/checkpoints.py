@@ -23,7 +23,7 @@ from ..checks.arguments import check_instance, check_path, check_size
 from ..io.serialisation import load
 from ..model import DiffusionModel
 from .result import History
-from .run_config import FILE, Record, begun, is_kept, name_of
+from .run_config import FILE, Record, is_kept, load_or_write_config, name_of
 from .training import FitState
 
 
@@ -121,7 +121,7 @@ class Run:
     """
 
     def __init__(self, checkpoints: Checkpoints, record: Record) -> None:
-        self.model = begun(checkpoints.folder, record)
+        self.model = load_or_write_config(checkpoints.folder, record)
         self._checkpoints = checkpoints
         self._manager: Any = None
         self._first = self._last = 0  # iteration at the start, and at the last checkpoint

@@ -16,7 +16,7 @@ from .result import FitResult
 from .training import FitState
 
 # Frequent misnomers, and the arguments that `fit` has instead.
-MEANT = {
+INTENDED = {
     "learning_rate": "optimizer=default_optimizer(num_iterations, learning_rate)",
     "lr": "optimizer=default_optimizer(num_iterations, learning_rate)",
     "epochs": "num_iterations",
@@ -35,7 +35,7 @@ MEANT = {
 def check_names(unknown: dict[str, Any]) -> None:
     """Raise a `TypeError` for an unknown argument of `fit`, with the likely intended one."""
     for name in unknown:
-        meant = MEANT.get(name)
+        meant = INTENDED.get(name)
         remedy = f": pass {meant}" if meant else "; see help(diffppl.fit)"
         raise TypeError(f"fit has no argument {name!r}{remedy}.")
 

@@ -21,7 +21,7 @@ MIN_CHANGE = 1e-5  # relative to the largest update
 SHARE = 0.01  # of a run: not checked at its end, where the rate of its own schedule is small
 
 
-def check_moves(
+def check_updates(
     optimizer: optax.GradientTransformation, params: PyTree, done: int, num_iterations: int
 ) -> None:
     """Raise if an optimiser makes no updates in the second half of the remaining iterations.

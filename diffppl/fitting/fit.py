@@ -26,14 +26,14 @@ from ..model.inputs import check_context, check_data
 from ..model.scaling import Scaling
 from .checkpoints import Checkpoints, open_run
 from .checks import check_names, check_options, resumed
-from .decay import check_moves
+from .decay import check_updates
 from .inputs import column_names, read, reader, typical
 from .losses import AbstractLoss, ELBOLoss
 from .misfit import warn_if_misfit
 from .prepare import mask_of, prepared
 from .result import FitResult, History, NonFiniteLossError
 from .run_config import record
-from .training import Recipe, initial_state, mean_elbo, model_of, run_chunk
+from .training import TrainingConfig, initial_state, mean_elbo, model_of, run_chunk
 
 
 def fit(
@@ -44,7 +44,7 @@ def fit(
     num_iterations: int,
     batch_size: int = 512,
     context: Any = None,
-    loss: AbstractLoss = ELBOLoss(),  # noqa: B008 (immutable)
+    loss: AbstractLoss = ELBOLoss(),
     optimizer: optax.GradientTransformation | None = None,
     ema_decay: float | None = 0.999,
     scaling: Scaling | None = None,
@@ -155,7 +155,7 @@ def fit(
     params, frozen = eqx.partition(model, mask)
     validation = _validation(model, validation_data, validation_context, batch_size)
     batches = reader(dataset, model)
-    recipe = Recipe(
+    recipe = TrainingConfig(
         frozen=frozen,
         loss=loss,
         optimizer=optimizer,
@@ -170,7 +170,7 @@ def fit(
         state, history = run.restore(state, history, num_iterations)
     done = first = int(state.iteration)
     if not is_default:
-        check_moves(optimizer, params, done, num_iterations)
+        check_updates(optimizer, params, done, num_iterations)
     warn_if_misfit(model, examples, column_names(data))
 
     bar = tqdm(total=num_iterations, initial=done, disable=not progress, desc="fit")

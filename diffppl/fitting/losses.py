@@ -99,7 +99,7 @@ class WeightedLoss(AbstractLoss):
     def __init__(
         self,
         weights: ArrayLike,
-        steps: AbstractSteps = SampledSteps(1),  # noqa: B008 (immutable)
+        steps: AbstractSteps = SampledSteps(1),
     ) -> None:
         values = np.asarray(as_finite("weights", weights), dtype=np.float64)
         if values.ndim != 1 or not np.all(values >= 0):

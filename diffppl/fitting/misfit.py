@@ -10,7 +10,7 @@ import numpy as np
 
 from ..likelihood.elbo import prior_term
 from ..model import DiffusionModel
-from ..model.inputs import left_at_the_end
+from ..model.inputs import residual_signal
 from ..model.scaling import spread_of
 from ..processes import GaussianDiffusion
 
@@ -20,8 +20,8 @@ from ..processes import GaussianDiffusion
 MAX_NATS_LEFT = 0.05
 MAX_FLOOR = 0.5  # noise of the first level, relative to a column's spread
 MAX_WIDER = 0.1  # variance that the final step adds to a narrow column, relative to the column's
-FAR = 30.0  # distance of an outlier from the centre, in scales
-COARSEST = 0.1  # spacing of floating-point numbers, relative to a column's spread
+MAX_SCALES = 30.0  # distance of an outlier from the centre, in scales
+MAX_SPACING = 0.1  # spacing of floating-point numbers, relative to a column's spread
 MAX_NAMED = 4  # columns in one message
 
 
@@ -37,7 +37,7 @@ def warn_if_misfit(model: DiffusionModel, data: np.ndarray, names: list[str] | N
     x = np.asarray(model.to_model(data))
     is_far = np.zeros(x.shape, bool)
     if isinstance(model.process, GaussianDiffusion):
-        is_far = np.abs(x) > FAR
+        is_far = np.abs(x) > MAX_SCALES
         columns = _column_statistics(model, data, x, is_far, names)
         for message in _column_messages(model, columns):
             warnings.warn(message, stacklevel=3)
@@ -53,7 +53,7 @@ def _warn_if_not_noise(model: DiffusionModel, data: Any) -> None:
         return
     signal = ""
     if isinstance(model.process, GaussianDiffusion):
-        signal = f", E|sqrt(alpha_bar_T) x_0| = {float(left_at_the_end(model, data)):.3g}"
+        signal = f", E|sqrt(alpha_bar_T) x_0| = {float(residual_signal(model, data)):.3g}"
     warnings.warn(
         f"the chain does not end in noise: at t = {model.num_steps} the mean KL(q(x_T | x_0), pi) "
         f"is {nats:.3g} nats (at most {MAX_NATS_LEFT} is recommended){signal}. Samples start from "
@@ -72,7 +72,7 @@ class Columns(NamedTuple):
         scale: scale of the model's scaling.
         mean, deviation: in the chain's units, without outliers.
         largest: largest magnitude, in the user's units.
-        far: share of values more than `FAR` scales from the centre, and the largest distance.
+        far: share of values beyond `MAX_SCALES` scales from the centre, and the largest distance.
         is_rounded: whether the precision of the data is no better than JAX's.
     """
 
@@ -154,7 +154,7 @@ def _column_messages(model: DiffusionModel, columns: Columns) -> Iterator[str]:
     yield from _message(
         columns,
         varies & (share > 0),
-        f"has values more than {FAR:g} scales from the centre",
+        f"has values more than {MAX_SCALES:g} scales from the centre",
         lambda j: f"{share[j]:.2%} of it, up to {farthest[j]:.3g}",
         "Networks fit such values poorly, and the others less well because of them. Take "
         "logarithms (or numpy.arcsinh) first, or leave such values out.",
@@ -165,7 +165,7 @@ def _column_messages(model: DiffusionModel, columns: Columns) -> Iterator[str]:
     where = "Data" if columns.is_rounded else "The fit is in float64, but draws"
     yield from _message(
         columns,
-        varies & (step > COARSEST * columns.spread),
+        varies & (step > MAX_SPACING * columns.spread),
         f"is too far from 0 for {default.dtype}",
         lambda j: f"spread {columns.spread[j]:.3g}, steps of {step[j]:.2g}",
         f"{where} are rounded to such steps: subtract a constant first, or call "

@@ -17,7 +17,7 @@ from ..model import DiffusionModel
 from ..model.scaling import Scaling
 from ..predictions.variance import replace_fitted
 from ..processes import GaussianDiffusion
-from .reverse_variance import with_start
+from .reverse_variance import with_initial_variance
 from .training import default_trainable, trained_leaves
 
 MIN_LABEL, MAX_LABEL = -1, 10  # columns of whole numbers in this range are not scaled
@@ -39,7 +39,7 @@ def prepared(
         model = _replace(model, "scaling", scaling)
     if context is not None and model.context_scaling is None:
         model = _replace(model, "context_scaling", context_scaling(model, context))
-    return with_start(model)
+    return with_initial_variance(model)
 
 
 def context_scaling(model: DiffusionModel, context: np.ndarray) -> Scaling | None:
@@ -62,7 +62,7 @@ def mask_of(model: DiffusionModel, trainable: PyTree) -> PyTree[bool]:
     """
     mask = trained_leaves(model, default_trainable(model) if trainable is None else trainable)
     for name in ("scaling", "context_scaling"):
-        mask = _replace(mask, name, False)  # noqa: FBT003 (a mask)
+        mask = _replace(mask, name, False)
     mask = replace_fitted(mask, lambda _: False)
     if not any(jax.tree.leaves(mask)):
         raise ValueError(

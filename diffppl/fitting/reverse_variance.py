@@ -17,12 +17,14 @@ from ..model import DiffusionModel
 from ..predictions.variance import FittedVariance, find_fitted, replace_fitted
 from ..processes import GaussianDiffusion
 
-ENOUGH = 3_200  # the interval between used iterations grows by 1 with each `ENOUGH` data
+DATA_PER_INTERVAL = (
+    3_200  # the interval between used iterations grows by 1 with each `DATA_PER_INTERVAL` data
+)
 MAX_APART = 20  # the largest interval
 POWER = 5  # the weight of iteration i is proportional to i^POWER
 
 
-def with_start(model: DiffusionModel) -> DiffusionModel:
+def with_initial_variance(model: DiffusionModel) -> DiffusionModel:
     """Return the model with the initial estimate, if its reverse variance is a fitted one."""
     if not isinstance(model.process, GaussianDiffusion) or find_fitted(model.prediction) is None:
         return model
@@ -70,7 +72,7 @@ def _use_and_share(
     iteration: Int[Array, ""], batch_size: int
 ) -> tuple[Bool[Array, ""], Float[Array, ""]]:
     """Return whether an iteration is used, and the share of its errors in the moving average."""
-    apart = jnp.clip(iteration // max(ENOUGH // batch_size, 1), 1, MAX_APART)
+    apart = jnp.clip(iteration // max(DATA_PER_INTERVAL // batch_size, 1), 1, MAX_APART)
     # Shares of (p + 1) / (i + p + 1) give weights proportional to i^p; one per `apart` iterations.
     share = jnp.minimum((POWER + 1) * apart / (iteration + POWER + 1), 1.0)
     return iteration % apart == 0, share

@@ -89,7 +89,7 @@ def _entry(value: Any) -> Any:
     return value if isinstance(value, int | float | None) else fingerprint(value)
 
 
-def begun(folder: Path, record: Record) -> Any:
+def load_or_write_config(folder: Path, record: Record) -> Any:
     """Return the initial model of the run in a folder; in an empty folder, write `record`.
 
     Raises:

@@ -99,7 +99,7 @@ class FitState(eqx.Module):
 
 
 @final
-class Recipe(eqx.Module):
+class TrainingConfig(eqx.Module):
     """Constants of a training run, apart from the data."""
 
     frozen: PyTree
@@ -110,7 +110,7 @@ class Recipe(eqx.Module):
     scaling: Scaling | None = None  # of minibatches in the user's units
 
 
-def initial_state(params: PyTree, recipe: Recipe) -> FitState:
+def initial_state(params: PyTree, recipe: TrainingConfig) -> FitState:
     """Return the state before the first iteration."""
     average = None if recipe.ema_decay is None else params
     variance = find_fitted(recipe.frozen)
@@ -120,14 +120,14 @@ def initial_state(params: PyTree, recipe: Recipe) -> FitState:
     return FitState(params, average, opt_state, variance, jnp.zeros((), jnp.int32))
 
 
-def model_of(params: PyTree, state: FitState, recipe: Recipe) -> DiffusionModel:
+def model_of(params: PyTree, state: FitState, recipe: TrainingConfig) -> DiffusionModel:
     """Combine trained and frozen parts into a model with the reverse variance of `state`."""
     model = eqx.combine(params, recipe.frozen)
     return model if state.variance is None else replace_fitted(model, lambda _: state.variance)
 
 
 def _iterate(
-    key: Array, state: FitState, recipe: Recipe, source: AbstractSource
+    key: Array, state: FitState, recipe: TrainingConfig, source: AbstractSource
 ) -> tuple[FitState, Float[Array, ""], Bool[Array, ""]]:
     """Return the state after an iteration, the loss, and whether loss and gradient are finite."""
     key_batch, key_loss, key_errors = jax.random.split(key, 3)
@@ -167,7 +167,7 @@ def _iterate(
 def run_chunk(
     key: Array,
     state: FitState,
-    recipe: Recipe,
+    recipe: TrainingConfig,
     source: AbstractSource,
     stop: Int[Array, ""],
     length: int,

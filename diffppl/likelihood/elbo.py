@@ -27,7 +27,7 @@ from ..checks.arguments import check_instance, check_key, check_size, size_field
 from ..model import DiffusionModel
 from ..model.inputs import check_context, check_data
 
-NUMBERS_AT_ONCE = 2**14  # coordinates, over all events and steps, evaluated in one block
+BLOCK_SIZE = 2**14  # coordinates, over all events and steps, evaluated in one block
 
 
 @final
@@ -140,7 +140,7 @@ class AllSteps(AbstractSteps):
 
         # For small batches several steps are evaluated at once, since the overhead of a loop over
         # single steps would dominate. The last block is padded with steps of weight zero.
-        num_blocks = math.ceil(count / max(1, NUMBERS_AT_ONCE // x_0.size))
+        num_blocks = math.ceil(count / max(1, BLOCK_SIZE // x_0.size))
         length = math.ceil(count / max(1, num_blocks))
         order = jnp.arange(num_blocks * length)
         indices = order % max(1, count)
@@ -175,7 +175,7 @@ class SampledSteps(AbstractSteps):
             return step_term(key, model, x_0[i], t, None if context is None else context[i])
 
         # One block holds at least as many terms as there are data, more if events are small.
-        block_size = max(n, NUMBERS_AT_ONCE // math.prod(model.event_shape))
+        block_size = max(n, BLOCK_SIZE // math.prod(model.event_shape))
         indices = jnp.repeat(jnp.arange(n), self.num)
         values = map_in_blocks(term, (keys.reshape(-1), indices, times.reshape(-1)), block_size)
         # Each of the T - 1 divergences is sampled with expected number num / (T - 1).
@@ -224,7 +224,7 @@ def elbo(
     x_0: Any,
     *,
     context: Any = None,
-    steps: AbstractSteps = AllSteps(),  # noqa: B008 (immutable)
+    steps: AbstractSteps = AllSteps(),
     batch_size: int = 1_000,
 ) -> Bound:
     """Estimate the evidence lower bound on log p(x_0), averaged over data (equation 14).

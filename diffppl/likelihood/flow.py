@@ -90,7 +90,7 @@ def flow_log_density(
     x_0: ArrayLike,
     context: Array | None = None,
     *,
-    integrator: Integrator = Integrator(),  # noqa: B008 (immutable)
+    integrator: Integrator = Integrator(),
 ) -> Float[Array, "..."]:
     """Return the log-density of the probability flow at x_0, in nats and the user's units.
 
@@ -124,8 +124,8 @@ def flow_likelihood(
     x_0: Any,
     *,
     context: Any = None,
-    trace: AbstractTrace = Hutchinson(num_probes=10),  # noqa: B008 (immutable)
-    integrator: Integrator = Integrator(),  # noqa: B008 (immutable)
+    trace: AbstractTrace = Hutchinson(num_probes=10),
+    integrator: Integrator = Integrator(),
 ) -> LogEstimate:
     """Estimate the log-density of the probability flow, averaged over data, in nats.
 
@@ -204,7 +204,7 @@ def _log_density(
     # controls the error of both.
     def field(angle: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         x, _ = state
-        function = lambda x: velocity(model, x, angle, context)  # noqa: E731
+        function = lambda x: velocity(model, x, angle, context)
         return function(x), trace.trace(function, x, probes)
 
     x, divergence = jnp.sqrt(alpha_bar_1) * x_0, jnp.zeros(1 if probes is None else len(probes))

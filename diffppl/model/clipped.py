@@ -72,11 +72,11 @@ def clipped(model: "DiffusionModel", low: ArrayLike, high: ArrayLike) -> "Diffus
         >>> x = dp.sample(key, model.guided(4.0).clipped(0, 256), (16,), context=label)
     """
     if not isinstance(model.process, GaussianDiffusion):
-        raise ValueError(  # noqa: TRY004 (incompatible parts)
+        raise ValueError(
             f"clipped is for real data, but the process is {type(model.process).__name__}."
         )
     if isinstance(model.prediction, KernelMoments):
-        raise ValueError(  # noqa: TRY004 (as above)
+        raise ValueError(
             "clipped cannot bound the moments of a kernel (KernelMoments): use another prediction."
         )
     if model.scaling is None:

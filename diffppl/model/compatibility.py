@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from ..checks.arguments import check_broadcast, check_callable, check_instance
 from ..denoisers.base import AbstractDenoiser
-from ..networks.made_for import input_states
+from ..networks.settings import num_categories_of
 from ..predictions.prediction import AbstractPrediction, Data
 from ..processes import AbstractProcess, GaussianDiffusion
 from ..schedules import AbstractSchedule
@@ -68,7 +68,7 @@ def check_scaling(scaling: Any, process: AbstractProcess, event_shape: tuple[int
     remedy = ", such as Scaling(loc, scale) or Scaling.from_data(data)"
     check_instance("scaling", scaling, Scaling, remedy=remedy)
     if not isinstance(process, GaussianDiffusion):
-        raise ValueError(  # noqa: TRY004 (incompatible parts)
+        raise ValueError(
             f"scaling was given, but the data of {type(process).__name__} are states, not numbers: "
             "leave it out."
         )
@@ -121,7 +121,7 @@ def _check_encoding(process: AbstractProcess, network: Any) -> None:
             f"the chain of {name} has {states} states, which are not numbers: make it, as an MLP, "
             f"a UNet or a MultiScaleConv, with num_categories={states}"
         )
-    for found in input_states(network) - allowed:
+    for found in num_categories_of(network) - allowed:
         made = "without num_categories" if found is None else f"with num_categories={found}"
         raise ValueError(f"network was made {made}, but {remedy}.")
 

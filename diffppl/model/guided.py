@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from .model import DiffusionModel
 
 
-EVERYWHERE = (0.0, math.inf)  # all ratios of noise to signal
+ALL_LEVELS = (0.0, math.inf)  # all ratios of noise to signal
 
 
 def guided(
-    model: "DiffusionModel", weight: Any, noise_to_signal: tuple[float, float] = EVERYWHERE
+    model: "DiffusionModel", weight: Any, noise_to_signal: tuple[float, float] = ALL_LEVELS
 ) -> "DiffusionModel":
     """Return the model with classifier-free guidance: see `networks.classifier_free`.
 
@@ -48,7 +48,7 @@ def guided(
             "networks.OptionalContext and fit it with losses.ContextDropout."
         )
     if isinstance(model.prediction, KernelMoments):
-        raise ValueError(  # noqa: TRY004 (incompatible parts)
+        raise ValueError(
             "guided cannot combine the channels of KernelMoments: use another prediction."
         )
     low, high = check_pair("noise_to_signal", noise_to_signal, closed=True)

@@ -9,14 +9,14 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from ..checks.arrays import Values, as_array, as_numbers, at_fault, check_range
+from ..checks.arrays import Values, as_array, as_numbers, check_range, describe_invalid
 from ..processes.support import check_support
 
 if TYPE_CHECKING:
     from .model import DiffusionModel
 
 # In standard deviations of the noise. Two modes at this distance are distinguished in 1 of 5 draws.
-MAX_LEFT = 0.5
+MAX_RESIDUAL_SIGNAL = 0.5
 
 
 def check_ends_in(
@@ -61,8 +61,8 @@ def as_events(name: str, x: Any, model: "DiffusionModel") -> Values:
     bad = ~np.isfinite(values)
     if np.any(bad):
         raise ValueError(
-            f"{name} has NaN or infinite values: {at_fault(bad, values)}. Remove them, or leave "
-            "missing entries unobserved in a program."
+            f"{name} has NaN or infinite values: {describe_invalid(bad, values)}. Remove them, or "
+            "leave missing entries unobserved in a program."
         )
     if not process.support.is_discrete:
         # Not converted: float32 would round data that are far from 0 before they are centred.
@@ -72,7 +72,7 @@ def as_events(name: str, x: Any, model: "DiffusionModel") -> Values:
     return as_array(name, values, process.dtype)
 
 
-def wanted_context(
+def required_context_shape(
     context: Any, model: "DiffusionModel", name: str = "context"
 ) -> tuple[int, ...] | None:
     """Return the shape that a context must end in; None if there is none and none is required.
@@ -101,7 +101,7 @@ def as_context(name: str, context: Any, model: "DiffusionModel") -> Array | None
         ValueError: missing, not supported by the model, of the wrong shape, not finite; or labels
             that are not whole numbers from 0 to `num_classes` - 1 (or -1, for no class).
     """
-    wanted = wanted_context(context, model, name)
+    wanted = required_context_shape(context, model, name)
     if wanted is None:
         return None
     values = as_numbers(name, context)
@@ -110,13 +110,13 @@ def as_context(name: str, context: Any, model: "DiffusionModel") -> Array | None
         return values.astype(jnp.result_type(float))
     if not np.all(np.isfinite(values)):
         bad = ~np.isfinite(values)
-        raise ValueError(f"{name} has NaN or infinite values: {at_fault(bad, values)}.")
+        raise ValueError(f"{name} has NaN or infinite values: {describe_invalid(bad, values)}.")
     if (num_labels := model.num_labels) is not None:
         labels = np.asarray(values, np.float64)
         bad = (labels < -1) | (labels >= num_labels) | (labels != np.round(labels))
         if bad.any():
             raise ValueError(
-                f"{name} has {at_fault(bad, values)} that are not labels: they must be "
+                f"{name} has {describe_invalid(bad, values)} that are not labels: they must be "
                 f"whole numbers from 0 to {num_labels - 1}, or -1 for no class."
             )
     return as_array(name, values, float)
@@ -142,7 +142,7 @@ def check_context(
 # The end of the chain ---------------------------------------------------------------------------
 
 
-def left_at_the_end(model: "DiffusionModel", x_0: Array) -> Float[Array, ""]:
+def residual_signal(model: "DiffusionModel", x_0: Array) -> Float[Array, ""]:
     """Return E|sqrt(alpha_bar_T) x_0|: the signal at t = T, in standard deviations of the noise.
 
     The reverse chain starts from noise without this signal, so it is the error of the initial
@@ -158,13 +158,13 @@ def left_at_the_end(model: "DiffusionModel", x_0: Array) -> Float[Array, ""]:
     return jnp.sqrt(model.process.schedule.alpha_bar()[-1]) * jnp.mean(lengths)
 
 
-def warn_of_short_chain(left: Any, what: str) -> None:
-    """Warn if the signal at t = T is large against the noise; see `left_at_the_end`."""
-    if float(left) > MAX_LEFT:
+def warn_of_residual_signal(left: Any, what: str) -> None:
+    """Warn if the signal at t = T is large against the noise; see `residual_signal`."""
+    if float(left) > MAX_RESIDUAL_SIGNAL:
         warnings.warn(
             f"the chain of {what} ends with too little noise: E|sqrt(alpha_bar_T) x_0| = "
-            f"{float(left):.2f}, but should be at most {MAX_LEFT}. The weights of modes are wrong. "
-            "Use a schedule with more noise at its end, such as schedules.LogSNRLinear with a "
-            "larger noise_to_signal.",
+            f"{float(left):.2f}, but should be at most {MAX_RESIDUAL_SIGNAL}. The weights of modes "
+            "are wrong. Use a schedule with more noise at its end, such as schedules.LogSNRLinear "
+            "with a larger noise_to_signal.",
             stacklevel=3,  # the caller of the public function
         )

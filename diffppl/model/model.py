@@ -23,7 +23,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Float
 
 from ..checks.arguments import check_instance, check_shape, check_size, check_time
-from ..networks.made_for import label_count
+from ..networks.settings import num_classes_of
 from ..predictions.prediction import AbstractPrediction, default_prediction
 from ..predictions.variance import replace_fitted, without_context
 from ..processes import AbstractProcess
@@ -31,7 +31,7 @@ from ..processes.base import Time
 from . import programs
 from .clipped import clipped
 from .compatibility import check_context_scaling, check_parts, check_process, raw_output
-from .guided import EVERYWHERE, guided
+from .guided import ALL_LEVELS, guided
 from .respaced import respaced
 from .scaling import Scaling
 
@@ -132,7 +132,7 @@ class DiffusionModel(eqx.Module):
     @property
     def num_labels(self) -> int | None:
         """Number of classes if the context is a label (see `num_classes`), else None."""
-        return label_count(self.network)
+        return num_classes_of(self.network)
 
     # Estimates and kernels --------------------------------------------------------------------
 
@@ -249,7 +249,7 @@ class DiffusionModel(eqx.Module):
         return respaced(self, check_size("num_steps", num_steps, least=None))
 
     def guided(
-        self, weight: Any, noise_to_signal: tuple[float, float] = EVERYWHERE
+        self, weight: Any, noise_to_signal: tuple[float, float] = ALL_LEVELS
     ) -> "DiffusionModel":
         """Return the model with classifier-free guidance of `weight`: see `guided.guided`."""
         return guided(self, weight, noise_to_signal)

@@ -29,7 +29,7 @@ def respaced(model: "DiffusionModel", num_steps: int) -> "DiffusionModel":
     if num_steps == model.num_steps:
         return model
     if isinstance(model.prediction, KernelMoments):
-        raise ValueError(  # noqa: TRY004 (incompatible parts)
+        raise ValueError(
             f"num_steps={num_steps} cannot shorten a chain whose prediction is KernelMoments: "
             f"its moments are those of the chain's own {model.num_steps} steps."
         )

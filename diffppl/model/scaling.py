@@ -25,9 +25,9 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 from numpyro.distributions.transforms import AffineTransform
 
-from ..checks.arrays import as_array, as_finite, at_fault
+from ..checks.arrays import as_array, as_finite, describe_invalid
 
-QUANTILES, REACH = (0.025, 0.975), 3.0  # see the module docstring
+QUANTILES, FENCE_FACTOR = (0.025, 0.975), 3.0  # see the module docstring
 MAX_NUMBERS = 2**26  # numbers used of large data: half a gigabyte in double precision
 ROUNDING = 2  # a spread below these units in the last place of the largest value counts as zero
 
@@ -57,7 +57,7 @@ class Scaling(eqx.Module):
         if not isinstance(scales, Tracer):
             bad = np.asarray(scales, self.scale.dtype) == 0
             if bad.any():
-                raise ValueError(f"scale must not be zero: {at_fault(bad, scales)}.")
+                raise ValueError(f"scale must not be zero: {describe_invalid(bad, scales)}.")
         if isinstance(locs, np.ndarray):
             rest = locs.astype(np.float64) - np.asarray(self.loc, np.float64)
             self.rest = jnp.asarray(rest, dtype=float)
@@ -154,6 +154,6 @@ def _inside(values: np.ndarray, rounding: np.ndarray | float) -> Bool[np.ndarray
         others = values[values[:, j] != middle[j], j]
         if others.size:
             low[j], high[j] = np.quantile(np.append(others, middle[j]), QUANTILES)
-    margin = REACH * (high - low)
+    margin = FENCE_FACTOR * (high - low)
     within = (values >= low - margin) & (values <= high + margin)
     return within | (values == middle) | (high - low <= rounding)

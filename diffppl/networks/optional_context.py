@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from ..checks.arguments import check_callable, check_shape
 from .layers.contexts import NO_CLASS
-from .made_for import label_count
+from .settings import num_classes_of
 
 
 @final
@@ -56,7 +56,7 @@ class OptionalContext(eqx.Module):
     def __init__(self, network: Callable[..., Array], context_shape: tuple[int, ...]) -> None:
         self.network = check_callable("network", network)
         self.context_shape = check_shape("context_shape", context_shape)
-        if not self.context_shape and label_count(network) is None:
+        if not self.context_shape and num_classes_of(network) is None:
             raise ValueError(
                 "context_shape=() is for labels, but the network was made without num_classes: "
                 "set num_classes, or use context_shape=(1,) for a single number."

@@ -29,7 +29,7 @@ from ..checks.arguments import (
 from .layers.convolution import (
     Convolution,
     from_patches,
-    num_sizes,
+    num_resolutions,
     pool,
     to_patches,
     upsample,
@@ -108,7 +108,7 @@ class UNet(eqx.Module):
         num_categories: int | None = None,
         attention_levels: int = 1,
         num_heads: int = 4,
-        padding: AbstractPadding = Zeros(),  # noqa: B008 (immutable)
+        padding: AbstractPadding = Zeros(),
         patch: int = 1,
         rematerialise: bool = False,
     ) -> None:
@@ -233,7 +233,7 @@ def _check_channels(channels: Any, space: tuple[int, ...]) -> tuple[int, ...]:
 
 def _check_levels(what: str, num: int, space: tuple[int, ...]) -> None:
     """Raise ValueError if there are more levels than resolutions."""
-    most = num_sizes(space)
+    most = num_resolutions(space)
     if num > most:
         raise ValueError(
             f"{what} has {num} levels, but {max(space)} pixels can be halved {most - 1} times "

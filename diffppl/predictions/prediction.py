@@ -71,7 +71,7 @@ def _require_gaussian(prediction: Any, process: AbstractProcess) -> None:
     """Raise ValueError for a process of discrete data."""
     if not isinstance(process, GaussianDiffusion):
         name = type(prediction).__name__
-        raise ValueError(  # noqa: TRY004 (two fields that do not suit each other)
+        raise ValueError(
             f"prediction={name}() is for real data, but the process is "
             f"{type(process).__name__}; use Data(), whose raw output is then logits."
         )
@@ -102,7 +102,7 @@ class Data(AbstractPrediction):
         if isinstance(process, GaussianDiffusion):
             return _with_channels(self.variance, event_shape)
         if not isinstance(self.variance, LowerVariance | FittedVariance):
-            raise ValueError(  # noqa: TRY004 (two fields that do not suit each other)
+            raise ValueError(
                 f"prediction=Data(variance={type(self.variance).__name__}()) sets a variance, "
                 f"which {type(process).__name__} does not have: its estimate is given by logits "
                 "alone. Use Data()."

@@ -39,7 +39,7 @@ from jaxtyping import Array, Float, PyTree
 
 LEVELS = np.linspace(-16.0, 16.0, 65)
 """Log signal-to-noise ratios of the grid, 0.5 nats apart: noise amplitudes from 3e-4 to 3e3."""
-ELSEWHERE = 1e-6
+FAR_WEIGHT = 1e-6
 """Weight of an error at all other levels, so that levels without errors have the nearest ratio."""
 
 
@@ -156,7 +156,7 @@ class FittedVariance(AbstractVariance):
         assert self.weights is not None
         # Interpolation weights, plus a small weight that decays with the distance in log-SNR.
         distance = jnp.abs(log_snr[:, None] - jnp.asarray(LEVELS, log_snr.dtype))
-        near = _linear_weights(log_snr) + ELSEWHERE * jnp.exp(-distance)
+        near = _linear_weights(log_snr) + FAR_WEIGHT * jnp.exp(-distance)
 
         def average(old: Array, values: Array) -> Array:
             return (1 - share) * old + share * jnp.tensordot(near.T, values, axes=1) / len(values)

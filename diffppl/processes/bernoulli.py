@@ -24,7 +24,7 @@ from jaxtyping import Array, ArrayLike, Float
 from numpyro.distributions import constraints
 
 from ..checks.arguments import check_instance
-from ..checks.arrays import as_numbers, at_fault
+from ..checks.arrays import as_numbers, describe_invalid
 from ..schedules import AbstractSchedule, Learned
 from .base import AbstractProcess, Time
 from .divergence import categorical_kl
@@ -58,7 +58,7 @@ class BernoulliDiffusion(AbstractProcess[BernoulliEstimate]):
     rate: Float[Array, "..."]
 
     def __init__(self, schedule: AbstractSchedule, rate: ArrayLike = 0.5) -> None:
-        check_fixed(schedule, type(self).__name__)
+        check_fixed_schedule(schedule, type(self).__name__)
         self.schedule = schedule
         rates = as_numbers("rate", rate)
         # In NumPy: a chain may be respaced while a program is traced, where JAX returns tracers.
@@ -66,7 +66,9 @@ class BernoulliDiffusion(AbstractProcess[BernoulliEstimate]):
             rates = np.asarray(rates, jnp.result_type(float))
             bad = np.asarray(~((rates > 0) & (rates < 1)))
             if bad.any():
-                raise ValueError(f"rate must lie strictly between 0 and 1: {at_fault(bad, rates)}.")
+                raise ValueError(
+                    f"rate must lie strictly between 0 and 1: {describe_invalid(bad, rates)}."
+                )
         self.rate = jnp.asarray(rates, dtype=float)
 
     @property
@@ -162,7 +164,7 @@ def _binary_probs(kernel: dist.BernoulliProbs | dist.BernoulliLogits) -> Float[A
     return jnp.stack([probs, 1 - probs], -1)
 
 
-def check_fixed(schedule: AbstractSchedule, process: str) -> None:
+def check_fixed_schedule(schedule: AbstractSchedule, process: str) -> None:
     """Check that the schedule of a discrete process is a schedule, and not a learned one.
 
     Raises:
@@ -171,7 +173,7 @@ def check_fixed(schedule: AbstractSchedule, process: str) -> None:
     """
     check_instance("schedule", schedule, AbstractSchedule)
     if isinstance(schedule, Learned):
-        raise ValueError(  # noqa: TRY004 (incompatible fields)
+        raise ValueError(
             f"{process} cannot learn its schedule: a discrete sample has no derivative with "
             "respect to the noise rate, so the ELBO has no pathwise gradient. Use a fixed "
             "schedule such as schedules.Reciprocal(num_steps)."

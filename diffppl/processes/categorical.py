@@ -31,7 +31,7 @@ from numpyro.distributions import constraints
 from ..checks.arguments import check_instance
 from ..schedules import AbstractSchedule
 from .base import AbstractProcess, Time
-from .bernoulli import check_fixed
+from .bernoulli import check_fixed_schedule
 from .counts import Counts, checked_counts, is_state
 from .divergence import categorical_kl
 
@@ -95,7 +95,7 @@ class States(dist.CategoricalProbs):
 # Largest range of the logits of one coordinate. A network in training may give the true state a
 # probability near 0. In an absorbing chain the ELBO contains the whole log-probability, whose
 # gradient has the square of the probability: both must be representable in float32.
-WIDEST = 30.0
+MAX_LOGIT_RANGE = 30.0
 
 
 @final
@@ -123,15 +123,15 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
 
     schedule: AbstractSchedule
     categories: Any = eqx.field(static=True)  # an int or tuples of ints: hashable
-    base_kind: AbstractBase
+    base_distribution: AbstractBase
 
     def __init__(
         self,
         schedule: AbstractSchedule,
         num_categories: int | Sequence[Any] | np.ndarray | Array,
-        base: AbstractBase = Uniform(),  # noqa: B008 (immutable)
+        base: AbstractBase = Uniform(),
     ) -> None:
-        check_fixed(schedule, type(self).__name__)
+        check_fixed_schedule(schedule, type(self).__name__)
         check_instance("base", base, AbstractBase)
         last = schedule.alpha_bar()[-1]
         if isinstance(base, Absorbing) and not isinstance(last, Tracer) and float(last) > 0:
@@ -141,7 +141,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
             )
         self.schedule = schedule
         self.categories = checked_counts(num_categories)
-        self.base_kind = base
+        self.base_distribution = base
 
     @property
     def support(self) -> constraints.Constraint:
@@ -168,7 +168,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
 
     @property
     def _pi(self) -> Float[Array, "*counts states"]:
-        return self.base_kind.probs(self.counts)
+        return self.base_distribution.probs(self.counts)
 
     @property
     def _is_possible(self) -> Bool[np.ndarray, "*counts categories"]:
@@ -232,7 +232,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
         An absorbing chain has no reverse kernel of that form (no state leaves the mask), so its
         final step is the estimate itself, and is learned.
         """
-        if isinstance(self.base_kind, Absorbing):
+        if isinstance(self.base_distribution, Absorbing):
             weights = self._x_0_weights(x_1, estimate, 1)
             joint = self._likelihood(x_1, 1)[..., : self.num_categories] * weights
             return self._normalised(joint)
@@ -240,7 +240,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
 
     def expected_final_log_prob(self, x_0: Array) -> Float[Array, "..."] | None:
         """Return the sum over the K values of x_1; None for an absorbing base."""
-        if isinstance(self.base_kind, Absorbing):
+        if isinstance(self.base_distribution, Absorbing):
             return None
         # q(x_1 | x_0), which is also p(x_0 | x_1): the uniform transition is symmetric.
         probs = self._mix(x_0, 1 - self.schedule.beta()[1])
@@ -251,13 +251,13 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
         return jax.nn.softmax(logits, axis=-1)
 
     def estimate_from_logits(self, logits: Array) -> CategoricalEstimate:
-        """Return the logits, clipped from below at `WIDEST` less than the largest.
+        """Return the logits, clipped from below at `MAX_LOGIT_RANGE` less than the largest.
 
         Logits of minus infinity are kept, and padding is set to it. The gradient is that of the
         identity.
         """
         logits = jnp.where(self._is_possible, logits, -jnp.inf)
-        least = jnp.max(logits, axis=-1, keepdims=True) - WIDEST
+        least = jnp.max(logits, axis=-1, keepdims=True) - MAX_LOGIT_RANGE
         change = jnp.where(jnp.isneginf(logits), 0.0, jnp.maximum(least - logits, 0.0))
         return CategoricalEstimate(logits + jax.lax.stop_gradient(change))
 
@@ -265,7 +265,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
         return categorical_kl(jnp.asarray(q.probs), jnp.asarray(p.probs))
 
     def with_schedule(self, schedule: AbstractSchedule) -> "CategoricalDiffusion":
-        return CategoricalDiffusion(schedule, self.counts, self.base_kind)
+        return CategoricalDiffusion(schedule, self.counts, self.base_distribution)
 
     def _normalised(self, joint: Float[Array, "... states"]) -> States:
         """Normalise `joint`; uniform where it is all zero, at an x_t of probability zero."""

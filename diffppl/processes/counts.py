@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from ..checks.arguments import check_size
-from ..checks.arrays import as_numbers, at_fault
+from ..checks.arrays import as_numbers, describe_invalid
 
 Counts = int | Int[np.ndarray, "..."]
 
@@ -32,7 +32,7 @@ def checked_counts(num_categories: Any) -> Any:
     if bad.any():
         raise ValueError(
             "num_categories must be whole numbers, 2 or more, one for each coordinate: "
-            f"{at_fault(bad, counts)} are not."
+            f"{describe_invalid(bad, counts)} are not."
         )
     return _as_tuples(counts.astype(int).tolist())
 

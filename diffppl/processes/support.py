@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..checks.arguments import check_broadcast
-from ..checks.arrays import at_fault
+from ..checks.arrays import describe_invalid
 from .base import AbstractProcess
 
 
@@ -17,5 +17,5 @@ def check_support(name: str, values: np.ndarray, process: AbstractProcess[Any]) 
     if outside.any():
         raise ValueError(
             f"{name} has values outside the support of {type(process).__name__}, "
-            f"{str(process.support)[:100]}: {at_fault(outside, values)}."
+            f"{str(process.support)[:100]}: {describe_invalid(outside, values)}."
         )

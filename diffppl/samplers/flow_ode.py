@@ -61,7 +61,7 @@ class Integrator(eqx.Module):
         self,
         rtol: ArrayLike = 1e-5,
         atol: ArrayLike = 1e-5,
-        solver: diffrax.AbstractSolver = diffrax.Tsit5(),  # noqa: B008 (immutable)
+        solver: diffrax.AbstractSolver = diffrax.Tsit5(),
         max_steps: int = 4096,
     ) -> None:
         # Arrays, so that a new tolerance does not recompile; NumPy's, so that importing this
@@ -168,7 +168,7 @@ def noise_to_data(
     x_T: Array,
     context: Array | None = None,
     *,
-    integrator: Integrator = Integrator(),  # noqa: B008 (immutable)
+    integrator: Integrator = Integrator(),
 ) -> Float[Array, "..."]:
     """Map x_T to x_0 along the flow; model units, shape `(*batch, *event_shape)`.
 
@@ -187,7 +187,7 @@ def noise_to_path(
     x_T: Array,
     context: Array | None = None,
     *,
-    integrator: Integrator = Integrator(),  # noqa: B008 (immutable)
+    integrator: Integrator = Integrator(),
 ) -> Float[Array, "..."]:
     """Return x_T, .., x_1 and x_0 along the flow, on a new axis just before the event's."""
     check_real(model)
@@ -210,6 +210,6 @@ def _from_noise(
     schedule = model.process.schedule
     levels, path = angles(schedule), x_T[None]
     if model.num_steps > 1:  # a single level has no interval to integrate over
-        field = lambda angle, x: velocity(model, x, angle, context)  # noqa: E731
+        field = lambda angle, x: velocity(model, x, angle, context)
         path = integrator.solve(field, x_T, levels[-1], levels[0], saveat)
     return jnp.concatenate([path, path[-1:] / jnp.sqrt(schedule.alpha_bar()[1])])

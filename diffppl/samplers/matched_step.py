@@ -40,8 +40,8 @@ class MatchedStep(NamedTuple):
 
     J_x = dD/dx_t is the Jacobian from automatic differentiation, without the factor
     sqrt(alpha_bar_t), which is part of `grow` and of `shrink`: I - `shrink` J_x is the inverse of
-    I + `grow` J_x, again by the chord. With `reach` = sqrt(1 - alpha_bar_t) sqrt(g), the
-    cross-covariance of x_0 and z is `reach` J_x (I - `shrink` J_x).
+    I + `grow` J_x, again by the chord. With `cross_scale` = sqrt(1 - alpha_bar_t) sqrt(g), the
+    cross-covariance of x_0 and z is `cross_scale` J_x (I - `shrink` J_x).
     """
 
     x_0: Float[Array, ""]
@@ -49,7 +49,7 @@ class MatchedStep(NamedTuple):
     scale: Float[Array, ""]
     grow: Float[Array, ""]
     shrink: Float[Array, ""]
-    reach: Float[Array, ""]
+    cross_scale: Float[Array, ""]
 
 
 def matched_step(process: GaussianDiffusion, t: Time) -> MatchedStep:
@@ -67,12 +67,12 @@ def matched_step(process: GaussianDiffusion, t: Time) -> MatchedStep:
         scale=jnp.sqrt(variance),
         grow=(root - 1) * signal,
         shrink=(1 - 1 / root) * signal,
-        reach=jnp.sqrt(schedule.one_minus_alpha_bar()[t] * g),
+        cross_scale=jnp.sqrt(schedule.one_minus_alpha_bar()[t] * g),
     )
 
 
 def matched_final_step(process: GaussianDiffusion) -> MatchedStep:
-    """Return the final step, from 1 to 0, which has no `shrink` and `reach`."""
+    """Return the final step, from 1 to 0, which has no `shrink` and `cross_scale`."""
     schedule = process.schedule
     alpha_bar, noise = schedule.alpha_bar()[1], schedule.one_minus_alpha_bar()[1]
     zero, one = jnp.zeros(()), jnp.ones(())

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from ..batching import map_in_blocks
 from ..checks.arguments import check_instance, check_key, check_shape, check_size
 from ..model import DiffusionModel
-from ..model.inputs import as_context, left_at_the_end, warn_of_short_chain
+from ..model.inputs import as_context, residual_signal, warn_of_residual_signal
 from .ancestral import Ancestral
 from .base import AbstractSampler
 
@@ -23,7 +23,7 @@ def sample(
     shape: tuple[int, ...] = (),
     *,
     context: Any = None,
-    sampler: AbstractSampler = Ancestral(),  # noqa: B008 (immutable)
+    sampler: AbstractSampler = Ancestral(),
     batch_size: int = 1_000,
 ) -> Array:
     """Draw x_0 from a model, in the user's units.
@@ -50,7 +50,7 @@ def sample(
     arguments = _check(key, model, shape, context, sampler, batch_size)
     draws, signal = _sample(*arguments, keep_path=False)
     if draws.size and not isinstance(signal, Tracer):
-        warn_of_short_chain(signal, "model")
+        warn_of_residual_signal(signal, "model")
     return draws
 
 
@@ -60,7 +60,7 @@ def sample_path(
     shape: tuple[int, ...] = (),
     *,
     context: Any = None,
-    sampler: AbstractSampler = Ancestral(),  # noqa: B008 (immutable)
+    sampler: AbstractSampler = Ancestral(),
     batch_size: int = 1_000,
 ) -> Array:
     """Return the paths of the draws of `sample`: x_T, .., x_1, x_0 on a new leading axis.
@@ -116,7 +116,7 @@ def _sample(
 
     draws = map_in_blocks(draw, (jax.random.split(key, math.prod(shape)), context), batch_size)
     x_0 = draws[:, -1] if keep_path else draws
-    signal = left_at_the_end(model, model.to_model(x_0))
+    signal = residual_signal(model, model.to_model(x_0))
     if keep_path:
         return jnp.moveaxis(draws, 1, 0).reshape(-1, *shape, *event_shape), signal
     return draws.reshape(*shape, *event_shape), signal

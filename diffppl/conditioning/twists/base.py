@@ -97,7 +97,7 @@ class AbstractTwist(eqx.Module):
         """Evaluate the twist at one particle, in model units."""
 
 
-def log_ahead(
+def log_next_stage(
     twist: AbstractTwist, target: Target, x: Values, level: Level, latents: Array
 ) -> Float[Array, ""]:
     """Return log E[r | x_0 up to the running stage]: log r, or the twist of the next stage."""

@@ -195,7 +195,7 @@ def _table(
     target: Target, halves: tuple[_Half, _Half], latents: Array
 ) -> Float[Array, "first last"]:
     """log r of every joint state; -inf where an entry observed without noise contradicts it."""
-    observed = target.known()
+    observed = target.observed_entries()
 
     def log_likelihood(first: Array, last: Array) -> Array:
         x_0 = _as_sites(target, jnp.concatenate([first, last]))

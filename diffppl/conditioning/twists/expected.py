@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from ..program import Values
 from ..states import state_logits, with_state_logits
 from ..target import Estimates, Level, Target
-from .base import AbstractTwist, Twisted, log_ahead, require_kind
+from .base import AbstractTwist, Twisted, log_next_stage, require_kind
 
 _FLOOR = -1e4  # nats; bounds log r from below, so that ratios to an impossible x_0 are finite
 
@@ -42,7 +42,7 @@ class ExpectedLikelihood(AbstractTwist):
     def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
         estimates = target.estimate(x, level, latents)
         value, guided = tilted_estimates(
-            target, estimates, lambda x_0: log_ahead(self, target, x | x_0, level, latents)
+            target, estimates, lambda x_0: log_next_stage(self, target, x | x_0, level, latents)
         )
         return Twisted(value, estimates, guided, {}, None)
 
@@ -72,7 +72,7 @@ def tilted_logits(
         log_likelihood: log r of an x_0 at these sites.
     """
     log_probs = {name: jax.nn.log_softmax(value, axis=-1) for name, value in logits.items()}
-    observed = {name: entry for name, entry in target.known().items() if name in logits}
+    observed = {name: entry for name, entry in target.observed_entries().items() if name in logits}
     mode = {
         name: jnp.where(*observed[name], jnp.argmax(value, axis=-1).astype(observed[name][1].dtype))
         for name, value in log_probs.items()

@@ -10,7 +10,7 @@ from jaxtyping import Array
 from ..program import Values
 from ..states import most_probable, state_logits
 from ..target import Estimates, Level, Target
-from .base import AbstractTwist, Twisted, log_ahead, shifted
+from .base import AbstractTwist, Twisted, log_next_stage, shifted
 from .expected import tilted_estimates
 from .moments import MomentMatching
 
@@ -47,12 +47,12 @@ class Mixed(AbstractTwist):
         estimates = {name: all_estimates[name] for name in discrete}
         if not target.sites(level.stage, discrete=False):
             value, guided = tilted_estimates(
-                target, estimates, lambda b: log_ahead(self, target, x | b, level, latents)
+                target, estimates, lambda b: log_next_stage(self, target, x | b, level, latents)
             )
             return Twisted(value, estimates, guided, {}, None)
 
         def real_twist(b: Values) -> Twisted:
-            return self.real.evaluate_given(target, x, level, latents, b)
+            return self.real.evaluate_with_states(target, x, level, latents, b)
 
         value, guided = tilted_estimates(target, estimates, lambda b: real_twist(b).log_value)
         real = real_twist(_modes(target, guided))

@@ -76,9 +76,9 @@ class MomentMatching(AbstractTwist):
         return 0 < target.num_observed() <= MAX_DENSE and self.covariance.is_jacobian
 
     def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
-        return self.evaluate_given(target, x, level, latents, {})
+        return self.evaluate_with_states(target, x, level, latents, {})
 
-    def evaluate_given(
+    def evaluate_with_states(
         self, target: Target, x: Values, level: Level, latents: Array, states: Values
     ) -> Twisted:
         """Evaluate the twist over the real sites.
@@ -113,7 +113,7 @@ class MomentMatching(AbstractTwist):
             jacobian = jax.jacrev(lambda flat: observe(flat).mean)(mean)  # H
             if covariance.is_jacobian:
                 jacobian_t = jax.vmap(denoised.pull_back)(jacobian)  # dh/dx_t
-                projected = linalg.nearest_positive((jacobian_t * denoised.factor) @ jacobian.T)
+                projected = linalg.nearest_psd((jacobian_t * denoised.factor) @ jacobian.T)
                 projected += (jacobian * inflation) @ jacobian.T
             else:
                 jacobian_t = None
@@ -140,7 +140,7 @@ def clamped(target: Target, guided: Estimates) -> Estimates:
     """Set entries observed without noise: their guided kernel is then q(x_{t-1} | x_t, x_0)."""
     if not target.has_noiseless:
         return guided
-    observed = target.known()
+    observed = target.observed_entries()
     return {
         name: eqx.tree_at(
             lambda e: (e.mean, e.variance),

@@ -43,7 +43,7 @@ class Convolution(eqx.Module):
         window: int = 3,
         *,
         key: Array,
-        padding: AbstractPadding = Zeros(),  # noqa: B008 (immutable)
+        padding: AbstractPadding = Zeros(),
     ) -> None:
         shape = (*(window,) * num_axes, inputs, outputs)
         # Uniform numbers between -1 and 1 have variance 1 / 3.
@@ -127,6 +127,6 @@ def zeroed(layer: Convolution) -> Convolution:
     return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, zeros)
 
 
-def num_sizes(space: tuple[int, ...]) -> int:
+def num_resolutions(space: tuple[int, ...]) -> int:
     """Return the number of resolutions, each half the last, down to one pixel per axis."""
     return (max(space) - 1).bit_length() + 1

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ...checks.arguments import check_instance, check_key, check_size
-from ..layers.convolution import Convolution, num_sizes, pool, upsample, zeroed
+from ..layers.convolution import Convolution, num_resolutions, pool, upsample, zeroed
 from ..layers.layout import ImageLayout
 from ..layers.padding import AbstractPadding, Edge
 from .bumps import BumpReadout
@@ -111,7 +111,7 @@ class MultiScaleConv(eqx.Module):
     layout: ImageLayout
     conv: tuple[MultiScaleLayer, ...]
     dense: tuple[eqx.nn.Linear, ...]
-    pixelwise: tuple[Convolution, ...]
+    pointwise: tuple[Convolution, ...]
     last: Convolution
     readout: BumpReadout
 
@@ -133,7 +133,7 @@ class MultiScaleConv(eqx.Module):
         channel_axis: int | None = None,
         output_shape: tuple[int, ...] | None = None,
         num_categories: int | None = None,
-        padding: AbstractPadding = Edge(),  # noqa: B008 (immutable)
+        padding: AbstractPadding = Edge(),
     ) -> None:
         key = check_key(key)
         self.layout = ImageLayout(event_shape, channel_axis, output_shape, num_categories)
@@ -152,7 +152,7 @@ class MultiScaleConv(eqx.Module):
         width, depth = check_size("width", width), check_size("depth", depth)
         num_scales = check_size("num_scales", num_scales)
         check_instance("padding", padding, AbstractPadding)
-        most = num_sizes(space)
+        most = num_resolutions(space)
         if num_scales > most:
             raise ValueError(
                 f"num_scales={num_scales} is too many: {max(space)} pixels can be halved "
@@ -178,7 +178,7 @@ class MultiScaleConv(eqx.Module):
         # The last size, 0, is a placeholder: only the key of the last layer is used.
         features = conv_channels * bool(conv_depth) + dense_features * bool(dense_depth)
         *layers, (_, _, key_last) = _layers([features] + [width] * depth + [0], key=key_pixelwise)
-        self.pixelwise = tuple(
+        self.pointwise = tuple(
             Convolution(before, after, num_axes, window=1, key=key) for before, after, key in layers
         )
         coefficients = self.layout.outputs * self.readout.num_bumps
@@ -203,7 +203,7 @@ class MultiScaleConv(eqx.Module):
     def coefficients(self, x_t: Array) -> Float[Array, "*space outputs num_bumps"]:
         """Return the y_j of each pixel and output channel, which do not depend on t."""
         h = self.features(x_t)
-        for layer in self.pixelwise:
+        for layer in self.pointwise:
             h = jnp.tanh(layer(h))
         shape = (*self.layout.space, self.layout.outputs, self.readout.num_bumps)
         return self.last(h).reshape(shape)

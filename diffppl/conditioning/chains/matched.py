@@ -1,115 +1,27 @@
-"""Reverse chains whose posterior a weighted method draws, and the guided kernels of their steps.
+"""The covariance-matched reverse chain."""
 
-An exact or consistent method targets the posterior of a *chain*: the model's own, or a more
-accurate one from the same denoiser. The weights are exact for either. The chains differ in how
-closely the distribution of their x_0 matches the one that the network was fitted to.
-"""
-
-import abc
 from collections.abc import Callable
-from typing import NamedTuple, final
+from typing import final
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from .. import linalg, samplers
-from ..processes import GaussianDiffusion
-from ..samplers.matched_step import MatchedStep, matched_final_step, matched_step
-from .kernels import GuidedKernel, LastKernel
-from .moments import Observations
-from .program import Values
-from .target import Level, Target
-from .twists import AbstractTwist, Twisted
-from .twists.base import flat_like, tweedie_factor
-from .twists.normal import MAX_DENSE, log_density, rounding_variance
+from ... import linalg, samplers
+from ...processes import GaussianDiffusion
+from ...samplers.matched_step import MatchedStep, matched_final_step, matched_step
+from ..moments import Observations
+from ..program import Values
+from ..target import Level, Target
+from ..twists import AbstractTwist, Twisted
+from ..twists.base import flat_like, tweedie_factor
+from ..twists.normal import MAX_DENSE, log_density, rounding_variance
+from .base import AbstractChain, Particle
 
 _MAX_EXPLAINED = 0.98
 """Largest share of the observations' covariance that one step may explain. The remainder must be
 positive definite in float32: its condition number is then at most 50."""
-
-
-class Particle(NamedTuple):
-    """One particle: every diffusion site at its time, the twist there, and the latents."""
-
-    x: Values
-    twisted: Twisted
-    latents: Float[Array, " p"]
-
-
-class AbstractChain(eqx.Module):
-    """A reverse chain p and the guided kernel q of each of its steps, for one particle.
-
-    To add one, subclass this, mark it `typing.final`, and add a row to the tests' registry.
-    """
-
-    @abc.abstractmethod
-    def check(self, target: Target, twist: AbstractTwist) -> None:
-        """Raise ValueError for an unsupported program or twist; uses abstract values only."""
-
-    @abc.abstractmethod
-    def sampler(self) -> samplers.AbstractSampler:
-        """Return the sampler of the chain without observations."""
-
-    @abc.abstractmethod
-    def num_denoiser_calls(self) -> int:
-        """Return the denoiser calls of one step, besides those of the twist."""
-
-    @abc.abstractmethod
-    def select(self, twisted: Twisted) -> Twisted:
-        """Return the parts of a twist that the steps use; the others need not be stored."""
-
-    @abc.abstractmethod
-    def step(
-        self, key: Array, target: Target, particle: Particle, level: Level
-    ) -> tuple[Values, Float[Array, ""]]:
-        """Draw x_{t-1} of the running stage from q; also return log p(x_{t-1} | x_t) - log q."""
-
-    @abc.abstractmethod
-    def last_step(
-        self, key: Array, target: Target, particle: Particle, stage: int
-    ) -> tuple[Values, Float[Array, ""]]:
-        """Draw x_0 of the running stage from q; also return log p(x_0 | x_1) - log q."""
-
-
-@final
-class ModelChain(AbstractChain):
-    """The model's own reverse kernels, whose ELBO `fit` maximises; for all kinds of data."""
-
-    def check(self, target: Target, twist: AbstractTwist) -> None:
-        """Accept every program."""
-
-    def sampler(self) -> samplers.Ancestral:
-        return samplers.Ancestral()
-
-    def num_denoiser_calls(self) -> int:
-        return 0  # the estimates are those of the twist
-
-    def select(self, twisted: Twisted) -> Twisted:
-        return Twisted(
-            twisted.log_value,
-            twisted.estimates,
-            twisted.guided,
-            twisted.tilts,
-            None,
-            is_joint=twisted.is_joint,
-        )
-
-    def step(
-        self, key: Array, target: Target, particle: Particle, level: Level
-    ) -> tuple[Values, Float[Array, ""]]:
-        kernel = GuidedKernel(target, particle.x, particle.twisted, level)
-        x = kernel.sample(key)
-        return x, kernel.log_ratio(x)
-
-    def last_step(
-        self, key: Array, target: Target, particle: Particle, stage: int
-    ) -> tuple[Values, Float[Array, ""]]:
-        kernel = LastKernel(target, particle.x, particle.twisted, stage, particle.latents)
-        x_0 = kernel.sample(key)
-        return x_0, kernel.log_ratio(x_0)
 
 
 @final
@@ -171,7 +83,7 @@ class CovarianceMatched(AbstractChain):
         shift = step.x_0 * tweedie * linear.score / step.scale
         u = shift - step.shrink * vjp(shift)
         # G = A Cov[x_0, z | x_t], see `MatchedStep`; `linear.jacobian` is A dm/dx_t.
-        cross = step.reach * linear.jacobian
+        cross = step.cross_scale * linear.jacobian
         cross = cross - step.shrink * jax.vmap(vjp)(cross)
         # From here on residuals and G are multiplied by L^{-1}, so that S is the identity.
         residual, num_observed = linear.residual, linear.residual.size
@@ -188,7 +100,7 @@ class CovarianceMatched(AbstractChain):
         x = step.x_0 * mean + step.x_t * x_t + step.scale * (z + step.grow * jvp(z))
         return unravel(x), log_ratio
 
-    def last_step(
+    def final_step(
         self, key: Array, target: Target, particle: Particle, stage: int
     ) -> tuple[Values, Float[Array, ""]]:
         names, is_last = target.sites(stage), stage == target.structure.num_stages - 1
@@ -205,7 +117,7 @@ class CovarianceMatched(AbstractChain):
             )
             if is_last:
                 return found
-            return found.last(target.without_effect(names).size * bool(noiseless))
+            return found.last(target.is_ignored(names).size * bool(noiseless))
 
         def transposed(vector: Array) -> Array:
             """Return L' times a vector."""
@@ -221,7 +133,7 @@ class CovarianceMatched(AbstractChain):
         noisy = observe(mean, noiseless=())
         first = slice(noisy.value.size)
         noise = noisy.covariance.as_matrix() + rounding_variance(cross @ cross.T)[first, first]
-        without = target.without_effect(names)
+        without = target.is_ignored(names)
         noise = jax.scipy.linalg.block_diag(noise, jnp.diag(jnp.where(without, 1.0, 0.0)))
         residual, noise_factor = observed.value - observed.mean, _semidefinite_root(noise)
         white, log_det = (residual, cross, noise_factor), jnp.zeros(())

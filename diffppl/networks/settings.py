@@ -14,14 +14,14 @@ from .sohl_dickstein.rbf import RBF
 from .sohl_dickstein.sigmoid_mlp import SigmoidMLP
 
 
-def label_count(network: Any) -> int | None:
+def num_classes_of(network: Any) -> int | None:
     """Return `num_classes` of a network, or None if its context is not a label."""
     embeddings = _parts(network, (LabelEmbedding,))
     # A label must be valid for every embedding of the network.
     return min(part.num_classes for part in embeddings) if embeddings else None
 
 
-def input_states(network: Any) -> set[int | None]:
+def num_categories_of(network: Any) -> set[int | None]:
     """Return `num_categories` of the parts of a network, None for a part with numeric input.
 
     The set is empty for networks that are not of this package.
