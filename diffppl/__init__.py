@@ -41,7 +41,7 @@ from .fitting import Checkpoints, FitResult, NonFiniteLossError, default_optimiz
 from .io import LoadError, load, save
 from .likelihood import (
     EntropyBounds,
-    LogEstimate,
+    Estimate,
     PathWork,
     entropy_bounds,
     flow_likelihood,
@@ -49,7 +49,7 @@ from .likelihood import (
     importance_bound,
     jarzynski,
 )
-from .likelihood.elbo import AllSteps, Bound, SampledSteps, elbo
+from .likelihood.elbo import AllSteps, SampledSteps, elbo
 from .model import DiffusionModel, Scaling
 from .processes import (
     Absorbing,
@@ -67,13 +67,13 @@ __all__ = [
     "Absorbing",
     "AllSteps",
     "BernoulliDiffusion",
-    "Bound",
     "Calibration",
     "CategoricalDiffusion",
     "ChainReparam",
     "Checkpoints",
     "DiffusionModel",
     "EntropyBounds",
+    "Estimate",
     "Exactness",
     "FitResult",
     "FlowReparam",
@@ -81,7 +81,6 @@ __all__ = [
     "Guidance",
     "Integrator",
     "LoadError",
-    "LogEstimate",
     "LogEvidence",
     "NonFiniteLossError",
     "ParticleGibbs",

@@ -16,7 +16,7 @@ from .checks.arguments import check_instance, check_size
 from .checks.arrays import as_numbers
 from .fitting.losses import ELBOLoss
 from .fitting.result import History
-from .likelihood.elbo import Bound
+from .likelihood.estimate import Estimate
 from .likelihood.path_weights import PathWork
 from .schedules import AbstractSchedule
 
@@ -62,13 +62,15 @@ def history(history: History, *, ax: "Axes | None" = None) -> "Axes":
     return _despine(ax)
 
 
-def bound_terms(bound: Bound, *, ax: "Axes | None" = None) -> "Axes":
+def bound_terms(bound: Estimate, *, ax: "Axes | None" = None) -> "Axes":
     """Plot the divergence of each reverse step t = 2..T, in nats.
 
     The reconstruction term E log p(x_0 | x_1), which beta_1 determines, and the prior term
     -KL(q(x_T | x_0), pi) are written as text.
     """
-    check_instance("bound", bound, Bound, remedy=", as elbo returns it")
+    check_instance("bound", bound, Estimate, remedy=", as elbo returns it")
+    if bound.terms is None or bound.prior is None:
+        raise ValueError(f"bound={bound} has no terms per step; pass the result of elbo.")
     ax = _axes(ax)
     terms = np.asarray(bound.terms)
     times = np.arange(2, terms.size + 1)

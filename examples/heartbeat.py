@@ -83,7 +83,7 @@ def main() -> None:
     print(f"wrote {args.output / 'heartbeat.png'}")
 
 
-def draw(result: dp.FitResult, bound: dp.Bound) -> plt.Figure:
+def draw(result: dp.FitResult, bound: dp.Estimate) -> plt.Figure:
     """Plot independent chains as rows at three times, aligned by the phase of their x_0."""
     figure, axes = plt.subplots(2, 4, figsize=(13, 6.5), layout="constrained")
     model, num_steps, chains = result.model, result.model.num_steps, 60

@@ -94,7 +94,7 @@ def main() -> None:
     print(f"wrote {args.output / 'swiss_roll.png'}")
 
 
-def draw(result: dp.FitResult, bound: dp.Bound, data: np.ndarray) -> plt.Figure:
+def draw(result: dp.FitResult, bound: dp.Estimate, data: np.ndarray) -> plt.Figure:
     """Plot the three rows of the paper's figure, and diagnostics of the fit."""
     model, schedule = result.model, result.model.process.schedule
     figure, axes = plt.subplots(3, 4, figsize=(13, 9), layout="constrained")

@@ -136,26 +136,26 @@ def test_bits_of_the_noisy_levels_are_the_entropy_of_the_levels():
     x = np.asarray(dequantise(KEY, levels))
     best = np.log(probabilities)[np.floor(x).astype(int)].sum(axis=1)  # flat over each level
     missing = jnp.full(2_000, jnp.nan)
-    bits = dp.likelihood.bits_per_dim(dp.LogEstimate(jnp.asarray(best), missing), (3,))
+    bits = dp.likelihood.bits_per_dim(dp.Estimate(jnp.asarray(best), missing), (3,))
     assert_within_standard_errors(bits.value, entropy, bits.standard_error)
     # The same images, divided by 256: another density, the same code.
-    scaled = dp.LogEstimate(jnp.asarray(best + 3 * math.log(256)), missing)
+    scaled = dp.Estimate(jnp.asarray(best + 3 * math.log(256)), missing)
     same = dp.likelihood.bits_per_dim(scaled, (3,), level=1 / 256)
     np.testing.assert_allclose(same.value, bits.value, rtol=1e-5)
-    assert repr(bits).startswith(f"BitsPerDim({float(bits.value):.3f} ± ")
+    assert repr(bits).startswith(f"Estimate({float(bits.value):.3f} ± ")
 
 
 def test_the_papers_number_is_converted():
     # 5.4 bits per pixel of three colours, scaled to unit variance: 0.2516 of the range.
     nats = jnp.array([5.4 * math.log(2)])
-    paper = dp.LogEstimate(nats, jnp.zeros(1))
+    paper = dp.Estimate(nats, jnp.zeros(1))
     bits = dp.likelihood.bits_per_dim(paper, (1, 1, 3), level=1 / (256 * 0.2516))
     np.testing.assert_allclose(bits.value, 4.21, atol=0.005)
     # A model does it by its scaling, when its data are in levels.
     scaling = dp.Scaling(110.0, 256 * 0.2516)
-    user = dp.LogEstimate(nats - scaling.log_abs_det((3,)), jnp.zeros(1))
+    user = dp.Estimate(nats - scaling.log_abs_det((3,)), jnp.zeros(1))
     np.testing.assert_allclose(dp.likelihood.bits_per_dim(user, (3,)).value, bits.value, rtol=1e-5)
-    null = dp.LogEstimate(jnp.array([-1.5 * math.log(2 * math.pi * math.e)]), jnp.zeros(1))
+    null = dp.Estimate(jnp.array([-1.5 * math.log(2 * math.pi * math.e)]), jnp.zeros(1))
     np.testing.assert_allclose(dp.likelihood.bits_per_dim(null, (3,)).value, 2.0471, atol=1e-4)
 
 

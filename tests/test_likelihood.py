@@ -333,10 +333,18 @@ def test_bad_input_is_named(bits):
 
 
 def test_an_estimate_speaks():
-    estimate = dp.LogEstimate(jnp.array([-1.0, -2.0, -6.0]), jnp.array([0.3, 0.0, 0.4]))
-    assert repr(estimate) == "LogEstimate(-3.000 ± 1.528 nats, n=3, Monte Carlo error 0.167)"
+    estimate = dp.Estimate(jnp.array([-1.0, -2.0, -6.0]), jnp.array([0.3, 0.0, 0.4]))
+    assert repr(estimate) == "Estimate(-3.000 ± 1.528 nats, n=3, Monte Carlo error 0.167)"
     np.testing.assert_allclose(estimate.bits, -3 / math.log(2), rtol=1e-6)
-    assert math.isnan(dp.LogEstimate(jnp.zeros(1), jnp.zeros(1)).standard_error)
+    assert math.isnan(dp.Estimate(jnp.zeros(1), jnp.zeros(1)).standard_error)
+    with pytest.raises(ValueError, match="the event shape is unknown: call bits_per_dim"):
+        _ = estimate.bits_per_dim
+    bits = dp.likelihood.bits_per_dim(estimate, (2,))
+    np.testing.assert_allclose(bits.per_example_error, np.array([0.3, 0, 0.4]) / math.log(4), 1e-6)
+    assert repr(bits) == "Estimate(2.164 ± 1.102 bits/dim, n=3, Monte Carlo error 0.120)"
+    for convert in (lambda: bits.bits, lambda: dp.likelihood.bits_per_dim(bits, (2,))):
+        with pytest.raises(ValueError, match="the estimate is in bits/dim already"):
+            convert()
     # Weights 1 and 3: log p = log 2, mean W = -log(3) / 2.
     work = dp.PathWork(jnp.array([[0.0, -math.log(3.0)]]))
     assert repr(work) == "PathWork(log p = 0.693 nats, dissipation 0.144, n=1, 2 paths each)"

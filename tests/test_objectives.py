@@ -169,12 +169,13 @@ def test_the_null_model_of_states_has_the_likelihood_of_its_base(name):
 
 
 def test_units_of_a_bound():
-    bound = dp.Bound(jnp.array([-2.0, -4.0]), jnp.array(-0.5), jnp.array([-2.5, 0.0]), 3)
+    values, prior, terms = jnp.array([-2.0, -4.0]), jnp.array(-0.5), jnp.array([-2.5, 0.0])
+    bound = dp.Estimate(values, jnp.full(2, jnp.nan), prior, terms, num_dimensions=3)
     assert bound.value == -3
     assert bound.standard_error == pytest.approx(1.0)
     assert bound.bits == pytest.approx(-3 / np.log(2))
     assert bound.bits_per_dim == pytest.approx(1 / np.log(2))
-    assert repr(bound) == "Bound(-3.000 ± 1.000 nats, 1.443 bits/dim, n=2)"
+    assert repr(bound) == "Estimate(-3.000 ± 1.000 nats, 1.443 bits/dim, n=2)"
 
 
 # What it refuses ----------------------------------------

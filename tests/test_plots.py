@@ -63,7 +63,8 @@ def test_history_of_one_iteration_or_a_flat_one():
 
 def test_bound_terms():
     terms = np.array([1.0, -0.5, -0.25, -0.125])
-    bound = dp.Bound(jnp.full(3, 0.1), jnp.array(-0.025), jnp.asarray(terms), 2)
+    values, prior = jnp.full(3, 0.1), jnp.array(-0.025)
+    bound = dp.Estimate(values, jnp.full(3, jnp.nan), prior, jnp.asarray(terms))
     ax = dp.plots.bound_terms(bound)
     x, y = ax.get_lines()[0].get_data()
     np.testing.assert_array_equal(x, [2, 3, 4])
@@ -71,6 +72,8 @@ def test_bound_terms():
     words = ax.texts[0].get_text()
     for part in ("ELBO 0.100", "t = 1: 1.000", "t = 2..4: -0.875", "prior term: -0.025"):
         assert part in words
+    with pytest.raises(ValueError, match="has no terms per step; pass the result of elbo"):
+        dp.plots.bound_terms(dp.Estimate(jnp.zeros(2), jnp.zeros(2)))
 
 
 def test_schedules():
@@ -177,7 +180,7 @@ def test_calibration():
 
 def test_pictures_are_drawn_where_they_are_told():
     ax = plt.subplots()[1]
-    bound = dp.Bound(jnp.zeros(2), jnp.zeros(()), jnp.zeros(3), 2)
+    bound = dp.Estimate(jnp.zeros(2), jnp.zeros(2), jnp.zeros(()), jnp.zeros(3))
     for draw in (
         lambda: dp.plots.history(make_history(ELBOLoss()), ax=ax),
         lambda: dp.plots.bound_terms(bound, ax=ax),

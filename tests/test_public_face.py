@@ -926,8 +926,8 @@ refuse(
     dp.flow_likelihood(KEY, M, X, trace="exact") -> trace='exact' | such as ExactTrace, Hutchinson
     dp.flow_likelihood(KEY, M, X, trace=ExactTrace) -> trace=<class ExactTrace> | write ExactTrace(
     dp.flow_log_density(M, "x") -> x_0 has dtype <U1; it must hold real numbers
-    bits_per_dim(RESULT, (2,)) -> estimate=<FitResult> must be a Bound or LogEstimate
-    bits_per_dim(-3.0, (2,)) -> estimate=-3.0 must be a Bound or LogEstimate
+    bits_per_dim(RESULT, (2,)) -> estimate=<FitResult> must be an Estimate
+    bits_per_dim(-3.0, (2,)) -> estimate=-3.0 must be an Estimate
     """,
 )
 refuse(
@@ -1097,7 +1097,7 @@ refuse(
     dp.save("m.dppl", RESULT) -> model=<FitResult> | pass its .model
     dp.Checkpoints(3) -> folder=3 must be a path
     dp.plots.history(RESULT) -> history=<FitResult> must be a History: pass its .history
-    dp.plots.bound_terms(RESULT) -> bound=<FitResult> must be a Bound, as elbo returns it
+    dp.plots.bound_terms(RESULT) -> bound=<FitResult> must be an Estimate, as elbo returns it
     dp.plots.schedule(G) -> schedules=<GaussianDiffusion> must be an AbstractSchedule
     dp.plots.schedule(schedules.Cosine) -> schedules=<class Cosine> | write Cosine(..)
     dp.plots.schedule([S]) -> a dictionary of them by name

@@ -52,8 +52,7 @@ class Calibration(eqx.Module):
     @property
     def pvalue(self) -> float:
         """Joint p-value of all quantities, with the Bonferroni correction."""
-        found = np.concatenate([np.ravel(p) for p in self.pvalues().values()])
-        return min(1.0, float(found.min()) * found.size)
+        return _bonferroni(np.concatenate([np.ravel(p) for p in self.pvalues().values()]))
 
     def coverage(self, probs: Any = (0.5, 0.8, 0.9, 0.95)) -> dict[str, Coverage]:
         """Return the empirical coverage of the central interval of each probability.
@@ -108,9 +107,11 @@ class Calibration(eqx.Module):
         print(f"{self!r}\n{'':{width}}  p-value  " + "".join(f"{p:>8.0%}" for p in probs))
         for name, found in pvalues.items():
             label = name if found.ndim == 0 else f"{name} ({found.size})"
-            worst = min(1.0, float(np.min(found)) * found.size)
             means = coverage[name].value.reshape(len(probs), -1).mean(axis=1)
-            print(f"{label:{width}}  {worst:7.4f}  " + "".join(f"{mean:8.3f}" for mean in means))
+            print(
+                f"{label:{width}}  {_bonferroni(found):7.4f}  "
+                + "".join(f"{mean:8.3f}" for mean in means)
+            )
         errors = next(iter(coverage.values())).standard_error
         print(f"{'standard error':{width + 11}}" + "".join(f"{error:8.3f}" for error in errors))
 
@@ -120,3 +121,8 @@ class Calibration(eqx.Module):
             f"Calibration({self.method}, {self.num_simulations} simulations of "
             f"{self.num_samples} draws{collapsed}, p-value {self.pvalue:.4f})"
         )
+
+
+def _bonferroni(pvalues: np.ndarray) -> float:
+    """Return the joint p-value of several tests."""
+    return min(1.0, float(pvalues.min()) * pvalues.size)

@@ -106,11 +106,8 @@ class Crops(AbstractSource):
         num, *shape = self.images.shape
         # Number of positions along each axis at which a crop lies inside the image.
         counts = [shape[a] - n + 1 for a, n in zip(self.axes, self.size, strict=True)]
-        key_image, *keys = jax.random.split(key, 3)
-        images = jax.random.randint(key_image, (size,), 0, num)
-        rows, columns = (
-            jax.random.randint(k, (size,), 0, n) for k, n in zip(keys, counts, strict=True)
-        )
+        limits = jnp.array([num, *counts])[:, None]
+        images, rows, columns = jax.random.randint(key, (3, size), 0, limits)
 
         def crop(image: Array, row: Array, column: Array) -> Array:
             start = [jnp.zeros_like(row)] * len(shape)

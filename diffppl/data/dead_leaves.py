@@ -132,32 +132,18 @@ class DeadLeaves(AbstractSource):
     ) -> tuple[Float[Array, " num"], Float[Array, " num"], Float[Array, " num"]]:
         """Draw the rows, columns and radii of discs that may intersect the image."""
         height, width = (n - 1 for n in self.size)
-        limits = self.r_min, self.r_max
-        exponents = [self.exponent - i for i in range(3)]
-        # (height + 2r) (width + 2r) as coefficients of 1, r and r^2: a power law for each.
+        powers = jnp.arange(3) - self.exponent
+        # (height + 2r) (width + 2r) as coefficients of 1, r and r^2: a power law for each, whose
+        # normaliser is the ratio of its power to its density.
         areas = jnp.array([height * width, 2.0 * (height + width), 4.0])
-        shares = jnp.cumsum(areas * jnp.stack([_integral(e, *limits) for e in exponents]))
+        laws = dist.DoublyTruncatedPowerLaw(powers, self.r_min, self.r_max)
+        normalisers = self.r_min**powers / jnp.exp(laws.log_prob(self.r_min))
+        shares = jnp.cumsum(areas * normalisers)
         component, level, *place = jax.random.uniform(key, (4, num))
-        first, second, third = (_quantile(level, e, *limits) for e in exponents)
-        component = component * shares[-1]
-        radius = jnp.where(component < shares[1], second, third)
-        radius = jnp.where(component < shares[0], first, radius)
+        index = jnp.searchsorted(shares, component * shares[-1], method="compare_all")
+        law = dist.DoublyTruncatedPowerLaw(powers[index], self.r_min, self.r_max)
+        radius = law.icdf(level)
         row, column = (
             -radius + u * (n + 2 * radius) for u, n in zip(place, (height, width), strict=True)
         )
         return row, column, radius
-
-
-def _integral(exponent: float, low: Array, high: Array) -> Float[Array, ""]:
-    """Return the integral of r^-exponent between two limits."""
-    if exponent == 1:
-        return jnp.log(high / low)
-    return (high ** (1 - exponent) - low ** (1 - exponent)) / (1 - exponent)
-
-
-def _quantile(level: Array, exponent: float, low: Array, high: Array) -> Float[Array, "..."]:
-    """Return a quantile of the density proportional to r^-exponent between two limits."""
-    if exponent == 1:
-        return low * (high / low) ** level
-    start, end = low ** (1 - exponent), high ** (1 - exponent)
-    return (start + level * (end - start)) ** (1 / (1 - exponent))

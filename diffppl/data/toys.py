@@ -52,16 +52,9 @@ class SwissRoll(AbstractSource):
         """Return the points at the angles, without noise."""
         angle = jnp.asarray(angle, dtype=float)
         turns = HIGH - LOW
-        # Moments under a uniform angle: of angle * (cos, sin) by parts, and of angle^2.
-        mean = (
-            np.array(
-                [
-                    HIGH * math.sin(HIGH) + math.cos(HIGH) - LOW * math.sin(LOW) - math.cos(LOW),
-                    -HIGH * math.cos(HIGH) + math.sin(HIGH) + LOW * math.cos(LOW) - math.sin(LOW),
-                ]
-            )
-            / turns
-        )
+        # Moments under a uniform angle a, of a exp(ia), with integral (1 - ia) exp(ia), and of a^2.
+        ends = np.array([LOW, HIGH])
+        mean = np.diff((1 - 1j * ends) * np.exp(1j * ends)).view(float) / turns
         square = (HIGH**3 - LOW**3) / (3 * turns)
         scale = math.sqrt((square - np.sum(mean**2)) / 2)
         points = jnp.stack([angle * jnp.cos(angle), angle * jnp.sin(angle)], axis=-1)

@@ -6,28 +6,26 @@ entropy bounds of the reverse steps; Parzen-window densities; conversion of nats
 dimension.
 
 *The contract*: a public function `(key, model, x_0, *, context=None, ...)` takes data in the user's
-units, shape `(n, *event_shape)`, and returns a `LogEstimate` or a `Bound`: nats in the user's
-units, with a standard error. A bound or an estimate is never called `log_prob`.
+units, shape `(n, *event_shape)`, and returns an `Estimate`, or a record that contains one: nats in
+the user's units, with a standard error. A bound or an estimate is never called `log_prob`.
 
 *To add one*: a new file, and a test against a closed-form log-likelihood.
 
 *What does not belong here*: likelihoods of observations, which are part of a program.
 """
 
-from .bits import BitsPerDim, bits_per_dim
 from .entropy import EntropyBounds, entropy_bounds
-from .estimate import LogEstimate
+from .estimate import Estimate, bits_per_dim
 from .flow import AbstractTrace, ExactTrace, Hutchinson, flow_likelihood, flow_log_density
 from .parzen import ParzenEstimate, parzen
 from .path_weights import PathWork, importance_bound, jarzynski, path_work
 
 __all__ = [
     "AbstractTrace",
-    "BitsPerDim",
     "EntropyBounds",
+    "Estimate",
     "ExactTrace",
     "Hutchinson",
-    "LogEstimate",
     "ParzenEstimate",
     "PathWork",
     "bits_per_dim",

@@ -26,53 +26,9 @@ from ..batching import map_in_blocks
 from ..checks.arguments import check_instance, check_key, check_size, size_field
 from ..model import DiffusionModel
 from ..model.inputs import check_context, check_data
+from .estimate import Estimate
 
 BLOCK_SIZE = 2**14  # coordinates, over all events and steps, evaluated in one block
-
-
-@final
-class Bound(eqx.Module):
-    """A lower bound on log p(x_0), averaged over data, in nats.
-
-    Attributes:
-        per_example: an unbiased estimate for each datum, shape `(n,)`.
-        prior: the prior term, -KL(q(x_T | x_0), pi).
-        terms: the term of each reverse step t = 1..T, at index t - 1: the reconstruction term
-            E log p(x_0 | x_1) first, then -KL for t = 2..T. `prior + terms.sum()` is `value`.
-        num_dimensions: number of coordinates of one event.
-    """
-
-    per_example: Float[Array, " n"]
-    prior: Float[Array, ""]
-    terms: Float[Array, " num_steps"]
-    num_dimensions: int = eqx.field(static=True)
-
-    @property
-    def value(self) -> Float[Array, ""]:
-        """Mean over the data, in nats per event."""
-        return jnp.mean(self.per_example)
-
-    @property
-    def standard_error(self) -> Float[Array, ""]:
-        """Standard error of `value`, over data and Monte Carlo noise; NaN if n = 1."""
-        n = self.per_example.size
-        return jnp.std(self.per_example, ddof=1) / math.sqrt(n) if n > 1 else jnp.array(jnp.nan)
-
-    @property
-    def bits(self) -> Float[Array, ""]:
-        """`value` in bits per event."""
-        return self.value / math.log(2)
-
-    @property
-    def bits_per_dim(self) -> Float[Array, ""]:
-        """`-value` in bits per coordinate, in the user's units; smaller is better."""
-        return -self.bits / self.num_dimensions
-
-    def __repr__(self) -> str:
-        return (
-            f"Bound({float(self.value):.3f} ± {float(self.standard_error):.3f} nats, "
-            f"{float(self.bits_per_dim):.3f} bits/dim, n={self.per_example.size})"
-        )
 
 
 # Terms of the bound, for one event in model units -----------------------------------------------
@@ -128,27 +84,14 @@ class AllSteps(AbstractSteps):
         n, count = x_0.shape[0], model.num_steps - 1
 
         def step(key: Array, t: Array) -> Array:
-            return jax.vmap(
-                lambda key, x, context: step_term(key, model, x, t, context),
-                in_axes=(0, 0, None if context is None else 0),
-            )(jax.random.split(key, n), x_0, context)
-
-        def block(total: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-            keys, times, is_valid = inputs
-            values = jnp.where(is_valid[:, None], jax.vmap(step)(keys, times), 0.0)
-            return total + jnp.sum(values, axis=0), jnp.mean(values, axis=1)
+            term = lambda key, x, context: step_term(key, model, x, t, context)
+            return jax.vmap(term)(jax.random.split(key, n), x_0, context)
 
         # For small batches several steps are evaluated at once, since the overhead of a loop over
-        # single steps would dominate. The last block is padded with steps of weight zero.
-        num_blocks = math.ceil(count / max(1, BLOCK_SIZE // x_0.size))
-        length = math.ceil(count / max(1, num_blocks))
-        order = jnp.arange(num_blocks * length)
-        indices = order % max(1, count)
-        keys = jax.random.split(key, count)[indices]
-        blocks = (keys, 2 + indices, order < count)
-        blocks = jax.tree.map(lambda x: x.reshape(num_blocks, length), blocks)
-        total, per_step = jax.lax.scan(block, jnp.zeros(n), blocks)
-        return total, per_step.reshape(-1)[:count]
+        # single steps would dominate.
+        inputs = jax.random.split(key, count), jnp.arange(2, count + 2)
+        values = map_in_blocks(step, inputs, max(1, BLOCK_SIZE // x_0.size))
+        return values.sum(axis=0), values.mean(axis=1)
 
 
 @final
@@ -172,7 +115,8 @@ class SampledSteps(AbstractSteps):
         keys = jax.random.split(key_terms, (n, self.num))
 
         def term(key: Array, i: Array, t: Array) -> Array:
-            return step_term(key, model, x_0[i], t, None if context is None else context[i])
+            x, context_i = jax.tree.map(lambda x: x[i], (x_0, context))
+            return step_term(key, model, x, t, context_i)
 
         # One block holds at least as many terms as there are data, more if events are small.
         block_size = max(n, BLOCK_SIZE // math.prod(model.event_shape))
@@ -200,18 +144,18 @@ def stratified_indices(key: Array, n: int, num: int, count: int) -> Int[Array, "
 
 def bound(
     key: Array, model: DiffusionModel, x_0: Array, context: Array | None, steps: AbstractSteps
-) -> Bound:
+) -> Estimate:
     """Return the ELBO of data in *model* units; pure and differentiable. See `elbo`."""
     key_final, key_steps = jax.random.split(key)
     keys = jax.random.split(key_final, x_0.shape[0])
-    in_axes = (0, 0, None if context is None else 0)
-    reconstructions = jax.vmap(lambda key, x, c: reconstruction_term(key, model, x, c), in_axes)(
-        keys, x_0, context
-    )
+    reconstruct = lambda key, x, context: reconstruction_term(key, model, x, context)
+    reconstructions = jax.vmap(reconstruct)(keys, x_0, context)
     priors = jax.vmap(lambda x: prior_term(model, x))(x_0)
     totals, per_step = steps.sum_terms(key_steps, model, x_0, context)
-    return Bound(
-        per_example=reconstructions + totals + priors,
+    per_example = reconstructions + totals + priors
+    return Estimate(
+        per_example,
+        jnp.full_like(per_example, jnp.nan),
         prior=jnp.mean(priors),
         terms=jnp.concatenate([jnp.mean(reconstructions)[None], per_step]),
         num_dimensions=math.prod(model.event_shape),
@@ -226,7 +170,7 @@ def elbo(
     context: Any = None,
     steps: AbstractSteps = AllSteps(),
     batch_size: int = 1_000,
-) -> Bound:
+) -> Estimate:
     """Estimate the evidence lower bound on log p(x_0), averaged over data (equation 14).
 
     Args:
@@ -238,11 +182,11 @@ def elbo(
         batch_size: number of data evaluated at once; larger is faster and takes more memory.
 
     Returns:
-        A `Bound` in nats: value, standard error, per-step terms, and bits per dimension.
+        An `Estimate` in nats: value, standard error, per-step terms, and bits per dimension.
 
     Example:
         >>> dp.elbo(jax.random.key(0), model, x_test)
-        Bound(-47.120 ± 0.310 nats, 1.062 bits/dim, n=360)
+        Estimate(-47.120 ± 0.310 nats, 1.062 bits/dim, n=360)
     """
     key = check_key(key)
     check_instance("model", model, DiffusionModel)
@@ -261,30 +205,30 @@ def _elbo(
     context: Array | None,
     steps: AbstractSteps,
     batch_size: int,
-) -> Bound:
+) -> Estimate:
     """Evaluate the bound in blocks of data of equal length, and a shorter last block."""
     n = x_0.shape[0]
     length = math.ceil(n / math.ceil(n / batch_size))
     num_blocks, remainder = divmod(n, length)
     if num_blocks == 1 and not remainder:
         return bound(key, model, x_0, context, steps)
-    # Equal blocks compile once, in a loop; the remainder has its own shape.
     keys = jax.random.split(key, num_blocks + 1)
-    data = (x_0, context)
 
-    def block_bound(inputs: tuple[Array, tuple[Array, Array | None]]) -> Bound:
-        key, (x_0, context) = inputs
-        return bound(key, model, x_0, context, steps)
+    def block(index: Any, size: int) -> Estimate:
+        rows = lambda x: jax.lax.dynamic_slice_in_dim(x, index * length, size)
+        x, c = jax.tree.map(rows, (x_0, context))
+        return bound(keys[index], model, x, c, steps)
 
-    blocks = jax.tree.map(
-        lambda x: x[: num_blocks * length].reshape(num_blocks, length, *x.shape[1:]), data
-    )
-    bounds = jax.lax.map(block_bound, (keys[:-1], blocks))
-    per_example, priors, terms = bounds.per_example.reshape(-1), bounds.prior, bounds.terms
-    weights = jnp.full(num_blocks, length / n)  # of each block in the mean over data
+    # Equal blocks compile once, in a loop; the remainder has its own shape.
+    parts = [jax.lax.map(lambda index: block(index, length), jnp.arange(num_blocks))]
     if remainder:
-        last = block_bound((keys[-1], jax.tree.map(lambda x: x[num_blocks * length :], data)))
-        per_example = jnp.append(per_example, last.per_example)
-        priors, terms = jnp.append(priors, last.prior), jnp.vstack([terms, last.terms])
-        weights = jnp.append(weights, remainder / n)
-    return Bound(per_example, weights @ priors, weights @ terms, bounds.num_dimensions)
+        parts.append(jax.tree.map(lambda x: x[None], block(num_blocks, remainder)))
+
+    def share(part: Estimate) -> Any:
+        weight = part.per_example.shape[1] / n  # of each block in the mean over data
+        return jax.tree.map(lambda x: weight * x.sum(axis=0), (part.prior, part.terms))
+
+    prior, terms = jax.tree.map(lambda *x: sum(x), *map(share, parts))
+    per_example = jnp.concatenate([part.per_example.ravel() for part in parts])
+    errors = jnp.full_like(per_example, jnp.nan)
+    return Estimate(per_example, errors, prior, terms, math.prod(model.event_shape))

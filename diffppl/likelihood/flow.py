@@ -28,6 +28,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.scipy.stats import sem
 from jaxtyping import Array, ArrayLike, Float
 
 from ..checks.arguments import check_instance, check_key, size_field
@@ -35,7 +36,7 @@ from ..checks.arrays import as_numbers
 from ..model import DiffusionModel
 from ..model.inputs import as_context, check_context, check_data, check_ends_in
 from ..samplers.flow_ode import Integrator, angles, check_real, over_batch, velocity
-from .estimate import LogEstimate
+from .estimate import Estimate
 
 
 class AbstractTrace(eqx.Module):
@@ -126,7 +127,7 @@ def flow_likelihood(
     context: Any = None,
     trace: AbstractTrace = Hutchinson(num_probes=10),
     integrator: Integrator = Integrator(),
-) -> LogEstimate:
+) -> Estimate:
     """Estimate the log-density of the probability flow, averaged over data, in nats.
 
     Args:
@@ -144,7 +145,7 @@ def flow_likelihood(
 
     Example:
         >>> dp.flow_likelihood(jax.random.key(0), model, x_test)
-        LogEstimate(-2.104 ± 0.031 nats, n=500, Monte Carlo error 0.002)
+        Estimate(-2.104 ± 0.031 nats, 1.518 bits/dim, n=500, Monte Carlo error 0.002)
     """
     key = check_key(key)
     check_real(model)
@@ -163,14 +164,13 @@ def _flow_likelihood(
     context: Array | None,
     trace: AbstractTrace,
     integrator: Integrator,
-) -> LogEstimate:
+) -> Estimate:
     def single(key: Array, x: Array, context: Array | None) -> Array:
         probes = trace.probes(key, model.event_shape)
         return _log_density(model, x, context, trace, probes, integrator)
 
     keys = jax.random.split(key, x_0.shape[0])
-    in_axes = (0, 0, None if context is None else 0)
-    values = jax.vmap(single, in_axes)(keys, x_0, context) - model.log_abs_det()
+    values = jax.vmap(single)(keys, x_0, context) - model.log_abs_det()
     values = eqx.error_if(
         values,
         jnp.any(jnp.isnan(values)),
@@ -178,12 +178,11 @@ def _flow_likelihood(
         "tolerances, and check that the network's output is finite.",
     )
     # The probes share the datum, so their spread is the Monte Carlo error conditional on it.
-    num_probes = values.shape[1]
-    spread = jnp.std(values, axis=1, ddof=1) if num_probes > 1 else jnp.full(len(values), jnp.nan)
     exact = trace.probes(key, model.event_shape) is None  # deterministic: no error
-    return LogEstimate(
+    return Estimate(
         per_example=values.mean(axis=1),
-        per_example_error=jnp.zeros(len(values)) if exact else spread / math.sqrt(num_probes),
+        per_example_error=jnp.zeros(len(values)) if exact else sem(values, axis=1),
+        num_dimensions=math.prod(model.event_shape),
     )
 
 

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 from ..batching import map_in_blocks
 from ..checks.arguments import check_size, described
 from ..checks.arrays import as_finite
-from .estimate import LogEstimate
+from .estimate import Estimate
 
 BANDWIDTHS = tuple(np.logspace(-1, 0, 10).tolist())  # of the published protocol, see `parzen`
 
@@ -44,7 +44,7 @@ class ParzenEstimate(eqx.Module):
         validation: mean log-density of the validation data at each candidate, in nats.
     """
 
-    log_likelihood: LogEstimate
+    log_likelihood: Estimate
     bandwidth: Float[Array, ""]
     bandwidths: Float[Array, " bandwidths"]
     validation: Float[Array, " bandwidths"]
@@ -125,7 +125,9 @@ def parzen(
     chosen = jnp.asarray(widths[best : best + 1], float)
     values = _log_densities(centred["samples"], centred["x_test"], chosen, batch_size)[:, 0]
     return ParzenEstimate(
-        log_likelihood=LogEstimate(values, jnp.full_like(values, jnp.nan)),
+        log_likelihood=Estimate(
+            values, jnp.full_like(values, jnp.nan), num_dimensions=math.prod(shape)
+        ),
         bandwidth=chosen[0],
         bandwidths=jnp.asarray(widths, float),
         validation=jnp.asarray(means, float),
@@ -140,17 +142,16 @@ def _log_densities(
     block: int,
 ) -> Float[Array, "m bandwidths"]:
     """Return log p(x) at each bandwidth."""
-    n, d = samples.shape
     squared_norms = jnp.sum(samples**2, axis=1)
 
     def one(x: Array) -> Array:
         inner = jnp.matmul(samples, x, precision="highest")
         squares = jnp.maximum(jnp.sum(x**2) + squared_norms - 2 * inner, 0)
 
-        # log p(x) = logsumexp_i(-|x - s_i|^2 / 2h^2) - log n - (d / 2) log(2 pi h^2)
+        # log p(x) = log mean_i exp(-|x - s_i|^2 / 2h^2) - (d / 2) log(2 pi h^2)
         def log_density(h: Array) -> Array:
-            normaliser = math.log(n) + 0.5 * d * jnp.log(2 * jnp.pi * h**2)
-            return jax.nn.logsumexp(-0.5 * squares / h**2) - normaliser
+            log_mean = jax.nn.logmeanexp(-0.5 * squares / h**2)
+            return log_mean - 0.5 * samples.shape[1] * jnp.log(2 * jnp.pi * h**2)
 
         return jax.lax.map(log_density, bandwidths)
 

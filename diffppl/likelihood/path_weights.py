@@ -27,6 +27,7 @@ from typing import Any, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.scipy.stats import sem
 from jaxtyping import Array, Float
 from numpyro.distributions import Distribution
 
@@ -34,7 +35,7 @@ from ..batching import map_in_blocks
 from ..checks.arguments import check_instance, check_key, check_size
 from ..model import DiffusionModel
 from ..model.inputs import check_context, check_data
-from .estimate import LogEstimate
+from .estimate import Estimate
 
 
 @final
@@ -43,23 +44,24 @@ class PathWork(eqx.Module):
 
     Attributes:
         work: W in nats, in the user's units, shape `(n, S)`.
+        num_dimensions: number of coordinates of one event; None if it is not known.
     """
 
     work: Float[Array, "n S"]
+    num_dimensions: int | None = eqx.field(static=True, default=None)
 
     @property
-    def log_likelihood(self) -> LogEstimate:
+    def log_likelihood(self) -> Estimate:
         """Estimate of log p(x_0), the log-mean-exp of -W, with delta-method standard errors.
 
         The errors are reliable only if `effective_sample_size` is large: if the largest terms of
         the mean were not sampled, both the estimate and its error are too small.
         """
-        num = self.work.shape[1]
-        log_mean = jax.nn.logsumexp(-self.work, axis=1) - math.log(num)
-        # Delta method: the error of log(mean w) is sd(w / mean w) / sqrt(S).
-        relative = jnp.exp(-self.work - log_mean[:, None])
-        spread = jnp.std(relative, axis=1, ddof=1) if num > 1 else jnp.full(len(log_mean), jnp.nan)
-        return LogEstimate(log_mean, spread / math.sqrt(num))
+        log_mean = jax.nn.logmeanexp(-self.work, axis=1)
+        # Delta method: the error of log(mean w) is that of the mean of w / mean w.
+        relative = self.work.shape[1] * jax.nn.softmax(-self.work, axis=1)
+        error = sem(relative, axis=1)
+        return Estimate(log_mean, error, num_dimensions=self.num_dimensions)
 
     @property
     def dissipation(self) -> Float[Array, " n"]:
@@ -69,10 +71,7 @@ class PathWork(eqx.Module):
     @property
     def effective_sample_size(self) -> Float[Array, " n"]:
         """Effective sample size of the S trajectories of each datum, (sum w)^2 / sum w^2."""
-        log_weights = -self.work
-        return jnp.exp(
-            2 * jax.nn.logsumexp(log_weights, axis=1) - jax.nn.logsumexp(2 * log_weights, axis=1)
-        )
+        return 1 / jnp.sum(jax.nn.softmax(-self.work, axis=1) ** 2, axis=1)
 
     def __repr__(self) -> str:
         n, num = self.work.shape
@@ -153,7 +152,8 @@ def jarzynski(
     batch_size = check_size("batch_size", batch_size)
     x_0 = check_data("x_0", x_0, model)
     context = check_context(context, model, x_0.shape[0])
-    return PathWork(_work(key, model, model.to_model(x_0), context, num_trajectories, batch_size))
+    work = _work(key, model, model.to_model(x_0), context, num_trajectories, batch_size)
+    return PathWork(work, math.prod(model.event_shape))
 
 
 @eqx.filter_jit
@@ -168,7 +168,7 @@ def _work(
     n = x_0.shape[0]
 
     def one(key: Array, index: Array) -> Array:
-        return path_work(key, model, x_0[index], None if context is None else context[index])
+        return path_work(key, model, *jax.tree.map(lambda x: x[index], (x_0, context)))
 
     keys = jax.random.split(key, n * num_trajectories)
     indices = jnp.repeat(jnp.arange(n), num_trajectories)
@@ -183,7 +183,7 @@ def importance_bound(
     num_particles: int,
     context: Any = None,
     batch_size: int = 1_000,
-) -> LogEstimate:
+) -> Estimate:
     """Estimate the importance-weighted lower bound on log p(x_0), averaged over data, in nats.
 
     Its expectation equals the ELBO for `num_particles` = 1, does not decrease with `num_particles`,
