@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffppl as dp
-from diffppl.fitting.prepare import mask_of
+from diffppl.fitting.prepare import trainable_mask
 from diffppl.fitting.reverse_variance import with_initial_variance
 from diffppl.fitting.training import TrainingConfig, initial_state, run_chunk
 
@@ -31,21 +31,21 @@ def main(dim: int, width: int, depth: int, num_steps: int, batch_size: int, roun
         event_shape=(dim,),
     )
     model = with_initial_variance(model)  # `fit` estimates the reverse variance during training
-    params, frozen = eqx.partition(model, mask_of(model, None))
-    recipe = TrainingConfig(
+    params, frozen = eqx.partition(model, trainable_mask(model, None))
+    config = TrainingConfig(
         frozen=frozen,
         loss=dp.losses.ELBOLoss(),
         optimizer=dp.default_optimizer(10_000),
-        ema_decay=jnp.asarray(0.999),
+        ema_decay=0.999,
         batch_size=batch_size,
     )
-    start = initial_state(params, recipe)
+    start = initial_state(params, config)
 
     def chunks(length: int) -> float:
         """Return the seconds per iteration over 100 iterations, with one transfer per call."""
         state, begin = start, time.perf_counter()
         for stop in range(length, 101, length):
-            state, losses, _ = run_chunk(key, state, recipe, data, jnp.asarray(stop), length)
+            state, losses, _ = run_chunk(key, state, config, data, jnp.asarray(stop), length)
             np.asarray(losses)
         return (time.perf_counter() - begin) / 100
 

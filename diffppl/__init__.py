@@ -50,7 +50,8 @@ from .likelihood import (
     jarzynski,
 )
 from .likelihood.elbo import AllSteps, SampledSteps, elbo
-from .model import DiffusionModel, Scaling
+from .model import DiffusionModel, Scaling, clipped, guided, respaced
+from .model.probability_flow import Integrator
 from .processes import (
     Absorbing,
     BernoulliDiffusion,
@@ -59,7 +60,6 @@ from .processes import (
     Uniform,
 )
 from .samplers import sample, sample_path
-from .samplers.flow_ode import Integrator
 
 __version__ = "0.1.0"
 
@@ -94,6 +94,7 @@ __all__ = [
     "Uniform",
     "calibrate",
     "chains",
+    "clipped",
     "data",
     "default_optimizer",
     "denoisers",
@@ -102,6 +103,7 @@ __all__ = [
     "fit",
     "flow_likelihood",
     "flow_log_density",
+    "guided",
     "importance_bound",
     "jarzynski",
     "likelihood",
@@ -112,6 +114,7 @@ __all__ = [
     "predictions",
     "processes",
     "resampling",
+    "respaced",
     "sample",
     "sample_path",
     "samplers",

@@ -7,25 +7,36 @@ collections of xarray data sets, so only the container differs (`_collect`).
 import importlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from .calibration import Calibration
-    from .conditioning import Posterior
-
+Values = Mapping[str, Any]  # by name of the site or of the statistic
 Dims = Mapping[str, Sequence[str]] | None
 Coords = Mapping[str, Any] | None
 
 _MIN_WEIGHTS = 25  # below this the tail has too few weights for the fit of a Pareto distribution
 
 
-def from_posterior(posterior: "Posterior", *, dims: Dims = None, coords: Coords = None) -> Any:
+def from_posterior(
+    posterior: Values,
+    *,
+    groups: Mapping[str, Values],
+    step_stats: Values,
+    noiseless: Values,
+    attributes: Mapping[str, Any],
+    dims: Dims = None,
+    coords: Coords = None,
+) -> Any:
     """Convert posterior draws, diagnostics, observations and predictions to ArviZ data.
 
     Args:
-        posterior: a posterior that has been run.
+        posterior: draws by site, shape `(num_chains, num_samples, ...)`.
+        groups: values of the other groups: `prior`, `log_likelihood`, `sample_stats`,
+            `observed_data` and `posterior_predictive`.
+        step_stats: diagnostics by chain and step, from t = T down to the last.
+        noiseless: masks of the noiselessly observed entries, for the sites that have any.
+        attributes: of the group `posterior`.
         dims: names of event dimensions, `{site: [names]}`.
         coords: coordinate labels of dimensions, `{name: labels}`.
 
@@ -34,30 +45,24 @@ def from_posterior(posterior: "Posterior", *, dims: Dims = None, coords: Coords 
             names for a site.
     """
     dims = {_plain(name): names for name, names in (dims or {}).items()}
-    samples = _renamed(posterior.get_samples(group_by_chain=True))
-    observed = _renamed(posterior.observed_data())
-    likelihoods = _renamed(posterior.log_likelihood())
+    samples, masks = _renamed(posterior), _renamed(noiseless)
+    observed, likelihoods = _renamed(groups["observed_data"]), _renamed(groups["log_likelihood"])
     if unknown := set(dims) - samples.keys() - observed.keys():
         raise ValueError(
             f"dims names {sorted(unknown)}, but the program's sites are "
             f"{sorted(samples.keys() | observed.keys())}."
         )
     chains = ["chain", "draw"]
-    sample_stats = _dataset(posterior.sample_stats(), chains, None, coords)
-    if posterior.step_stats:  # one entry per step of the chain, from t = T down to the last
-        num_entries = next(iter(posterior.step_stats.values())).shape[1]
+    sample_stats = _dataset(groups["sample_stats"], chains, None, coords)
+    if step_stats:
+        num_entries = next(iter(step_stats.values())).shape[1]
         step = {"step": np.arange(num_entries - 1, -1, -1), **dict(coords or {})}
-        sample_stats = sample_stats.merge(
-            _dataset(posterior.step_stats, ["chain", "step"], None, step)
-        )
-    noiseless = _renamed(posterior.noiseless_entries())  # masks
-    constants = {
-        name: np.where(mask, samples[name][0, 0], np.nan) for name, mask in noiseless.items()
-    }
-    prior = {name: x[None] for name, x in _renamed(posterior.prior()).items()}
-    predictions = _renamed(posterior.posterior_predictive())
-    groups = {
-        "posterior": _without_noiseless(_dataset(samples, chains, dims, coords), noiseless),
+        sample_stats = sample_stats.merge(_dataset(step_stats, ["chain", "step"], None, step))
+    constants = {name: np.where(mask, samples[name][0, 0], np.nan) for name, mask in masks.items()}
+    prior = {name: x[None] for name, x in _renamed(groups["prior"]).items()}
+    predictions = _renamed(groups["posterior_predictive"])
+    datasets = {
+        "posterior": _without_noiseless(_dataset(samples, chains, dims, coords), masks),
         "prior": _dataset(prior, chains, dims, coords),
         "log_likelihood": _dataset(likelihoods, chains, _leading(dims, likelihoods), coords),
         "sample_stats": sample_stats,
@@ -65,30 +70,17 @@ def from_posterior(posterior: "Posterior", *, dims: Dims = None, coords: Coords 
         "posterior_predictive": _dataset(predictions, chains, dims, coords),
     }
     if constants:
-        groups["constant_data"] = _dataset(constants, [], dims, coords)
-    evidence = posterior.log_evidence
-    groups["posterior"].attrs.update(
-        inference_library="diffppl",
-        method=repr(posterior.method),
-        explanation=posterior.explanation,
-        exactness=posterior.exactness.value,
-        faults="; ".join(posterior.faults),
-        num_denoiser_calls=posterior.num_denoiser_calls,
-        pareto_k=posterior.pareto_k,
-        log_evidence=evidence.value,
-        log_evidence_standard_error=evidence.standard_error,
-        log_evidence_interval=np.asarray(evidence.interval),
-        log_evidence_fault=evidence.fault,
-    )
-    return _collect(groups)
+        datasets["constant_data"] = _dataset(constants, [], dims, coords)
+    datasets["posterior"].attrs.update(attributes)
+    return _collect(datasets)
 
 
-def from_calibration(calibration: "Calibration") -> Any:
+def from_ranks(ranks: Mapping[str, np.ndarray], num_samples: int) -> Any:
     """Convert ranks to their randomised probability integral transform, as group `prior_sbc`."""
     rng = np.random.default_rng(0)
     values = {
-        name: ((ranks + rng.uniform(size=ranks.shape)) / (calibration.num_samples + 1))[None]
-        for name, ranks in calibration.ranks.items()
+        name: ((rank + rng.uniform(size=rank.shape)) / (num_samples + 1))[None]
+        for name, rank in ranks.items()
     }
     return _collect({"prior_sbc": _dataset(values, ["chain", "draw"], None, None)})
 

@@ -70,7 +70,8 @@ def main() -> None:
         (side, side),
         prediction=dp.predictions.Velocity(fitted.prediction.variance.pooled()),
         scaling=fitted.scaling,
-    ).clipped(0, 256)
+    )
+    model = dp.clipped(model, 0, 256)
 
     missing = np.zeros((side, side), bool)
     start = (side - hole) // 2

@@ -95,7 +95,7 @@ def main() -> None:
     print(f"{'held-out digits':24}{right:11.1%}    {grey(test):11.1%}")
     drawn = {}
     for weight in WEIGHTS:
-        guided = model.guided(weight).clipped(0, LEVELS)
+        guided = dp.clipped(dp.guided(model, weight), 0, LEVELS)
         x = dp.sample(jax.random.key(2), guided, (), context=one_hot(asked))
         x = drawn[weight] = np.clip(np.floor(np.asarray(x)), 0, LEVELS - 1)
         right = classifier.score(x.reshape(-1, 64), asked)

@@ -68,7 +68,7 @@ def main() -> None:
     print(f"bits per pixel of fresh images: {bits}")
     print(f"Gaussian of {WINDOW} x {WINDOW} windows: {gaussian_bits(num_windows):.3f}")
 
-    samples = np.asarray(dp.sample(jax.random.key(6), model.clipped(0, 256), (20,)))
+    samples = np.asarray(dp.sample(jax.random.key(6), dp.clipped(model, 0, 256), (20,)))
     rows = {"made": dequantised(side, 7, 20), "learned": samples}
     figure = plt.figure(figsize=(12, 5), layout="constrained")
     for panel, (name, pixels) in zip(figure.subfigures(1, 2), rows.items(), strict=True):

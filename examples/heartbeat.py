@@ -101,7 +101,7 @@ def draw(result: dp.FitResult, bound: dp.Estimate) -> plt.Figure:
             axis.set(title=f"{name}, t = {t:,}", xlabel="bin", ylabel="", yticks=[])
         axis_row[0].set_ylabel("independent chains")
     dp.plots.bound_terms(bound, ax=axes[0, 3])
-    result.history.plot(ax=axes[1, 3])
+    dp.plots.history(result.history, ax=axes[1, 3])
     return figure
 
 

@@ -56,7 +56,8 @@ def main() -> None:
         num_steps=num_steps,
         iterations=iterations,
         highest=4.0 * np.sqrt(np.prod(shape)),
-    ).clipped(0, 256)
+    )
+    model = dp.clipped(model, 0, 256)
     noise = float(model.scaling.scale)  # the standard deviation of the images
 
     def program(y=None):

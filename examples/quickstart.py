@@ -115,7 +115,7 @@ def draw(result, scores, bound, digits, truth, y, samples):
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=[3, 2, 4])
 
     left, right = top.subplots(1, 2)
-    result.history.plot(ax=left)
+    dp.plots.history(result.history, ax=left)
     names = [*scores, "diffusion model (bound)"]
     values = [*scores.values(), bound]
     floor = min(values) - 5

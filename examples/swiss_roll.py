@@ -114,7 +114,7 @@ def draw(result: dp.FitResult, bound: dp.Estimate, data: np.ndarray) -> plt.Figu
     schedules = {"learned": schedule, "1 / (T-t+1)": dp.schedules.Reciprocal(T)}
     dp.plots.schedule(schedules, ax=axes[0, 3])
     dp.plots.bound_terms(bound, ax=axes[1, 3])
-    result.history.plot(ax=axes[2, 3])
+    dp.plots.history(result.history, ax=axes[2, 3])
     return figure
 
 

@@ -13,7 +13,9 @@ import numpy as np
 
 import diffppl as dp
 from diffppl.conditioning import AbstractMethod
+from diffppl.fitting.losses import AbstractLoss
 from diffppl.model.clipped import Clipped
+from diffppl.networks.layers.padding import AbstractPadding
 from diffppl.processes import AbstractProcess
 from diffppl.schedules import AbstractSchedule
 
@@ -231,6 +233,7 @@ TWISTS: dict[str, Callable[[], dp.twists.AbstractTwist]] = {
     "quadrature": dp.twists.Quadrature,
     "expected-likelihood": dp.twists.ExpectedLikelihood,
     "perturbation": dp.twists.Perturbation,
+    "perturbation-linear": lambda: dp.twists.Perturbation(dp.twists.LinearPower()),
     "mixed": dp.twists.Mixed,
     "enumeration": dp.twists.Enumeration,
 }
@@ -241,6 +244,41 @@ METHODS: dict[str, Callable[[int], AbstractMethod]] = {
     "guidance": lambda num_samples: dp.Guidance(),
     "replacement": lambda num_samples: dp.Replacement(),
     "split-gibbs": lambda num_samples: dp.SplitGibbs(),
+}
+
+# () -> reverse chain to condition
+REVERSE_CHAINS: dict[str, Callable[[], dp.chains.AbstractChain]] = {
+    "model": dp.chains.ModelChain,
+    "covariance-matched": dp.chains.CovarianceMatched,
+}
+
+# resampling schemes
+RESAMPLING: dict[str, Callable[..., Any]] = {
+    "systematic": dp.resampling.systematic,
+    "stratified": dp.resampling.stratified,
+    "multinomial": dp.resampling.multinomial,
+}
+
+# num_steps -> loss of real data with an optional context
+LOSSES: dict[str, Callable[[int], AbstractLoss]] = {
+    "elbo": lambda num_steps: dp.losses.ELBOLoss(),
+    "elbo-all-steps": lambda num_steps: dp.losses.ELBOLoss(dp.AllSteps()),
+    "weighted": lambda num_steps: dp.losses.WeightedLoss(np.linspace(1.0, 2.0, num_steps - 1)),
+    "simple": lambda num_steps: dp.losses.SimpleLoss(),
+    "context-dropout": lambda num_steps: dp.losses.ContextDropout(rate=0.3),
+}
+
+# () -> estimator of the trace of a Jacobian
+TRACES: dict[str, Callable[[], dp.likelihood.AbstractTrace]] = {
+    "exact": dp.likelihood.ExactTrace,
+    "hutchinson": lambda: dp.likelihood.Hutchinson(num_probes=2),
+}
+
+# Mode of numpy.pad -> padding
+PADDINGS: dict[str, Callable[[], AbstractPadding]] = {
+    "constant": dp.networks.padding.Zeros,
+    "edge": dp.networks.padding.Edge,
+    "wrap": dp.networks.padding.Periodic,
 }
 
 # () -> source of data; images have a shape without symmetry

@@ -462,6 +462,7 @@ def test_arviz(right: dp.Calibration, narrow: dp.Calibration):
 # What is refused ---------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("as_users_call_it")
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [

@@ -1,5 +1,4 @@
 import errno
-import importlib
 import os
 import resource
 import signal
@@ -19,10 +18,10 @@ import orbax.checkpoint
 import pytest
 
 import diffppl as dp
+from diffppl.fitting import loop
 from diffppl.fitting.losses import AbstractLoss
 from diffppl.fitting.result import FitResult, NonFiniteLossError
 
-MODULE = importlib.import_module("diffppl.fitting.fit")  # `fit` in the room is the function
 NUM_STEPS = 6
 SCHEDULE = dp.schedules.LogSNRLinear(NUM_STEPS, noise_to_signal=(0.1, 20.0))
 DATA = np.random.default_rng(0).normal(size=(500, 2)) * [3.0, 1.0] + [10.0, -4.0]
@@ -113,7 +112,7 @@ def assert_same_result(a: FitResult, b: FitResult) -> None:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, chunks: int, error: type) -> None:
     """Raise an error in place of the next chunk but `chunks`."""
-    run_chunk, calls = MODULE.run_chunk, []
+    run_chunk, calls = loop.run_chunk, []
 
     def stopped(*args: Any) -> Any:
         calls.append(None)
@@ -121,7 +120,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, chunks: int, error: type) -> Non
             raise error
         return run_chunk(*args)
 
-    monkeypatch.setattr(MODULE, "run_chunk", stopped)
+    monkeypatch.setattr(loop, "run_chunk", stopped)
 
 
 def fit_interrupted(
@@ -349,6 +348,16 @@ def test_a_damaged_checkpoint_is_passed_over(folder: Path, monkeypatch: pytest.M
         dp.Checkpoints(folder).latest()
 
 
+def test_damaged_settings_of_a_run_are_reported_as_such(folder: Path):
+    fit(folder)
+    path = folder / "run.dppl"
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(dp.LoadError, match="holds a run that cannot be continued: .* damaged or"):
+        fit(folder)
+    with pytest.raises(dp.LoadError, match="damaged or cut short"):
+        dp.Checkpoints(folder).latest()
+
+
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -373,13 +382,13 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
 
 def fit_on_a_small_disk(folder: str) -> None:
     """Train while no file may grow beyond 20 kB, where a checkpoint needs more."""
-    run_chunk = MODULE.run_chunk
+    run_chunk = loop.run_chunk
 
     def limited(*args: Any) -> Any:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         return run_chunk(*args)
 
-    MODULE.run_chunk = limited
+    loop.run_chunk = limited
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = fit(folder, 300, every=100, model=make_model(width=64))

@@ -15,8 +15,8 @@ import scipy.integrate
 import scipy.special
 
 import diffppl as dp
-from diffppl.samplers.ancestral import ancestral
-from diffppl.samplers.flow_ode import noise_to_data
+from diffppl.model.probability_flow import noise_to_data
+from diffppl.samplers import ancestral
 
 from .oracles import linear_gaussian_posterior
 from .statistics import assert_mean, assert_moments, assert_within_standard_errors
@@ -85,7 +85,7 @@ def test_the_guided_mean_is_the_combination_whatever_the_output(
     model = exact_model(kind=kind, variances=variances)
     x_t, t, w = jnp.array([[0.7], [-1.4]]), 7, 1.5
     given, without = model.denoise(x_t, t, CONTEXT), model.denoise(x_t, t)
-    guided = model.guided(w)
+    guided = dp.guided(model, w)
     np.testing.assert_allclose(
         guided.denoise(x_t, t, CONTEXT), (1 + w) * given - w * without, rtol=1e-12
     )
@@ -96,9 +96,9 @@ def test_the_guided_mean_is_the_combination_whatever_the_output(
 @pytest.mark.parametrize("shorter", [False, True])
 def test_guidance_may_be_kept_to_an_interval_of_levels(shorter: bool):
     w, (low, high) = 1.5, (0.1, 2.0)
-    models = [MODEL.guided(w, noise_to_signal=(low, high)), MODEL.guided(w), MODEL]
+    models = [dp.guided(MODEL, w, noise_to_signal=(low, high)), dp.guided(MODEL, w), MODEL]
     if shorter:  # guidance knows levels, not steps
-        models = [m.respace(12) for m in models]
+        models = [dp.respaced(m, 12) for m in models]
     x_t, ratio = jnp.array([0.7]), np.exp(-0.5 * models[0].process.schedule.log_snr())
     inside = (low <= ratio) & (ratio <= high)
     assert 2 < inside[1:].sum() < len(ratio) - 3
@@ -116,9 +116,9 @@ def test_weights_of_0_and_minus_1_are_the_conditional_and_the_unconditional():
         return eqx.filter_jit(ancestral)(key, model, shape, contexts)
 
     conditional, unconditional = draw(MODEL, contexts), draw(MODEL, None)
-    np.testing.assert_array_equal(draw(MODEL.guided(0.0), contexts), conditional)
-    np.testing.assert_allclose(draw(MODEL.guided(-1.0), contexts), unconditional, rtol=1e-9)
-    np.testing.assert_array_equal(draw(MODEL.guided(2.0), None), unconditional)
+    np.testing.assert_array_equal(draw(dp.guided(MODEL, 0.0), contexts), conditional)
+    np.testing.assert_allclose(draw(dp.guided(MODEL, -1.0), contexts), unconditional, rtol=1e-9)
+    np.testing.assert_array_equal(draw(dp.guided(MODEL, 2.0), None), unconditional)
 
 
 def chain_moments(weight: float) -> tuple[float, float]:
@@ -141,7 +141,7 @@ def chain_moments(weight: float) -> tuple[float, float]:
 
 @pytest.mark.parametrize("weight", [0.0, 0.8, 3.0])
 def test_the_guided_chain_has_the_moments_of_its_recursion(weight: float):
-    draws = dp.sample(KEY, MODEL.guided(weight), (20_000,), context=CONTEXT, batch_size=20_000)
+    draws = dp.sample(KEY, dp.guided(MODEL, weight), (20_000,), context=CONTEXT, batch_size=20_000)
     mean, variance = chain_moments(weight)
     assert_moments(draws, [mean], [[variance]])
 
@@ -172,7 +172,7 @@ def test_the_guided_flow_in_closed_form():
 
         slope = h(low) / h(high) / np.sqrt(alpha_bar[1])
         middle = h(low) * scipy.integrate.quad(pull, np.log(low), np.log(high), epsabs=1e-12)[0]
-        found = flow(model.guided(w), jnp.array([[-1.0], [1.0]]), jnp.array([0.9]))
+        found = flow(dp.guided(model, w), jnp.array([[-1.0], [1.0]]), jnp.array([0.9]))
         np.testing.assert_allclose(found[:, 0], [middle - slope, middle + slope], rtol=1e-5)
         # As the module says: v (v / V)^w, and not the variance of the tilted distribution.
         np.testing.assert_allclose(slope**2, WITHIN * (WITHIN / WHOLE) ** w, rtol=1e-4)
@@ -214,7 +214,7 @@ def test_the_guided_flow_of_two_classes_is_its_differential_equation():
     schedule = dp.schedules.LogSNRLinear(200, noise_to_signal=(0.03, 30.0))
     model, starts, w = two_classes(schedule), np.array([-1.5, -0.2, 0.4, 1.1]), 2.0
     x_T, first = jnp.asarray(starts)[:, None], np.array([1.0, 0.0])
-    guided, plain = (flow(model.guided(v), x_T, jnp.asarray(first))[:, 0] for v in (w, 0.0))
+    guided, plain = (flow(dp.guided(model, v), x_T, jnp.asarray(first))[:, 0] for v in (w, 0.0))
 
     def field(s: float, z: np.ndarray) -> np.ndarray:
         given, without = (
@@ -243,7 +243,7 @@ def test_guided_bits_have_log_odds_that_are_combined():
     process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(5), rate=0.2)
     model = dp.DiffusionModel(process, LogOdds(), (3,), context_shape=(3,))
     log_odds, w = np.array([1.2, -0.1, -np.inf]), 1.5
-    found = model.guided(w).denoise(jnp.array([0, 1, 1]), 3, jnp.asarray(log_odds))
+    found = dp.guided(model, w).denoise(jnp.array([0, 1, 1]), 3, jnp.asarray(log_odds))
     p, q = scipy.special.expit(log_odds), scipy.special.expit([0.3, -0.4, 1.0])
     ones, zeros = p ** (1 + w) / q**w, (1 - p) ** (1 + w) / (1 - q) ** w
     np.testing.assert_allclose(found, ones / (ones + zeros), rtol=1e-9)
@@ -256,7 +256,7 @@ def test_guided_bits_have_log_odds_that_are_combined():
 def test_a_guided_model_is_a_prior_like_any_other():
     """The chain is linear, so its prior is normal, and the posterior conjugate."""
     mean, variance = chain_moments(0.8)
-    guided = MODEL.guided(0.8)
+    guided = dp.guided(MODEL, 0.8)
 
     def program(y: Any = None) -> None:
         x = numpyro.sample("x", guided(CONTEXT))
@@ -295,7 +295,7 @@ def test_a_model_that_may_do_without_its_context_does():
 
 
 def test_a_guided_model_is_saved_whole(tmp_path: Path):
-    model = mlp_model(optional_mlp()).guided(1.5)
+    model = dp.guided(mlp_model(optional_mlp()), 1.5)
     dp.save(tmp_path / "guided.dppl", model)
     assert eqx.tree_equal(dp.load(tmp_path / "guided.dppl"), model)
 
@@ -308,7 +308,7 @@ def test_a_new_weight_compiles_nothing():
         traces.append(None)
         return model.denoise(x, 3, CONTEXT)
 
-    values = [float(denoise(MODEL.guided(w), jnp.ones(1))[0]) for w in (0.5, 1, 2.0)]
+    values = [float(denoise(dp.guided(MODEL, w), jnp.ones(1))[0]) for w in (0.5, 1, 2.0)]
     assert len(traces) == 1
     assert len(set(values)) == 3
 
@@ -384,12 +384,13 @@ def test_what_is_fit_with_context_dropout_knows_both():
 # Bad input ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("as_users_call_it")
 def test_what_cannot_be_guided_is_refused():
     plain = dp.networks.MLP((1,), width=8, depth=1, context_shape=(2,), key=KEY)
     with pytest.raises(ValueError, match=r"an optional context.*networks.OptionalContext"):
-        mlp_model(plain).guided(1.0)
+        dp.guided(mlp_model(plain), 1.0)
     with pytest.raises(ValueError, match="guided requires a network with an optional context"):
-        dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), Exact(SCHEDULE), (1,)).guided(1.0)
+        dp.guided(dp.DiffusionModel(dp.GaussianDiffusion(SCHEDULE), Exact(SCHEDULE), (1,)), 1.0)
     inner = dp.networks.MLP((1,), output_shape=(2, 1), context_shape=(3,), key=KEY)
     moments = dp.DiffusionModel(
         dp.GaussianDiffusion(SCHEDULE),
@@ -399,10 +400,10 @@ def test_what_cannot_be_guided_is_refused():
         prediction=dp.predictions.KernelMoments(),
     )
     with pytest.raises(ValueError, match="channels of KernelMoments"):
-        moments.guided(1.0)
+        dp.guided(moments, 1.0)
     for weight in (np.nan, np.inf, [1.0, 2.0]):
         with pytest.raises((TypeError, ValueError), match="weight=.* must be one (finite )?number"):
-            MODEL.guided(weight)
+            dp.guided(MODEL, weight)
 
 
 def test_a_context_that_is_needed_is_asked_for():
@@ -437,4 +438,4 @@ def test_context_dropout_refuses_what_it_cannot_drop():
 @pytest.mark.parametrize("interval", [(2.0, 1.0), (-1.0, 1.0), (0.5, float("nan"))])
 def test_an_interval_of_levels_that_is_none_is_refused(interval: tuple[float, float]):
     with pytest.raises(ValueError, match="must be two numbers, 0 <= low < high"):
-        MODEL.guided(1.0, noise_to_signal=interval)
+        dp.guided(MODEL, 1.0, noise_to_signal=interval)

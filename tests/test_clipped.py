@@ -24,7 +24,7 @@ def normal(scale: float = SCALE) -> dp.DiffusionModel:
 @pytest.mark.parametrize("scale", [SCALE, -SCALE])
 def test_the_estimate_is_clipped_in_the_units_of_the_user(scale: float):
     model, low, high = normal(scale), np.array([2.0, -1.0]), 5.0
-    bounded = model.clipped(low, high)
+    bounded = dp.clipped(model, low, high)
     for t in (1, 9, 30):
         x_t = 3 * jax.random.normal(KEY, (500, 2))
         found, free = (np.asarray(m.scaling.to_user(m.denoise(x_t, t))) for m in (bounded, model))
@@ -35,14 +35,14 @@ def test_the_estimate_is_clipped_in_the_units_of_the_user(scale: float):
 
 
 def test_bounds_that_are_never_met_change_nothing():
-    draws = [dp.sample(KEY, model, (50,)) for model in (normal(), normal().clipped(-1e4, 1e4))]
+    draws = [dp.sample(KEY, model, (50,)) for model in (normal(), dp.clipped(normal(), -1e4, 1e4))]
     np.testing.assert_allclose(*draws, rtol=1e-5, atol=1e-5)
 
 
 def test_the_clipped_chain_has_the_mean_of_its_recursion():
     """The marginals of the chain on a fine grid, step by step."""
     low, high = -0.4, 1.5  # model units
-    bounded = normal().clipped(LOC + SCALE * low, LOC + SCALE * high)
+    bounded = dp.clipped(normal(), LOC + SCALE * low, LOC + SCALE * high)
     abar = np.asarray(PROCESS.schedule.alpha_bar(), np.float64)
     x = np.linspace(-7, 7, 561)
     density = np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi)
@@ -68,7 +68,7 @@ def test_a_guided_model_may_be_clipped_and_stays_a_prior():
         context_shape=(2,),
         scaling=dp.Scaling(LOC, SCALE),
     )
-    bounded = model.guided(3.0).clipped(1.0, 4.0)
+    bounded = dp.clipped(dp.guided(model, 3.0), 1.0, 4.0)
     x = np.asarray(dp.sample(KEY, bounded, (), context=jnp.eye(2)))
     assert x.shape == (2, 2)
     assert np.all(np.isfinite(x))
@@ -80,13 +80,13 @@ def test_what_cannot_be_clipped_is_refused():
         dp.BernoulliDiffusion(dp.schedules.Reciprocal(5)), dp.networks.MLP((2,), key=KEY), (2,)
     )
     with pytest.raises(ValueError, match=r"clipped is for real data.*BernoulliDiffusion"):
-        bits.clipped(0, 1)
+        dp.clipped(bits, 0, 1)
     unscaled = dp.DiffusionModel(PROCESS, dp.networks.MLP((2,), key=KEY), (2,))
     with pytest.raises(ValueError, match="fit the model first"):
-        unscaled.clipped(0, 1)
+        dp.clipped(unscaled, 0, 1)
     for low, high in ((1.0, 1.0), (0.0, np.nan)):
         with pytest.raises(ValueError, match="must be less than"):
-            normal().clipped(low, high)
+            dp.clipped(normal(), low, high)
     moments = dp.DiffusionModel(
         PROCESS,
         dp.networks.MLP((2,), output_shape=(2, 2), key=KEY),
@@ -95,4 +95,4 @@ def test_what_cannot_be_clipped_is_refused():
         scaling=dp.Scaling(),
     )
     with pytest.raises(ValueError, match="KernelMoments"):
-        moments.clipped(0, 1)
+        dp.clipped(moments, 0, 1)

@@ -12,6 +12,8 @@ from diffppl.networks.layers import padding
 from diffppl.networks.layers.convolution import Convolution, num_resolutions, pool, upsample
 from diffppl.networks.layers.convolve import convolve
 
+from .registry import PADDINGS
+
 KEY = jax.random.key(0)
 PADDING = ((1, 1), (2, 0))
 
@@ -155,13 +157,11 @@ def test_inside_a_loop_every_convolution_has_the_layout_that_is_fast():
 
 # The layer and what lies beyond the edges ---------------------------------------------------------
 
-BEYOND = {"constant": padding.Zeros(), "edge": padding.Edge(), "wrap": padding.Periodic()}
-
 
 @pytest.mark.parametrize("window", [1, 3, 5])
-@pytest.mark.parametrize("mode", BEYOND)
+@pytest.mark.parametrize("mode", PADDINGS)
 def test_a_layer_keeps_the_size_and_sees_beyond_the_edge(mode, window):
-    layer = Convolution(2, 3, 2, window, key=KEY, padding=BEYOND[mode])
+    layer = Convolution(2, 3, 2, window, key=KEY, padding=PADDINGS[mode]())
     x = jax.random.normal(KEY, (6, 5, 2))
     width = window // 2
     extended = np.pad(x, ((width, width), (width, width), (0, 0)), mode=mode)

@@ -12,7 +12,7 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import Predictive
 
 import diffppl as dp
-from diffppl.distribution import DiffusionDistribution
+from diffppl.model.distribution import DiffusionDistribution
 from diffppl.samplers import ancestral
 
 from . import registry

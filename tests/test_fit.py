@@ -1,4 +1,3 @@
-import importlib
 import re
 import warnings
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ import optax
 import pytest
 
 import diffppl as dp
+from diffppl.fitting import loop
 from diffppl.fitting.decay import check_updates
 from diffppl.fitting.fit import default_optimizer, fit
 from diffppl.fitting.losses import AbstractLoss, ELBOLoss, SimpleLoss, WeightedLoss, noise_weights
@@ -216,8 +216,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(cut: int):
 
 
 def test_an_interrupt_returns_what_there_is(monkeypatch: pytest.MonkeyPatch):
-    module = importlib.import_module("diffppl.fitting.fit")
-    run_chunk, calls = module.run_chunk, []
+    run_chunk, calls = loop.run_chunk, []
 
     def interrupted(*args: Any) -> Any:
         calls.append(None)
@@ -225,7 +224,7 @@ def test_an_interrupt_returns_what_there_is(monkeypatch: pytest.MonkeyPatch):
             raise KeyboardInterrupt
         return run_chunk(*args)
 
-    monkeypatch.setattr(module, "run_chunk", interrupted)
+    monkeypatch.setattr(loop, "run_chunk", interrupted)
     with pytest.warns(UserWarning, match="interrupted after 20 of 40 iterations"):
         result = short_fit(40)
     assert result.history.loss.size == 20

@@ -279,7 +279,7 @@ def test_a_model_takes_the_answer_as_it_is_meant(schedule):
     # A chain re-read at fewer levels asks the same questions.
     kept = schedule.times(3)
     np.testing.assert_allclose(
-        model.respace(3).denoise(x, 2), model.denoise(x, int(kept[2])), rtol=1e-6
+        dp.respaced(model, 3).denoise(x, 2), model.denoise(x, int(kept[2])), rtol=1e-6
     )
 
 

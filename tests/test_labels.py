@@ -64,7 +64,7 @@ def test_each_class_and_all_of_them_are_learned(fitted: dp.DiffusionModel):
 
 @pytest.mark.slow
 def test_guidance_leans_towards_the_label(fitted: dp.DiffusionModel):
-    guided = fitted.guided(2.0)
+    guided = dp.guided(fitted, 2.0)
     labels = np.array([1, 0])
     draws = np.asarray(dp.sample(KEY, guided, (400,), context=labels))[..., 0]
     assert draws.shape == (400, 2)
@@ -77,7 +77,7 @@ def test_guidance_leans_towards_the_label(fitted: dp.DiffusionModel):
 
 
 def test_a_file_brings_back_labels_and_guidance(fitted: dp.DiffusionModel, tmp_path: Any):
-    guided = fitted.guided(1.0)
+    guided = dp.guided(fitted, 1.0)
     dp.save(tmp_path / "guided.dppl", guided)
     loaded = dp.load(tmp_path / "guided.dppl")
     draws = [dp.sample(KEY, model, (50,), context=1) for model in (guided, loaded)]
@@ -134,7 +134,7 @@ def test_a_u_net_takes_labels_the_same_way():
     )
     assert np.all(np.isfinite(result.history.loss))
     x_t = jnp.ones((2, 4, 4))
-    draws = dp.sample(KEY, result.model.guided(1.5), (2,), context=np.array([0, 2]))
+    draws = dp.sample(KEY, dp.guided(result.model, 1.5), (2,), context=np.array([0, 2]))
     assert draws.shape == (2, 2, 4, 4)
     np.testing.assert_array_equal(
         result.model.denoise(x_t, 3, jnp.full(2, -1.0)), result.model.denoise(x_t, 3)

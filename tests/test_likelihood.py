@@ -14,7 +14,7 @@ from numpyro.infer.util import log_density
 
 import diffppl as dp
 from diffppl.likelihood import ExactTrace, Hutchinson, path_work
-from diffppl.samplers.flow_ode import noise_to_data
+from diffppl.model.probability_flow import noise_to_data
 
 from . import oracles, registry
 from .statistics import assert_mean, assert_within_standard_errors
@@ -155,6 +155,22 @@ def test_the_heartbeat_has_the_likelihood_of_the_oracle():
 
 
 # The probability flow ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", registry.TRACES)
+def test_an_estimate_of_a_trace_is_unbiased(name):
+    trace, x = registry.TRACES[name](), jnp.array([0.3, -1.2, 0.7])
+    matrix = jnp.array([[1.3, -0.4, 0.9], [0.2, -0.8, 0.5], [-1.1, 0.6, 2.1]])
+
+    def function(x):
+        return jnp.tanh(matrix @ x)
+
+    def estimate(key):
+        return trace.trace(function, x, trace.probes(key, x.shape))
+
+    found = jax.vmap(estimate)(jax.random.split(jax.random.key(0), 4_000)).mean(1)
+    error = found.std() / np.sqrt(len(found)) + 1e-6  # rounding
+    assert_within_standard_errors(found.mean(), jnp.trace(jax.jacobian(function)(x)), error)
 
 
 def test_the_flow_density_of_normal_data_is_exact(x64):

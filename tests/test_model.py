@@ -65,13 +65,13 @@ def test_the_edge_is_asked_for_by_a_python_one(name):
 
 def test_a_shorter_chain_asks_the_network_at_its_own_times():
     model = gaussian(prediction=dp.predictions.Data())
-    shorter = model.respace(3)
+    shorter = dp.respaced(model, 3)
     x_t = jnp.ones((2, 3))
     assert shorter.num_steps == 3
     for t, level in enumerate(SCHEDULE.times(3)[1:], start=1):
         np.testing.assert_allclose(shorter.denoise(x_t, t), level * x_t)
-    assert model.respace(6) is model
-    twice = model.respace(4).respace(2)
+    assert dp.respaced(model, 6) is model
+    twice = dp.respaced(dp.respaced(model, 4), 2)
     np.testing.assert_allclose(twice.denoise(x_t, 2), 6 * x_t)
 
 
@@ -168,6 +168,6 @@ def test_kernel_moments_belong_to_their_own_steps():
     model = dp.DiffusionModel(
         dp.GaussianDiffusion(SCHEDULE), Moments(), (2,), prediction=dp.predictions.KernelMoments()
     )
-    assert model.respace(6) is model
+    assert dp.respaced(model, 6) is model
     with pytest.raises(ValueError, match="num_steps=3 cannot shorten .* KernelMoments"):
-        model.respace(3)
+        dp.respaced(model, 3)

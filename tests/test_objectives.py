@@ -1,5 +1,6 @@
 """The evidence lower bound, against closed forms and sums over all states."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from diffppl.checks.arguments import check_key
 
 from . import oracles
 from .marks import slow
-from .registry import EVENT_SHAPE, KNOWN, PROCESSES
+from .registry import EVENT_SHAPE, KNOWN, LOSSES, NETWORKS, PROCESSES
 from .statistics import assert_mean, assert_within_standard_errors
 
 MEAN, VARIANCE = np.array([0.5, -0.3]), np.array([1.6, 0.4])
@@ -107,7 +108,7 @@ def test_the_null_model_of_real_data_has_the_likelihood_of_its_base():
 
 def test_a_shorter_chain_has_the_bound_of_its_own_levels():
     schedule = dp.schedules.LogSNRLinear(40)
-    model = normal_model(schedule).respace(9)
+    model = dp.respaced(normal_model(schedule), 9)
     bound = dp.elbo(jax.random.key(4), model, repeated(X_0, 4_000))
     alpha_bar = schedule.alpha_bar()[schedule.times(9)]
     assert_mean(bound.per_example, oracles.gaussian_bound_at(X_0, MEAN, VARIANCE, alpha_bar).sum())
@@ -163,6 +164,32 @@ def test_the_null_model_of_states_has_the_likelihood_of_its_base(name):
     for index in (1, 6):
         bound = dp.elbo(jax.random.key(index), model, repeated(states[index], 2_000))
         assert_mean(bound.per_example, np.log(probabilities[index]))
+
+
+# Every loss -----------------------------------------
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_a_number_with_a_gradient(name):
+    key_net, key_data, key_context, key_loss = jax.random.split(jax.random.key(0), 4)
+    process = PROCESSES["gaussian"](dp.schedules.Cosine(6))
+    network = NETWORKS["optional-context"](key_net, EVENT_SHAPE, EVENT_SHAPE, 6)
+    model = dp.DiffusionModel(process, network, EVENT_SHAPE, context_shape=(3,))
+    x_0, context = (jax.random.normal(key, (5, 3)) for key in (key_data, key_context))
+    loss = LOSSES[name](6)
+    loss.check(model)
+    assert loss.label
+
+    def of_network(network):
+        return loss(
+            key_loss, eqx.tree_at(lambda model: model.network, model, network), x_0, context
+        )
+
+    value, gradient = eqx.filter_jit(eqx.filter_value_and_grad(of_network))(network)
+    assert value.shape == ()
+    assert np.isfinite(value)
+    norms = [float(jnp.linalg.norm(leaf)) for leaf in jax.tree.leaves(gradient)]
+    assert 0 < max(norms) < np.inf
 
 
 # What it says ----------------------------------------

@@ -35,7 +35,7 @@ def make_history(loss: Any) -> History:
 
 def test_history_of_an_elbo_has_the_validations_on_its_curve():
     history = make_history(ELBOLoss())
-    ax = history.plot()
+    ax = dp.plots.history(history)
     drawn = lines(ax)
     np.testing.assert_array_equal(drawn["minibatch"], [np.arange(1, 201), history.loss])
     np.testing.assert_array_equal(drawn["validation"], [[100, 200], [6.0, 5.5]])

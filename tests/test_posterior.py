@@ -178,6 +178,7 @@ def test_a_program_that_cannot_be_conditioned(program, y, message: str) -> None:
         make(program).run(jax.random.key(0), y=y)
 
 
+@pytest.mark.usefixtures("as_users_call_it")
 def test_bad_settings() -> None:
     with pytest.raises(TypeError, match="program is int"):
         dp.Posterior(3, METHOD)

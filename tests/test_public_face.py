@@ -183,6 +183,9 @@ refuse(
         "dp.flow_log_density(@, X)",
         "dp.entropy_bounds(KEY, @, X)",
         "fit(KEY, @, X)",
+        "dp.guided(@, 1.0)",
+        "dp.clipped(@, 0.0, 1.0)",
+        "dp.respaced(@, 2)",
     ],
     """
     RESULT -> model=<FitResult> must be a DiffusionModel: pass its .model.
@@ -422,11 +425,11 @@ refuse(
     schedules.FromLogSNR([]) -> log_snr has shape (0,)
     schedules.FromLogSNR([[1.0], [2.0, 3.0]]) -> log_snr has rows of different lengths
     S.respace(2.0) -> num_steps=2.0 must be a whole number
-    M.respace(2.0) -> num_steps=2.0 must be a whole number
-    M.respace("2") -> num_steps='2' must be a whole number
-    M.respace(True) -> num_steps=True must be a whole number
-    M.respace(0) -> num_steps=0 is not between 1 and the chain's own 8 steps; use at most 8
-    M.respace(9) -> num_steps=9 is not between 1 and the chain's own 8 steps
+    dp.respaced(M, 2.0) -> num_steps=2.0 must be a whole number
+    dp.respaced(M, "2") -> num_steps='2' must be a whole number
+    dp.respaced(M, True) -> num_steps=True must be a whole number
+    dp.respaced(M, 0) -> num_steps=0 is not between 1 and the chain's own 8 steps; use at most 8
+    dp.respaced(M, 9) -> num_steps=9 is not between 1 and the chain's own 8 steps
     """,
 )
 refuse(
@@ -651,15 +654,16 @@ refuse(
     M.denoise(jnp.zeros(3), 1) -> x_t has shape (3,); it must end in (2,)
     M.denoise(1, jnp.zeros(2)) -> t=<array of shape (2,)> must be a whole number
     M.denoise(jnp.zeros(2), 1, jnp.zeros(1)) -> context was given, but the model has no
-    M.guided(1.0) -> guided requires a network with an optional context | OptionalContext
-    BITS.clipped(0.0, 1.0) -> clipped is for real data
-    M.clipped(1.0, 0.0) -> low=1.0 must be less than high=0.0
-    M.clipped(NAN, 0.0) -> low=nan must be less than high=0.0
-    M.clipped(np.zeros(2), np.zeros(2)) -> low=<array of shape (2,)> must be less than high=<array
-    M.clipped(np.zeros(3), 1.0) -> low has shape (3,) | event_shape=(2,)
+    dp.guided(M, 1.0) -> guided requires a network with an optional context | OptionalContext
+    dp.clipped(BITS, 0.0, 1.0) -> clipped is for real data
+    dp.clipped(M, 1.0, 0.0) -> low=1.0 must be less than high=0.0
+    dp.clipped(M, NAN, 0.0) -> low=nan must be less than high=0.0
+    dp.clipped(M, np.zeros(2), np.zeros(2))
+    -> low=<array of shape (2,)> must be less than high=<array
+    dp.clipped(M, np.zeros(3), 1.0) -> low has shape (3,) | event_shape=(2,)
     """,
 )
-refuse(TypeError, ["M.clipped(@, 1.0)"], '"a" -> low has dtype <U1; it must hold real numbers')
+refuse(TypeError, ["dp.clipped(M, @, 1.0)"], '"a" -> low has dtype <U1; it must hold real numbers')
 refuse(
     ValueError,
     [
@@ -923,6 +927,14 @@ refuse(
     TypeError,
     ALONE,
     """
+    dp.TwistedSMC(resampling="systematic") -> resampling='systematic' must be callable as (key, wei
+    dp.TwistedSMC(twist="tweedie") -> twist='tweedie' must be an AbstractTwist | MomentMatching
+    dp.TwistedSMC(twist=dp.twists.Mixed) -> twist=<class Mixed> | write Mixed(..)
+    dp.TwistedSMC(chain=dp.chains.ModelChain) -> chain=<class ModelChain> | write ModelChain(..)
+    dp.Guidance(twist=dp.TwistedSMC()) -> twist=<TwistedSMC> must be an AbstractTwist
+    dp.twists.MomentMatching("tweedie") -> covariance='tweedie' must be an AbstractCovariance
+    dp.twists.Mixed(dp.twists.ExpectedLikelihood()) -> real=<ExpectedLikelihood> | MomentMatching
+    dp.twists.Perturbation(2.0) -> power=2.0 must be an AbstractPower | LinearPower
     dp.flow_likelihood(KEY, M, X, trace="exact") -> trace='exact' | such as ExactTrace, Hutchinson
     dp.flow_likelihood(KEY, M, X, trace=ExactTrace) -> trace=<class ExactTrace> | write ExactTrace(
     dp.flow_log_density(M, "x") -> x_0 has dtype <U1; it must hold real numbers
@@ -934,6 +946,9 @@ refuse(
     ValueError,
     ALONE,
     """
+    dp.TwistedSMC(num_particles=1e3) -> num_particles=1000.0 must be a whole number
+    dp.TwistedSMC(num_particles="10") -> num_particles='10' must be a whole number
+    dp.TwistedSMC(ess_threshold=1.5) -> ess_threshold=1.5 must lie between 0 and 1
     samplers.DDIM(eta=2.0) -> eta=2.0 must lie between 0 and 1
     samplers.DDIM(eta=NAN) -> eta=nan must lie between 0 and 1
     dp.sample(KEY, BITS, sampler=samplers.DDIM()) -> sampler=DDIM is for real data | Ancestral()
@@ -1153,7 +1168,7 @@ accept(
         "schedules.SohlDickstein(@)",
         "schedules.Learned(@, 0.1)",
         "S.respace(@)",
-        "M.respace(@)",
+        "dp.respaced(M, @)",
         "samplers.Ancestral(@)",
         "samplers.DDIM(@)",
         "samplers.DPMSolver(@)",
@@ -1343,10 +1358,10 @@ TRACED = [
     "dp.entropy_bounds(KEY, M, x).upper",
     "TOLD(c).sample(KEY, (3,))",
     "TOLD.denoise(x, 3, c)",
-    "TOLD.clipped(c[0], 9.0).denoise(x, 3, c)",
+    "dp.clipped(TOLD, c[0], 9.0).denoise(x, 3, c)",
     "dp.Scaling(x[0], 1.0).to_model(x)",
     "dp.DiffusionModel(dp.GaussianDiffusion(S), NET, (2,)).denoise(x, 3)",
-    "M.respace(4).denoise(x, 3)",
+    "dp.respaced(M, 4).denoise(x, 3)",
     "denoisers.Gaussian(S, [0.5, -1.0], 0.3)(x[0], 3, None)",
     "dp.DiffusionModel(G, denoisers.Gaussian(S, [0.0, 1.0], 1.0), (2,)).denoise(x, 3)",
     "dp.data.dequantise(KEY, jnp.round(9 * x**2).astype(int))",

@@ -8,8 +8,8 @@ import numpyro
 import pytest
 
 import diffppl as dp
+from diffppl.model.probability_flow import noise_to_data
 from diffppl.samplers import DDIM, Ancestral, DPMSolver, ProbabilityFlow, sample, sample_path
-from diffppl.samplers.flow_ode import noise_to_data
 
 from . import oracles, registry
 from .lower import lower_model
@@ -192,7 +192,7 @@ def test_a_path_begins_in_noise_and_ends_with_the_draw():
 def test_fewer_steps_are_those_of_the_respaced_model(sampler):
     model = registry.KNOWN["gaussian"].model(dp.schedules.Cosine(8))
     kept = sampler.prepare(model).process.schedule.log_snr()
-    np.testing.assert_array_equal(kept, model.respace(5).process.schedule.log_snr())
+    np.testing.assert_array_equal(kept, dp.respaced(model, 5).process.schedule.log_snr())
 
 
 def test_the_batch_size_changes_nothing():

@@ -321,6 +321,7 @@ def test_labels_that_a_network_embeds_are_left_alone():
     images = dp.DiffusionModel(process, network, (4, 4), context_shape=())
     assert context_scaling(images, labels.astype(np.float32)) is None
     assert context_scaling(model(1, context_shape=()), labels.astype(np.float32)) is not None
+    assert context_scaling(model(1, context_shape=()), np.zeros((50, 0))) is None
 
 
 def test_a_source_gives_the_contexts_scale_too():
@@ -370,7 +371,13 @@ def test_every_use_of_a_model_scales_its_context(told: dp.DiffusionModel, tmp_pa
     z = (2_600 - YEARS[:2_000].mean()) / YEARS[:2_000].std()
     dp.save(tmp_path / "told.dppl", told, needs_like=True)
     loaded = dp.load(tmp_path / "told.dppl", like=told)
-    for each in (told, told.respace(3), told.clipped(-9e3, 9e3), loaded, told.guided(0.0)):
+    for each in (
+        told,
+        dp.respaced(told, 3),
+        dp.clipped(told, -9e3, 9e3),
+        loaded,
+        dp.guided(told, 0.0),
+    ):
         found = each.denoise(jnp.zeros((2, 1)), 2, jnp.asarray(context, jnp.float32))
         np.testing.assert_allclose(found, z, rtol=1e-5)
     np.testing.assert_allclose(told.denoise(jnp.zeros(1), 2), 50.0)

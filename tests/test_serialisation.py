@@ -60,8 +60,8 @@ OBJECTS: dict[str, Any] = {
         for name, known in registry.KNOWN.items()
     },
     "model scaled": mlp_model(scaling=dp.Scaling(np.arange(3.0), 2.5)),
-    "model respaced": mlp_model().respace(3),
-    "model respaced twice": mlp_model().respace(4).respace(2),
+    "model respaced": dp.respaced(mlp_model(), 3),
+    "model respaced twice": dp.respaced(dp.respaced(mlp_model(), 4), 2),
     "model context": context_model(),
     "model categorical": categorical_model(),
     "model known": registry.KNOWN["mixture"].model(COSINE),

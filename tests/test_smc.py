@@ -14,10 +14,9 @@ from jaxtyping import Array
 
 import diffppl as dp
 from diffppl.conditioning.bound import BoundProgram
-from diffppl.conditioning.resampling import AbstractResampling
 from diffppl.conditioning.target import Level, Target
 
-from . import chain_oracles, oracles
+from . import chain_oracles, oracles, registry
 from .marks import slow
 from .statistics import assert_within_standard_errors
 
@@ -136,15 +135,12 @@ def test_covariance_in_the_twist_saves_particles() -> None:
     assert worst["tweedie"] > worst["isotropic"] > worst["point"]
 
 
-@pytest.mark.parametrize(
-    "resampling",
-    [dp.resampling.Systematic(), dp.resampling.Stratified(), dp.resampling.Multinomial()],
-    ids=lambda scheme: type(scheme).__name__,
-)
-def test_resampling_is_unbiased(resampling: AbstractResampling) -> None:
+@pytest.mark.parametrize("name", registry.RESAMPLING)
+def test_resampling_is_unbiased(name: str) -> None:
+    resampling = registry.RESAMPLING[name]
     weights = jnp.array([0.05, 0.5, 0.0, 0.15, 0.3])
     keys = jax.random.split(jax.random.key(3), 4_000)
-    parents = jax.vmap(lambda key: resampling.parents(key, weights, 7))(keys)
+    parents = jax.vmap(lambda key: resampling(key, weights, 7))(keys)
     counts = jax.nn.one_hot(parents, 5).sum(axis=1)
     error = jnp.std(counts, axis=0) / jnp.sqrt(4_000)
     assert int(counts[:, 2].sum()) == 0

@@ -166,7 +166,7 @@ def test_a_model_without_its_context_has_a_variance_of_its_own():
         context_scaling=dp.Scaling(),
     )
     models = [fit(model, data, context=context, num_iterations=1_000)]
-    models += [models[0].guided(0.0), models[0].respace(8)]
+    models += [dp.guided(models[0], 0.0), dp.respaced(models[0], 8)]
     for fitted in models:
         for given, variance in ((jnp.zeros(1), 0.1), (None, 1.0)):
             found = [fitted.estimate(jnp.zeros(1), t, given).variance for t in range(1, 9)]
@@ -249,9 +249,9 @@ def test_the_simple_loss_does_not_see_it():
 
 def changed(name: str, tmp_path: Any) -> dp.DiffusionModel:
     if name == "respaced":
-        return FITTED.respace(4)
+        return dp.respaced(FITTED, 4)
     if name == "clipped":
-        return FITTED.clipped(-50.0, 50.0)
+        return dp.clipped(FITTED, -50.0, 50.0)
     dp.save(tmp_path / "model.dppl", FITTED, needs_like=True)
     return dp.load(tmp_path / "model.dppl", like=FITTED)
 

@@ -203,7 +203,7 @@ def unet_digits(run: Run, train: np.ndarray) -> tuple[np.ndarray, dp.DiffusionMo
         loss=dp.losses.SimpleLoss(),
         optimizer=dp.default_optimizer(iterations, learning_rate=5e-4),
     )
-    drawn = np.asarray(dp.sample(jax.random.key(3), model.clipped(0, 256), (10_000,)))
+    drawn = np.asarray(dp.sample(jax.random.key(3), dp.clipped(model, 0, 256), (10_000,)))
     return np.clip(np.floor(drawn), 0, 255) / 255, model, seconds, iterations
 
 

@@ -26,14 +26,14 @@ References:
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 from tqdm.auto import tqdm
 
 from ..checks.arguments import check_instance, check_key, check_size
@@ -42,7 +42,7 @@ from ..conditioning.bound import BoundProgram, check_program
 from ..conditioning.choose import choose
 from ..conditioning.diagnostics import MIN_EFFECTIVE
 from ..conditioning.method import check_method, draw
-from ..conditioning.program import Values
+from ..conditioning.program import Program, Values
 from ..conditioning.target import Target
 from ..conditioning.traced import Traced
 from ..conditioning.validation import check_observations
@@ -55,15 +55,15 @@ MAX_COLLAPSED = 0.01  # share of the simulations above which `calibrate` warns
 
 
 def calibrate(
-    key: Any,
-    program: Any,
-    method: Any,
+    key: Array,
+    program: Program,
+    method: AbstractMethod | None,
     *args: Any,
     observed: str | Sequence[str],
-    num_simulations: Any = 500,
-    num_samples: Any = 100,
-    quantities: Any = None,
-    sampler: Any = None,
+    num_simulations: int = 500,
+    num_samples: int = 100,
+    quantities: Callable[[Values], Mapping[str, ArrayLike]] | None = None,
+    sampler: AbstractSampler | None = None,
     batch_size: int = 4,
     progress_bar: bool = True,
     **kwargs: Any,
@@ -155,13 +155,13 @@ class _Experiment(NamedTuple):
 
 def _prepare(
     key: Array,
-    program: Any,
+    program: Program,
     method: AbstractMethod | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     observed: tuple[str, ...],
     sampler: AbstractSampler | None,
-    quantities: Any,
+    quantities: Callable[[Values], Mapping[str, ArrayLike]] | None,
     num_samples: int,
 ) -> _Experiment:
     """Check the program and its observed sites, and resolve the default settings."""

@@ -1,10 +1,13 @@
 """The result of simulation-based calibration: ranks, p-values and coverages."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, final
 
 import equinox as eqx
 import numpy as np
+from jaxtyping import ArrayLike
 
+from ..arviz import from_ranks
 from . import uniformity
 
 
@@ -54,7 +57,9 @@ class Calibration(eqx.Module):
         """Joint p-value of all quantities, with the Bonferroni correction."""
         return _bonferroni(np.concatenate([np.ravel(p) for p in self.pvalues().values()]))
 
-    def coverage(self, probs: Any = (0.5, 0.8, 0.9, 0.95)) -> dict[str, Coverage]:
+    def coverage(
+        self, probs: ArrayLike | Sequence[float] = (0.5, 0.8, 0.9, 0.95)
+    ) -> dict[str, Coverage]:
         """Return the empirical coverage of the central interval of each probability.
 
         A rank on the boundary of an interval counts fractionally, so that the expected coverage of
@@ -95,9 +100,7 @@ class Calibration(eqx.Module):
         Each rank is mapped to a uniform draw from its cell of (0, 1), the randomised *probability
         integral transform*. In ArviZ 0.x, use `plot_ecdf(values, pit=True, cdf=...)`.
         """
-        from ..arviz import from_calibration  # ArviZ takes seconds to import
-
-        return from_calibration(self)
+        return from_ranks(self.ranks, self.num_samples)
 
     def print_summary(self) -> None:
         """Print the p-value and the coverage (its mean over coordinates) of each quantity."""

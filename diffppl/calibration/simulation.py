@@ -2,11 +2,12 @@
 
 import itertools
 import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike, PyTree
 
 from ..conditioning.arguments import Arguments, traced
 from ..conditioning.bound import BoundProgram
@@ -20,6 +21,7 @@ from ..conditioning.program import (
     site_shape,
 )
 from ..conditioning.traced import Traced
+from ..model import respaced
 from ..samplers import AbstractSampler
 
 LARGE = 32
@@ -36,7 +38,7 @@ class Simulator(NamedTuple):
     """
 
     draw: Traced
-    inputs: Any
+    inputs: PyTree
     diffusion: tuple[str, ...]
 
     def __call__(self, key: Array) -> Values:
@@ -73,7 +75,7 @@ def _simulator(
 ) -> Simulator:
     diffusion_names: list[str] = []  # collected when `draw` is traced
 
-    def draw(key: Array, inputs: Any) -> Values:
+    def draw(key: Array, inputs: PyTree) -> Values:
         key_program, key_sites = jax.random.split(key)
         site_numbers = itertools.count()
 
@@ -85,7 +87,7 @@ def _simulator(
             model, shape = diffusion.model, site_shape(site)
             if sampler is None:
                 return model.to_user(jnp.zeros(shape, model.process.dtype))
-            model = sampler.prepare(model.respace(num_steps or model.num_steps))
+            model = sampler.prepare(respaced(model, num_steps))
             # Keys by the order of sites, which is the same in every execution of the program.
             site_key = jax.random.fold_in(key_sites, next(site_numbers))
             key_base, key_chain = jax.random.split(site_key)
@@ -150,7 +152,9 @@ def ranked_sites(bound: BoundProgram, values: Values, deterministic: Values) -> 
     return {name: values[name] for name in names} | deterministic
 
 
-def traced_quantities(function: Any, bound: BoundProgram, example: Values) -> Traced:
+def traced_quantities(
+    function: Callable[[Values], Mapping[str, ArrayLike]], bound: BoundProgram, example: Values
+) -> Traced:
     """Trace the user's quantities as a function of the ranked sites.
 
     Raises:

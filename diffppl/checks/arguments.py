@@ -34,7 +34,7 @@ T = TypeVar("T")
 # Values in error messages ------------------------------------------------------------------------
 
 
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """Format a value for an error message: its repr if short, else its type or shape."""
     if isinstance(value, type):
         return f"<class {value.__name__}>"
@@ -46,7 +46,7 @@ def described(value: Any) -> str:
     return text if 0 < len(text) <= _MAX_LENGTH else f"<{type(value).__name__}>"
 
 
-def short_repr(module: Any) -> str:
+def short_repr(module: eqx.Module) -> str:
     """Return a repr of a module without fields at their defaults; scalar arrays as numbers."""
     shown = []
     for field in dataclasses.fields(module):
@@ -57,19 +57,19 @@ def short_repr(module: Any) -> str:
             isinstance(value, float | int | eqx.Module) and value == field.default
         )
         if not is_default:
-            shown.append(f"{field.name}={value!r}")
+            shown.append(f"{field.name}={getattr(value, '__name__', None) or repr(value)}")
     return f"{type(module).__name__}({', '.join(shown)})"
 
 
 # Keys --------------------------------------------------------------------------------------------
 
 
-def is_key(value: Any) -> bool:
+def is_key(value: object) -> bool:
     """Return whether a value is a typed key, or an array of typed keys."""
     return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
-def check_key(key: Any, name: str = "key") -> Array:
+def check_key(key: object, name: str = "key") -> Array:
     """Return one typed key; an old-style key (`jax.random.PRNGKey`) is wrapped.
 
     Raises:
@@ -92,7 +92,7 @@ def check_key(key: Any, name: str = "key") -> Array:
 # Numbers -----------------------------------------------------------------------------------------
 
 
-def check_size(name: str, size: Any, least: int | None = 1) -> int:
+def check_size(name: str, size: object, least: int | None = 1) -> int:
     """Return an integer of at least `least` as an `int`; any other value is a ValueError."""
     number = whole_number(size)
     if number is None or (least is not None and number < least):
@@ -101,20 +101,20 @@ def check_size(name: str, size: Any, least: int | None = 1) -> int:
     return number
 
 
-def whole_number(value: Any) -> int | None:
-    """Return a number of any integer type as an `int`, and None for any other value."""
+def whole_number(value: object) -> int | None:
+    """Return a number of any integer type as an `int`; None for other values, also booleans."""
     try:
-        return None if isinstance(value, bool) else operator.index(value)  # True is not a size
+        return None if isinstance(value, bool) else operator.index(value)  # pyright: ignore
     except TypeError:
         return None
 
 
-def size_field(name: str, least: int = 1, *, optional: bool = False) -> Callable[[Any], Any]:
+def size_field(name: str, least: int = 1, *, optional: bool = False) -> Callable[[object], Any]:
     """Return `check_size` as a field converter; None is allowed if `optional`."""
     return lambda size: None if optional and size is None else check_size(name, size, least)
 
 
-def check_time(t: Any, num_steps: int) -> Any:
+def check_time(t: object, num_steps: int) -> int | Tracer:
     """Return one integer time in 1..T as an `int`; tracers are returned unchecked.
 
     Raises:
@@ -128,7 +128,7 @@ def check_time(t: Any, num_steps: int) -> Any:
     return number
 
 
-def check_shape(name: str, shape: Any, least: int = 1) -> tuple[int, ...]:
+def check_shape(name: str, shape: object, least: int = 1) -> tuple[int, ...]:
     """Return a tuple of integers of at least `least` each; any other value is a ValueError."""
     sizes = [whole_number(n) for n in shape] if isinstance(shape, tuple) else [None]
     whole = tuple(n for n in sizes if n is not None and n >= least)
@@ -158,7 +158,7 @@ def as_float(value: ArrayLike) -> Float[Array, "..."]:
 
 def check_float(
     name: str,
-    value: Any,
+    value: object,
     low: float = -math.inf,
     high: float = math.inf,
     *,
@@ -184,14 +184,14 @@ def check_float(
     return number
 
 
-def _number(name: str, value: Any) -> Any:
+def _number(name: str, value: object) -> Any:
     """Return one real number as a `float`, or a scalar tracer as it is."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if isinstance(value, np.ndarray | jax.Array) and value.shape == ():
         is_number = any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer))
     if not is_number:
         raise TypeError(f"{name}={described(value)} must be one number.")
-    return value if isinstance(value, Tracer) else float(value)
+    return value if isinstance(value, Tracer) else float(np.asarray(value))
 
 
 def _interval(low: float, high: float, *, low_ok: bool, high_ok: bool) -> str:
@@ -204,7 +204,7 @@ def _interval(low: float, high: float, *, low_ok: bool, high_ok: bool) -> str:
     return f"lie between {low:g} and {high:g}{also}"
 
 
-def check_pair(name: str, value: Any, *, closed: bool = False) -> tuple[Any, Any]:
+def check_pair(name: str, value: object, *, closed: bool = False) -> tuple[Any, Any]:
     """Return two positive numbers, the smaller first; `closed` also allows 0 and infinity.
 
     Raises:
@@ -222,12 +222,8 @@ def check_pair(name: str, value: Any, *, closed: bool = False) -> tuple[Any, Any
     return low, high
 
 
-def check_flag(name: str, value: Any) -> bool:
-    """Return a boolean as a `bool`.
-
-    Raises:
-        TypeError: any other type.
-    """
+def check_flag(name: str, value: object) -> bool:
+    """Return a boolean as a `bool`; any other value is a TypeError."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}={described(value)} must be True or False.")
     return bool(value)
@@ -246,8 +242,7 @@ def check_instance(name: str, value: T, *kinds: type, remedy: str = "") -> T:
         remedy: end of the error message; by default it lists the package's classes of these kinds.
 
     Raises:
-        TypeError: any other value. There are separate remedies for the class itself, and for an
-            object that has the instance as an attribute called `name`.
+        TypeError: any other value; for the class, or the owner of one as `.name`, with a remedy.
     """
     if isinstance(value, kinds):
         return value
@@ -283,19 +278,18 @@ def check_fields(module: eqx.Module) -> None:
             check_instance(field.name, value, *kinds)
 
 
-def check_callable(name: str, function: Any, arguments: str = "(x_t, t, context)") -> Any:
+def check_callable(name: str, function: object, arguments: str = "(x_t, t, context)") -> Any:
     """Return a callable, by default a network.
 
     Raises:
         TypeError: not callable, or the class of a module.
     """
-    is_class = isinstance(function, type) and issubclass(function, eqx.Module)
-    if is_class or not callable(function):
+    if not callable(function) or (isinstance(function, type) and issubclass(function, eqx.Module)):
         raise TypeError(f"{name}={described(function)} must be callable as {arguments}.")
     return function
 
 
-def check_path(name: str, path: Any) -> Any:
+def check_path(name: str, path: object) -> str | os.PathLike:
     """Return the path of a file or a folder; any other value is a TypeError."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"{name}={described(path)} must be a path: a string or a pathlib.Path.")

@@ -6,20 +6,33 @@ Tracers, whose values are unknown, are checked by shape and type alone.
 """
 
 import numbers
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike
 
 from .arguments import described
 
 Values = np.ndarray | Array
 
 
-def describe_invalid(bad: Any, values: Any) -> str:
+@runtime_checkable
+class SupportsArray(Protocol):
+    """An object that NumPy converts to an array, such as a table of pandas."""
+
+    def __array__(self) -> np.ndarray: ...
+
+
+Numbers = ArrayLike | Sequence | SupportsArray
+"""What `as_numbers` accepts: arrays, numbers, (nested) lists and tables."""
+
+
+def describe_invalid(bad: ArrayLike, values: ArrayLike) -> str:
     """Describe invalid values for an error message: "2 of 90 values (-1 at [3], 7 at [8])"."""
     bad, values = np.asarray(bad), np.asarray(values)
     places = np.flatnonzero(bad)
@@ -29,11 +42,11 @@ def describe_invalid(bad: Any, values: Any) -> str:
     return f"{places.size:,} of {bad.size:,} values{where}"
 
 
-def _place(index: Any, shape: tuple[int, ...]) -> list[int]:
+def _place(index: int | np.integer, shape: tuple[int, ...]) -> list[int]:
     return [int(i) for i in np.unravel_index(index, shape)]
 
 
-def as_numbers(name: str, x: Any) -> Values:
+def as_numbers(name: str, x: Numbers) -> Values:
     """Return real numbers as a NumPy array in their own precision; tracers are returned unchanged.
 
     Accepts lists, tables and anything else that NumPy converts to an array of numbers.
@@ -65,19 +78,19 @@ def as_numbers(name: str, x: Any) -> Values:
     return values
 
 
-def _is_masked(x: Any) -> bool:
+def _is_masked(x: object) -> bool:
     if isinstance(x, list | tuple):
         return any(map(_is_masked, x))
     return isinstance(x, np.ma.MaskedArray) and bool(np.ma.is_masked(x))
 
 
-def _is_traced(x: Any) -> bool:
+def _is_traced(x: object) -> bool:
     if isinstance(x, list | tuple):
         return any(map(_is_traced, x))
     return isinstance(x, Tracer)
 
 
-def _from_objects(name: str, x: Any, values: np.ndarray) -> np.ndarray:
+def _from_objects(name: str, x: Numbers, values: np.ndarray) -> np.ndarray:
     """Convert an object array of numbers, such as a table with columns of several types."""
     is_number = np.array(
         [isinstance(v, numbers.Real | np.bool_) for v in values.flat], dtype=bool
@@ -102,7 +115,7 @@ def _from_objects(name: str, x: Any, values: np.ndarray) -> np.ndarray:
     )
 
 
-def as_array(name: str, values: Values, dtype: Any = None) -> Array:
+def as_array(name: str, values: Values, dtype: DTypeLike | None = None) -> Array:
     """Return numbers as a JAX array, in JAX's precision of their own or of another dtype.
 
     Raises:
@@ -113,7 +126,7 @@ def as_array(name: str, values: Values, dtype: Any = None) -> Array:
     return jnp.asarray(values, wanted)
 
 
-def check_range(name: str, values: Values, dtype: Any) -> None:
+def check_range(name: str, values: Values, dtype: np.dtype) -> None:
     """Raise a ValueError for numbers outside the range of a dtype of JAX."""
     # JAX arrays have been converted already, and every number has a truth value.
     if not isinstance(values, np.ndarray) or dtype in (values.dtype, jnp.bool_):
@@ -164,7 +177,7 @@ def check_precision(name: str, values: np.ndarray) -> None:
         )
 
 
-def as_finite(name: str, x: Any) -> Values:
+def as_finite(name: str, x: Numbers) -> Values:
     """Return `as_numbers` of finite numbers.
 
     Raises:

@@ -24,14 +24,12 @@ from .particle_gibbs import ParticleGibbs
 from .posterior import Posterior
 from .reparam import ChainReparam, FlowReparam
 from .replacement import Replacement
-from .resampling import AbstractResampling, Multinomial, Stratified, Systematic
 from .smc import TwistedSMC
 from .split_gibbs import SplitGibbs
 
 __all__ = [
     "AbstractChain",
     "AbstractMethod",
-    "AbstractResampling",
     "ChainReparam",
     "CovarianceMatched",
     "Draws",
@@ -40,12 +38,9 @@ __all__ = [
     "Guidance",
     "LogEvidence",
     "ModelChain",
-    "Multinomial",
     "ParticleGibbs",
     "Posterior",
     "Replacement",
     "SplitGibbs",
-    "Stratified",
-    "Systematic",
     "TwistedSMC",
 ]

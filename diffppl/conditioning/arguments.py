@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 T = TypeVar("T")
 
@@ -39,7 +39,9 @@ class Arguments:
         ValueError: an argument has integers that overflow the integer dtype of JAX.
     """
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], data: dict[str, Any]) -> None:
+    def __init__(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], data: dict[str, Array]
+    ) -> None:
         for name, value in [*enumerate(args), *kwargs.items()]:
             for leaf in jax.tree.leaves(value):
                 _check(name, leaf)
@@ -85,23 +87,23 @@ def traced(make: Callable[[Arguments], T], arguments: Arguments) -> T:
         ) from error
 
 
-def _is_list(node: Any) -> bool:
+def _is_list(node: object) -> bool:
     # A list is a single constant, even a list of arrays or floats.
     return isinstance(node, list)
 
 
-def _as_array(value: Any) -> jax.Array:
+def _as_array(value: ArrayLike) -> jax.Array:
     array = jnp.asarray(value)
     return jnp.asarray(array, array.dtype)  # strong type: 0.3 and np.float32(0.3) compile once
 
 
-def _is_input(leaf: Any) -> bool:
+def _is_input(leaf: object) -> bool:
     if isinstance(leaf, np.ndarray | np.generic):
         return leaf.dtype.kind in "biufc"
     return isinstance(leaf, jax.Array | float)
 
 
-def _check(name: int | str, leaf: Any) -> None:
+def _check(name: int | str, leaf: object) -> None:
     if isinstance(leaf, np.ma.MaskedArray):
         raise TypeError(
             f"argument {name!r} of the program is a masked array, whose mask would be dropped; "

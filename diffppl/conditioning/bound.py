@@ -20,7 +20,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ..model import DiffusionModel
 from .arguments import Arguments, traced
@@ -45,7 +45,7 @@ class BoundProgram(eqx.Module):
             remedy.
     """
 
-    inputs: Any
+    inputs: PyTree
     traces: Traces
     noiseless: Noiseless | None
 
@@ -132,7 +132,7 @@ class BoundProgram(eqx.Module):
         return {name: (mask[name], values[name].astype(dtypes[name])) for name in shapes}
 
 
-def check_program(program: Any) -> None:
+def check_program(program: object) -> None:
     """Check that `program` is a NumPyro program.
 
     Raises:
@@ -148,7 +148,7 @@ def check_program(program: Any) -> None:
         raise TypeError(f"program is {type(program).__name__}; it must be a NumPyro program.")
 
 
-def locations(traces: Traces, inputs: Any, numbers: np.ndarray) -> dict[str, dict[str, Array]]:
+def locations(traces: Traces, inputs: PyTree, numbers: np.ndarray) -> dict[str, dict[str, Array]]:
     """Return location, value and mask of each observed Delta, at diffusion entries `numbers`."""
     values = {name: jnp.zeros(x.shape, x.dtype) for name, x in traces.shapes.items()}
     for name, x in split_entries(traces.structure.shapes, jnp.asarray(numbers)).items():
@@ -156,7 +156,7 @@ def locations(traces: Traces, inputs: Any, numbers: np.ndarray) -> dict[str, dic
     return traces.dependences(inputs, values)["shown"]
 
 
-def _find_noiseless(traces: Traces, inputs: Any) -> Noiseless | None:
+def _find_noiseless(traces: Traces, inputs: PyTree) -> Noiseless | None:
     structure = traces.structure
     if not structure.noiseless:
         return None

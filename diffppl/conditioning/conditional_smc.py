@@ -13,7 +13,7 @@ References:
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,15 @@ from .program import Values
 from .target import Level, Target
 from .twists import AbstractTwist, Twisted
 
-_Particles = tuple[Values, Twisted, Float[Array, " n"]]
-_Kernels = Callable[[Values, Twisted], Any]
+_Kernel = Callable[[Values, Twisted], GuidedKernel | FinalKernel]
+
+
+class _Particles(NamedTuple):
+    """Particles at one t, of which the last is the reference."""
+
+    x: Values
+    twisted: Twisted
+    log_weights: Float[Array, " n"]
 
 
 def conditional_smc(
@@ -38,11 +45,7 @@ def conditional_smc(
     Also returns the share of the path that is new. Supports diffusion sites only, with the model's
     own chain.
     """
-    n, no_latents = num_particles, jnp.zeros(0)
-    is_reference = jnp.arange(n) == n - 1
-
-    def with_reference(x: Values, reference: Values) -> Values:
-        return {name: x[name].at[-1].set(reference[name]) for name in x}
+    no_latents = jnp.zeros(0)
 
     def evaluate(x: Values, t: Array | int) -> Twisted:
         level = Level(0, jnp.asarray(t))
@@ -52,79 +55,83 @@ def conditional_smc(
 
         return jax.vmap(single)(x)
 
-    def draw_ancestors(
-        key: Array, log_weights: Array, twisted: Twisted, log_transition: Array
-    ) -> Int[Array, " n"]:
-        key_free, key_reference = jax.random.split(key)
-        free = jax.random.categorical(key_free, log_weights, shape=(n,))
-        # Ancestor sampling (Lindsten, Jordan and Schön 2014), see the module docstring.
-        log_probs = log_weights + log_transition - twisted.log_value
-        return jnp.where(is_reference, jax.random.categorical(key_reference, log_probs), free)
-
-    def advance(
-        key: Array, particles: _Particles, kernel: _Kernels, reference: Values
-    ) -> tuple[Values, Twisted, Array, Array]:
-        """Draw ancestors and next states; also return log p - log q of the latter."""
-        x, twisted, log_weights = particles
-        key_ancestors, key_kernel = jax.random.split(key)
-        log_transition = jax.vmap(lambda x, twisted: kernel(x, twisted).log_own(reference))(
-            x, twisted
-        )
-        ancestors = draw_ancestors(key_ancestors, log_weights, twisted, log_transition)
-        x, twisted = jax.tree.map(lambda leaf: leaf[ancestors], (x, twisted))
-
-        def propose(key: Array, x: Values, twisted: Twisted, fixed: Array) -> tuple[Values, Array]:
-            guided = kernel(x, twisted)
-            drawn = guided.sample(key)
-            drawn = {name: jnp.where(fixed, reference[name], drawn[name]) for name in drawn}
-            # The reference is weighted like the other particles.
-            return drawn, guided.log_ratio(drawn)
-
-        keys = jax.random.split(key_kernel, n)
-        drawn, log_ratio = jax.vmap(propose)(keys, x, twisted, is_reference)
-        return drawn, twisted, log_ratio, ancestors
-
-    def step(particles: _Particles, inputs: Any) -> tuple[_Particles, Any]:
+    def step(
+        before: _Particles, inputs: tuple[Array, Array, Values]
+    ) -> tuple[_Particles, tuple[Values, Array]]:
         key, t, reference = inputs
-        level = Level(0, t)
-        x, before, log_ratio, ancestors = advance(
-            key, particles, lambda x, twisted: GuidedKernel(target, x, twisted, level), reference
-        )
+
+        def kernel(x: Values, twisted: Twisted) -> GuidedKernel:
+            return GuidedKernel(target, x, twisted, Level(0, t))
+
+        x, log_factors, ancestors = _advance(key, before, kernel, reference)
         twisted = evaluate(x, t - 1)
-        log_weights = log_ratio + twisted.log_value - before.log_value
-        return (x, twisted, log_weights), (x, ancestors)
+        return _Particles(x, twisted, log_factors + twisted.log_value), (x, ancestors)
+
+    def final_kernel(x: Values, twisted: Twisted) -> FinalKernel:
+        return FinalKernel(target, x, twisted, 0, no_latents)
 
     key_base, key_steps, key_last, key_path = jax.random.split(key, 4)
-    x_T = with_reference(draw_base(key_base, target, n), {name: x[0] for name, x in path.items()})
+    x_T = draw_base(key_base, target, num_particles)
+    x_T = {name: x.at[-1].set(path[name][0]) for name, x in x_T.items()}
     twisted = evaluate(x_T, target.num_steps)
     times = jnp.arange(target.num_steps, 1, -1)
     keys = jax.random.split(key_steps, len(times))
     references = {name: x[1:-1] for name, x in path.items()}
-    particles, (xs, ancestors) = jax.lax.scan(
-        step, (x_T, twisted, twisted.log_value), (keys, times, references)
-    )
-    x_0, before, log_ratio, last = advance(
-        key_last,
-        particles,
-        lambda x, twisted: FinalKernel(target, x, twisted, 0, no_latents),
-        {name: x[-1] for name, x in path.items()},
-    )
+    start = _Particles(x_T, twisted, twisted.log_value)
+    particles, (xs, ancestors) = jax.lax.scan(step, start, (keys, times, references))
+    reference = {name: x[-1] for name, x in path.items()}
+    x_0, log_factors, last = _advance(key_last, particles, final_kernel, reference)
     log_likelihood = jax.vmap(lambda x: target.log_likelihood(x, no_latents))(x_0)
-    log_weights = log_likelihood + log_ratio - before.log_value
 
-    # Draw one particle at t = 0 and trace its ancestors back to t = T.
-    index = jax.random.categorical(key_path, log_weights)
-
-    def trace_back(index: Array, ancestors: Array) -> tuple[Array, Array]:
-        return ancestors[index], ancestors[index]
-
-    genealogy = jnp.concatenate([ancestors, last[None]])
-    _, lineage = jax.lax.scan(trace_back, index, genealogy, reverse=True)
-    lineage = jnp.concatenate([lineage, index[None]])
+    index = jax.random.categorical(key_path, log_likelihood + log_factors)
+    lineage = _lineage(index, jnp.concatenate([ancestors, last[None]]))
 
     def select(x_T: Array, xs: Array, x_0: Array) -> Array:
         history = jnp.concatenate([x_T[None], xs, x_0[None]])
         return history[jnp.arange(len(lineage)), lineage]
 
     new = {name: select(x_T[name], xs[name], x_0[name]) for name in x_0}
-    return new, jnp.mean(lineage != n - 1)
+    return new, jnp.mean(lineage != num_particles - 1)
+
+
+def _advance(
+    key: Array, particles: _Particles, kernel: _Kernel, reference: Values
+) -> tuple[Values, Float[Array, " n"], Int[Array, " n"]]:
+    """Draw ancestors and next states.
+
+    Also returns log p - log q - log psi_t of each next state and its ancestor, and the ancestors.
+    """
+    x, twisted, log_weights = particles
+    n = log_weights.size
+    is_reference = jnp.arange(n) == n - 1
+    key_ancestors, key_kernel = jax.random.split(key)
+    key_free, key_reference = jax.random.split(key_ancestors)
+    # Ancestor sampling (Lindsten, Jordan and Schön 2014), see the module docstring.
+    log_transition = jax.vmap(lambda x, twisted: kernel(x, twisted).log_own(reference))(x, twisted)
+    log_probs = log_weights + log_transition - twisted.log_value
+    ancestors = jnp.where(
+        is_reference,
+        jax.random.categorical(key_reference, log_probs),
+        jax.random.categorical(key_free, log_weights, shape=(n,)),
+    )
+    x, twisted = jax.tree.map(lambda leaf: leaf[ancestors], (x, twisted))
+
+    def propose(key: Array, x: Values, twisted: Twisted, fixed: Array) -> tuple[Values, Array]:
+        guided = kernel(x, twisted)
+        drawn = guided.sample(key)
+        drawn = {name: jnp.where(fixed, reference[name], drawn[name]) for name in drawn}
+        # The reference is weighted like the other particles.
+        return drawn, guided.log_ratio(drawn)
+
+    drawn, log_ratio = jax.vmap(propose)(jax.random.split(key_kernel, n), x, twisted, is_reference)
+    return drawn, log_ratio - twisted.log_value, ancestors
+
+
+def _lineage(index: Int[Array, ""], ancestors: Int[Array, "T n"]) -> Int[Array, " T+1"]:
+    """Return the indices of a particle at t = 0 and of its ancestors, from t = T."""
+
+    def trace_back(index: Array, ancestors: Array) -> tuple[Array, Array]:
+        return ancestors[index], ancestors[index]
+
+    _, lineage = jax.lax.scan(trace_back, index, ancestors, reverse=True)
+    return jnp.concatenate([lineage, index[None]])

@@ -6,7 +6,7 @@ residual of the drawn observations. This requires no square root of a conditiona
 
 import math
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
+from numpyro.distributions import Distribution
 
 from .. import linalg
 from .moments import Observations
@@ -50,7 +51,7 @@ class ConditionedNormal(eqx.Module):
     def __init__(
         self,
         target: Target,
-        kernels: dict[str, Any],
+        kernels: dict[str, Distribution],
         others: Values,
         latents: Array,
         *,

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..samplers.ancestral import ancestral
+from ..arviz import pareto_k
+from ..model.ancestral import ancestral
 from .method import AbstractMethod, Draws
 from .target import Target
 from .twists import Isotropic, Mixed, MomentMatching
@@ -47,8 +48,6 @@ class Fault(NamedTuple):
 
 def tail_indices(draws: Draws, target: Target) -> np.ndarray:
     """Return Pareto k-hat of each chain's final weights; NaN without any or with discrete sites."""
-    from ..arviz import pareto_k  # ArviZ takes seconds to import
-
     log_weights = np.asarray(draws.log_weights)
     if target.sites(discrete=True):
         return np.full(log_weights.shape[:-1], np.nan)
@@ -65,73 +64,14 @@ def find_faults(
         target, method: those of the run.
         nan_sites: sites whose log-density is NaN at some draw.
     """
-    faults = [*_isotropic_covariance(target, method), *_heavy_tail(draws, target)]
-    if "ess" in draws.step_stats:
-        ess = np.asarray(draws.step_stats["ess"])
-        chain, step = np.unravel_index(np.argmin(ess), ess.shape)
-        if ess[chain, step] < MIN_EFFECTIVE:
-            when = _when(target, int(step))
-            if step == 0:
-                remedy = (
-                    "Few particles have weight under the prior of the latents and the first twist: "
-                    "use more particles, or a prior closer to the posterior."
-                )
-            else:
-                remedy = "Use more particles, another twist, or more steps of the chain."
-            faults.append(
-                Fault(
-                    f"collapsed at {when}",
-                    f"the particles collapsed: in chain {chain} the effective sample size fell to "
-                    f"{ess[chain, step]:.1f} at {when}. {remedy}",
-                )
-            )
-    if "nan_share" in draws.step_stats:
-        share = np.asarray(draws.step_stats["nan_share"])
-        if (largest := np.nanmax(share)) > 0:
-            when = _when(target, int(np.unravel_index(np.nanargmax(share), share.shape)[1]))
-            where = f" (site {', '.join(map(repr, nan_sites))})" if nan_sites else ""
-            faults.append(
-                Fault(
-                    f"{100 * largest:.2g} % of the weights NaN at {when}",
-                    f"up to {100 * largest:.2g} % of the weights were NaN, at {when}{where}, and "
-                    "were set to zero. Check for parameters outside their range, such as a "
-                    "negative scale, at some values of the latent sites.",
-                )
-            )
-    if "excluded_share" in draws.step_stats and target.sites(discrete=False):
-        share = np.asarray(draws.step_stats["excluded_share"])[:, :-1]  # exact at t = 0
-        if share.size and (largest := np.nanmax(share)) > MAX_EXCLUDED:
-            when = _when(target, int(np.unravel_index(np.nanargmax(share), share.shape)[1]))
-            faults.append(
-                Fault(
-                    f"{100 * largest:.2g} % of the particles excluded at {when}",
-                    f"up to {100 * largest:.2g} % of the particles were excluded at {when}, "
-                    "because the observations are impossible at their E[x_0 | x_t]. They may be "
-                    "possible at other x_0, so the evidence may be too low. Use twist=Quadrature() "
-                    "for one or two numbers, or a likelihood without a hard cutoff.",
-                )
-            )
-    log_z = np.asarray(draws.log_evidence, np.float64)
-    finite = log_z[np.isfinite(log_z)]
-    spread = float(np.std(finite, ddof=1)) if finite.size > 1 else 0.0
-    if spread > MAX_SPREAD:
-        faults.append(
-            Fault(
-                f"log evidence differs by {spread:.2g} nats between chains",
-                f"the log evidence differs by {spread:.2g} nats between chains, so the largest "
-                "dominates their mean, whose standard error is unreliable. Use more particles, "
-                "another twist, or more steps of the chain.",
-            )
-        )
-    if np.any(np.isinf(log_z)):
-        faults.append(
-            Fault(
-                "no particle is compatible with the observations",
-                "the evidence is not finite: no particle is compatible with the observations. "
-                "Check that they are possible under the program.",
-            )
-        )
-    return faults
+    return [
+        *_isotropic_covariance(target, method),
+        *_heavy_tail(draws, target),
+        *_collapse(draws, target),
+        *_nan_weights(draws, target, nan_sites),
+        *_excluded_particles(draws, target),
+        *_unreliable_evidence(draws),
+    ]
 
 
 def _isotropic_covariance(target: Target, method: AbstractMethod) -> Iterator[Fault]:
@@ -161,6 +101,93 @@ def _heavy_tail(draws: Draws, target: Target) -> Iterator[Fault]:
             f"the final weights are heavy-tailed (Pareto k-hat {tail:.2f}; above 0.7 a mean is "
             "unreliable, above 1 it does not exist), so the evidence is probably too low and its "
             "error too small. Use another twist, more steps of the chain, or more particles.",
+        )
+
+
+def _collapse(draws: Draws, target: Target) -> Iterator[Fault]:
+    """Report an effective sample size that is too small."""
+    if "ess" not in draws.step_stats:
+        return
+    ess = np.asarray(draws.step_stats["ess"])
+    chain, step = np.unravel_index(np.argmin(ess), ess.shape)
+    if ess[chain, step] >= MIN_EFFECTIVE:
+        return
+    when = _when(target, int(step))
+    if step == 0:
+        remedy = (
+            "Few particles have weight under the prior of the latents and the first twist: use "
+            "more particles, or a prior closer to the posterior."
+        )
+    else:
+        remedy = "Use more particles, another twist, or more steps of the chain."
+    yield Fault(
+        f"collapsed at {when}",
+        f"the particles collapsed: in chain {chain} the effective sample size fell to "
+        f"{ess[chain, step]:.1f} at {when}. {remedy}",
+    )
+
+
+def _nan_weights(draws: Draws, target: Target, nan_sites: list[str]) -> Iterator[Fault]:
+    """Report weights that were NaN."""
+    largest, when = _largest_share(draws, target, "nan_share")
+    if largest > 0:
+        where = f" (site {', '.join(map(repr, nan_sites))})" if nan_sites else ""
+        yield Fault(
+            f"{100 * largest:.2g} % of the weights NaN at {when}",
+            f"up to {100 * largest:.2g} % of the weights were NaN, at {when}{where}, and were set "
+            "to zero. Check for parameters outside their range, such as a negative scale, at some "
+            "values of the latent sites.",
+        )
+
+
+def _excluded_particles(draws: Draws, target: Target) -> Iterator[Fault]:
+    """Report particles of real data that the twist excluded before t = 0, where it is exact."""
+    largest, when = _largest_share(draws, target, "excluded_share", exact_steps=1)
+    if target.sites(discrete=False) and largest > MAX_EXCLUDED:
+        yield Fault(
+            f"{100 * largest:.2g} % of the particles excluded at {when}",
+            f"up to {100 * largest:.2g} % of the particles were excluded at {when}, because the "
+            "observations are impossible at their E[x_0 | x_t]. They may be possible at other x_0, "
+            "so the evidence may be too low. Use twist=Quadrature() for one or two numbers, or a "
+            "likelihood without a hard cutoff.",
+        )
+
+
+def _largest_share(
+    draws: Draws, target: Target, name: str, exact_steps: int = 0
+) -> tuple[float, str]:
+    """Return the largest value of a step statistic, and its time; 0 without the statistic.
+
+    Args:
+        draws, target: of the run.
+        name: of the statistic.
+        exact_steps: number of steps at the end that do not count.
+    """
+    share = np.asarray(draws.step_stats.get(name, np.zeros((0, 0))))
+    share = share[:, : share.shape[1] - exact_steps]
+    if not share.size:
+        return 0.0, ""
+    step = np.unravel_index(np.nanargmax(share), share.shape)[1]
+    return float(np.nanmax(share)), _when(target, int(step))
+
+
+def _unreliable_evidence(draws: Draws) -> Iterator[Fault]:
+    """Report evidence that is infinite, or differs between chains."""
+    log_z = np.asarray(draws.log_evidence, np.float64)
+    finite = log_z[np.isfinite(log_z)]
+    spread = float(np.std(finite, ddof=1)) if finite.size > 1 else 0.0
+    if spread > MAX_SPREAD:
+        yield Fault(
+            f"log evidence differs by {spread:.2g} nats between chains",
+            f"the log evidence differs by {spread:.2g} nats between chains, so the largest "
+            "dominates their mean, whose standard error is unreliable. Use more particles, "
+            "another twist, or more steps of the chain.",
+        )
+    if np.any(np.isinf(log_z)):
+        yield Fault(
+            "no particle is compatible with the observations",
+            "the evidence is not finite: no particle is compatible with the observations. "
+            "Check that they are possible under the program.",
         )
 
 

@@ -1,13 +1,13 @@
 """Guidance: reverse chains with guided kernels and without weights."""
 
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ..checks.arguments import check_fields, size_field
+from ..checks.arguments import size_field
 from ..samplers import Ancestral
 from .kernels import FinalKernel, GuidedKernel
 from .method import AbstractMethod, Draws, Exactness, draw_base, only_diffusion_sites, unweighted
@@ -54,9 +54,6 @@ class Guidance(AbstractMethod):
     num_steps: int | None = eqx.field(
         static=True, default=None, converter=size_field("num_steps", optional=True)
     )
-
-    def __check_init__(self) -> None:
-        check_fields(self)
 
     def resolve(self, target: Target, num_samples: int) -> "Guidance":
         del num_samples
@@ -109,5 +106,5 @@ class Guidance(AbstractMethod):
         return self.twist
 
 
-def _split(key: Array, x: Any) -> Array:
+def _split(key: Array, x: Values) -> Array:
     return jax.random.split(key, jax.tree.leaves(x)[0].shape[0])

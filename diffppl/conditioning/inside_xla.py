@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn  # pyright: ignore
 from jaxtyping import Array
 
@@ -36,11 +37,11 @@ def _rewrite(equation: JaxprEqn) -> JaxprEqn:
     return call.replace(invars=equation.invars, outvars=equation.outvars)
 
 
-def _is_small(aval: Any) -> bool:
+def _is_small(aval: ShapedArray) -> bool:
     return aval.shape[-1] <= MAX_ROWS and jnp.issubdtype(aval.dtype, jnp.floating)
 
 
-def _rewrite_parameter(value: Any) -> Any:
+def _rewrite_parameter(value: object) -> object:
     """Rewrite the bodies of loops, branches and calls, which are parameters of their equations."""
     if isinstance(value, ClosedJaxpr):
         return value.replace(jaxpr=inside_xla(value.jaxpr))
@@ -57,7 +58,7 @@ def _mapped(function: Callable[..., Array], num_axes: int) -> Callable[..., Arra
     return function
 
 
-def _cholesky(matrix: Array, **params: Any) -> Array:
+def _cholesky(matrix: Array, **params: object) -> Array:
     del params
     # LAPACK uses the lower triangle, `linalg.cholesky` the upper one.
     return _mapped(linalg.cholesky, matrix.ndim - 2)(matrix.mT)
@@ -71,7 +72,7 @@ def _triangular_solve(
     lower: bool,
     transpose_a: bool,
     unit_diagonal: bool,
-    **params: Any,
+    **params: object,
 ) -> Array:
     del params
     if not left_side:  # X A = B is A' X' = B'

@@ -4,34 +4,38 @@ A kernel has `sample(key)` and `log_ratio(x) = log p(x | x_t) - log q(x)`, with 
 kernel. The difference is taken per coordinate before the sum, since the log-densities are large.
 """
 
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+from numpyro.distributions import Distribution
 
 from .conditioned import ConditionedNormal
 from .keys import split
 from .program import Values
 from .states import kernel_logits, state_logits
-from .target import Level, Target
+from .target import Estimates, Level, Target
 from .twists import Twisted
 from .twists.enumeration import JointStates
 from .twists.expected import tilted_logits
+
+Kernels = dict[str, Distribution]
 
 
 @final
 class GuidedKernel(eqx.Module):
     """p(x_{t-1} | x_t) with guided estimates of x_0 in place of the model's own, for t >= 2."""
 
-    own: dict[str, Any]
-    guided: dict[str, Any]
+    own: Kernels
+    guided: Kernels
     tilts: Values
-    dtypes: dict[str, Any] = eqx.field(static=True)
+    dtypes: dict[str, np.dtype] = eqx.field(static=True)
 
     def __init__(self, target: Target, x: Values, twisted: Twisted, level: Level) -> None:
-        def kernels(estimates: dict[str, Any]) -> dict[str, Any]:
+        def kernels(estimates: Estimates) -> Kernels:
             return {
                 name: target.models[name].process.reverse(x[name], estimate, level.t)
                 for name, estimate in estimates.items()
@@ -92,7 +96,7 @@ class FinalKernel(eqx.Module):
     target: Target
     x: Values
     latents: Float[Array, " p"]
-    own: dict[str, Any]
+    own: Kernels
     tilted: Values
     joint: JointStates | None
     normal: ConditionedNormal | None
@@ -139,7 +143,9 @@ class FinalKernel(eqx.Module):
         if self.joint is not None:
             # q(x_0) = p(x_0 | x_1) r(x_0) / E[r(x_0) | x_1].
             log_likelihood = self.target.log_likelihood(self.x | x_0, self.latents)
-            return self.joint.log_mean() - log_likelihood
+            # Where no state is possible, both are -inf, and q = p.
+            log_mean = self.joint.log_mean()
+            return jnp.where(jnp.isneginf(log_mean), 0.0, log_mean - log_likelihood)
         total = jnp.zeros(())
         for name, logits in self.tilted.items():
             log_q = _log_prob(logits, x_0[name])
@@ -149,7 +155,7 @@ class FinalKernel(eqx.Module):
             total = total + self._conditioned(states).log_ratio(x_0)
         return total
 
-    def _dtype(self, name: str) -> Any:
+    def _dtype(self, name: str) -> np.dtype:
         return self.target.models[name].process.dtype
 
     def _tilted(self, twisted: Twisted, names: tuple[str, ...]) -> Values:

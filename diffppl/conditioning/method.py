@@ -2,14 +2,15 @@
 
 import abc
 import enum
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
-from ..checks.arguments import short_repr
+from ..checks.arguments import check_fields, short_repr
+from ..model import DiffusionModel
 from ..samplers import AbstractSampler
 from .keys import chain_keys, split
 from .program import Values
@@ -64,6 +65,9 @@ class AbstractMethod(eqx.Module):
     exactness: eqx.AbstractClassVar[Exactness]
     num_steps: eqx.AbstractVar[int | None]
 
+    def __check_init__(self) -> None:
+        check_fields(self)
+
     def __repr__(self) -> str:
         return short_repr(self)
 
@@ -84,15 +88,19 @@ class AbstractMethod(eqx.Module):
         """Return the number of iterations of each phase."""
 
     @abc.abstractmethod
-    def init(self, key: Array, target: Target, num_samples: int) -> Any:
+    def init(self, key: Array, target: Target, num_samples: int) -> PyTree:
         """Return the state at the start of the first phase."""
 
     @abc.abstractmethod
-    def step(self, key: Array, target: Target, state: Any, phase: int, i: Int[Array, ""]) -> Any:
+    def step(
+        self, key: Array, target: Target, state: PyTree, phase: int, i: Int[Array, ""]
+    ) -> PyTree:
         """Return the state after iteration i = 0, 1, ... of a phase."""
 
     @abc.abstractmethod
-    def end(self, key: Array, target: Target, state: Any, phase: int, num_samples: int) -> Any:
+    def end(
+        self, key: Array, target: Target, state: PyTree, phase: int, num_samples: int
+    ) -> PyTree:
         """Return the state at the start of the next phase; after the last phase, `Draws`."""
 
 
@@ -110,21 +118,21 @@ def iterate(
     key: Array,
     target: Target,
     method: AbstractMethod,
-    state: Any,
+    state: PyTree,
     phase: int,
     start: int | Int[Array, ""],
     stop: int | Int[Array, ""],
-) -> Any:
+) -> PyTree:
     """Run iterations `start` to `stop` - 1 of a phase; the result does not depend on the chunks."""
 
-    def body(i: Array, state: Any) -> Any:
+    def body(i: Array, state: PyTree) -> PyTree:
         # The key depends on i alone, so chunks do not change it.
         return method.step(jax.random.fold_in(key, i), target, state, phase, i)
 
     return jax.lax.fori_loop(start, stop, body, state)
 
 
-def check_method(method: Any) -> None:
+def check_method(method: object) -> None:
     """Check that `method` is a method or None.
 
     Raises:
@@ -146,7 +154,7 @@ def draw_base(key: Array, target: Target, num: int) -> Values:
     """Draw `num` samples of x_T at every diffusion site."""
     shapes = target.structure.shapes
 
-    def draw(model: Any, shape: tuple[int, ...], key: Array) -> Array:
+    def draw(model: DiffusionModel, shape: tuple[int, ...], key: Array) -> Array:
         return jnp.asarray(model.process.base((num, *shape)).sample(key), model.process.dtype)
 
     return target.map_sites(draw, shapes, target.split_key(key))

@@ -13,15 +13,20 @@ Entries without a normal factor use y = h = 0 and R = 1, so that their factor is
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Bool, Float
-from numpyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
+from jaxtyping import Array, ArrayLike, Bool, Float
+from numpyro.distributions import (
+    Distribution,
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+)
 from numpyro.distributions.mixtures import MixtureGeneral, MixtureSameFamily
 
 from .program import Site
@@ -102,7 +107,7 @@ def log_prior(site: Site) -> Array:
     return jnp.sum(_without_masks(site["fn"]).log_prob(site["value"]))
 
 
-def _without_masks(fn: Any) -> Any:
+def _without_masks(fn: Distribution) -> Distribution:
     """Remove the masks of a distribution, which do not affect its draws."""
     if isinstance(fn, MaskedDistribution):
         return _without_masks(fn.base_dist)
@@ -141,7 +146,9 @@ def moments(site: Site) -> Moments | None:
     return _univariate(site, base, mean, variance, mask)
 
 
-def _univariate(site: Site, base: Any, mean: Any, variance: Any, mask: Array) -> Moments:
+def _univariate(
+    site: Site, base: Distribution, mean: ArrayLike, variance: ArrayLike, mask: Array
+) -> Moments:
     shape, dtype = full_shape(site), jnp.result_type(float)
     scale = jnp.expand_dims(_scale(site), tuple(range(-site["fn"].event_dim, 0)))
     mean, variance, mask, scale = (
@@ -168,11 +175,15 @@ def _univariate(site: Site, base: Any, mean: Any, variance: Any, mask: Array) ->
     )
 
 
-def _multivariate(site: Site, base: Any, mask: Array) -> Moments:
+def _multivariate(
+    site: Site, base: dist.MultivariateNormal | dist.LowRankMultivariateNormal, mask: Array
+) -> Moments:
     shape, dtype = full_shape(site), jnp.result_type(float)
     *batch, size = shape
     num = math.prod(batch)
-    covariance = jnp.broadcast_to(base.covariance_matrix, (*shape, size)).reshape(num, size, size)
+    covariance = jnp.broadcast_to(jnp.asarray(base.covariance_matrix), (*shape, size)).reshape(
+        num, size, size
+    )
     scale = jnp.broadcast_to(_scale(site), batch).reshape(num)
     # A mask is over the batch, so it applies to whole vectors.
     usable = jnp.broadcast_to(mask, shape).reshape(num, size)[:, 0] & (scale > 0)
@@ -182,7 +193,9 @@ def _multivariate(site: Site, base: Any, mask: Array) -> Moments:
         jnp.where(usable[:, None], jnp.broadcast_to(x, shape).reshape(num, size), 0.0).ravel()
         for x in (site["value"], base.loc)
     )
-    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(base.scale_tril, axis1=-2, axis2=-1)), axis=-1)
+    log_det = 2 * jnp.sum(
+        jnp.log(jnp.diagonal(jnp.asarray(base.scale_tril), axis1=-2, axis2=-1)), axis=-1
+    )
     log_det = jnp.broadcast_to(log_det, batch).reshape(num)
     # As in `_univariate`, with log det(2 pi R) and m log(s) for log(2 pi R) and log(s).
     log_normaliser = jnp.where(usable, log_det, 0.0) + size * math.log(2 * math.pi)
@@ -204,7 +217,7 @@ def full_shape(site: Site) -> tuple[int, ...]:
     return np.broadcast_shapes(jnp.shape(site["value"]), site["fn"].shape())
 
 
-def unwrap_masked(fn: Any) -> tuple[Any, Bool[Array, "..."]]:
+def unwrap_masked(fn: Distribution) -> tuple[Distribution, Bool[Array, "..."]]:
     """Return the distribution under `expand`, `to_event` and masks, and the combined mask."""
     mask = jnp.ones((), bool)
     while isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
@@ -215,11 +228,11 @@ def unwrap_masked(fn: Any) -> tuple[Any, Bool[Array, "..."]]:
     return fn, mask
 
 
-def _is_heavy_tailed(fn: Any) -> bool:
+def _is_heavy_tailed(fn: Distribution) -> bool:
     return any(isinstance(part, _HEAVY_TAILED) for part in _parts(fn))
 
 
-def _parts(fn: Any) -> Iterator[Any]:
+def _parts(fn: Distribution) -> Iterator[Distribution]:
     """Yield a distribution, and those that it mixes, transforms or truncates."""
     fn, _ = unwrap_masked(fn)
     yield fn

@@ -12,6 +12,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
+from numpyro.distributions import Delta
 
 from .moments import full_shape, unwrap_masked
 from .program import Site, Values
@@ -59,6 +60,7 @@ def shown(site: Site) -> dict[str, Array]:
     """Return the locations and values of an observed Delta, and which of them are not masked."""
     shape = full_shape(site)
     fn, mask = unwrap_masked(site["fn"])
+    assert isinstance(fn, Delta)
     return {
         "location": jnp.broadcast_to(fn.v, shape).ravel(),
         "value": jnp.broadcast_to(site["value"], shape).ravel(),

@@ -13,9 +13,10 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.primitives import Messenger
 
 from ..checks.arguments import check_instance, check_size
+from ..model import DiffusionModel
 from .bound import BoundProgram, check_program
 from .conditional_smc import conditional_smc
-from .program import Program, Values, diffusion_distribution
+from .program import Program, Site, Values, diffusion_distribution
 from .target import Target
 from .twists import AbstractTwist
 from .twists.default import resolved_twist
@@ -68,7 +69,7 @@ class ParticleGibbs(MCMCKernel):
 
     def __init__(
         self,
-        program: Any,
+        program: Program,
         num_particles: int = 16,
         *,
         num_steps: int | None = None,
@@ -103,7 +104,12 @@ class ParticleGibbs(MCMCKernel):
         return kernel
 
     def init(
-        self, rng_key: Any, num_warmup: int, init_params: Any, model_args: Any, model_kwargs: Any
+        self,
+        rng_key: Array,
+        num_warmup: int,
+        init_params: Values | None,
+        model_args: tuple,
+        model_kwargs: dict | None,
     ) -> ParticleGibbsState:
         """Draw a path of the forward chain from `init_params`, or from a draw of the prior."""
         del num_warmup
@@ -120,7 +126,7 @@ class ParticleGibbs(MCMCKernel):
         self._sample = jax.vmap(self._step, in_axes=(0, None, None))
         return jax.vmap(single)(rng_key, init_params)
 
-    def _check(self, args: Any, kwargs: Any) -> None:
+    def _check(self, args: tuple, kwargs: dict) -> None:
         """Raise ValueError for unsupported programs, before any draw."""
         bound = BoundProgram(self._program, args, kwargs)
         structure = bound.structure
@@ -153,7 +159,9 @@ class ParticleGibbs(MCMCKernel):
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(bound)):
             check_observations(bound)
 
-    def _init(self, key: Array, x_0: Values | None, args: Any, kwargs: Any) -> ParticleGibbsState:
+    def _init(
+        self, key: Array, x_0: Values | None, args: tuple, kwargs: dict
+    ) -> ParticleGibbsState:
         key_prior, key_path, key_next = jax.random.split(key, 3)
         target = self._target(args, kwargs)
         if x_0 is None:
@@ -163,7 +171,7 @@ class ParticleGibbs(MCMCKernel):
         values = target.map_sites(lambda model, x: model.to_model(x), dict(x_0))
         values = target.clamp(values)
 
-        def path(model: Any, x: Array, key: Array) -> Array:
+        def path(model: DiffusionModel, x: Array, key: Array) -> Array:
             def step(x: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
                 key, t = inputs
                 x = jnp.asarray(model.process.transition(x, t).sample(key), model.process.dtype)
@@ -178,17 +186,23 @@ class ParticleGibbs(MCMCKernel):
         paths = target.map_sites(path, values, target.split_key(key_path))
         return ParticleGibbsState(_to_user(target, values), paths, jnp.ones(()), key_next)
 
-    def sample(self, state: Any, model_args: Any, model_kwargs: Any) -> ParticleGibbsState:
+    def sample(
+        self, state: ParticleGibbsState, model_args: tuple, model_kwargs: dict | None
+    ) -> ParticleGibbsState:
         """Draw a new path from the old one."""
         assert self._sample is not None, "init must be called before sample."
         return self._sample(state, model_args or (), model_kwargs or {})
 
-    def refresh(self, state: Any, model_args: Any, model_kwargs: Any) -> Any:
+    def refresh(
+        self, state: ParticleGibbsState, model_args: tuple, model_kwargs: dict | None
+    ) -> ParticleGibbsState:
         """Return the state unchanged: nothing cached depends on the other blocks."""
         del model_args, model_kwargs
         return state
 
-    def postprocess_fn(self, model_args: Any, model_kwargs: Any) -> Callable[[Values], Values]:
+    def postprocess_fn(
+        self, model_args: tuple, model_kwargs: dict | None
+    ) -> Callable[[Values], Values]:
         """Return a function that adds the deterministic sites of the program."""
         args, kwargs = model_args or (), model_kwargs or {}
 
@@ -200,7 +214,9 @@ class ParticleGibbs(MCMCKernel):
 
         return add
 
-    def get_constrain_fn(self, model_args: Any, model_kwargs: Any) -> Callable[[Values], Values]:
+    def get_constrain_fn(
+        self, model_args: tuple, model_kwargs: dict | None
+    ) -> Callable[[Values], Values]:
         """Return the identity: values are already in their support."""
         del model_args, model_kwargs
         return lambda z: z
@@ -209,10 +225,10 @@ class ParticleGibbs(MCMCKernel):
         """Return the share of the path that the last iteration renewed, as text."""
         return f"{100 * float(jnp.mean(state.renewed)):.0f} % of the path renewed"
 
-    def _target(self, args: Any, kwargs: Any) -> Target:
+    def _target(self, args: tuple, kwargs: dict) -> Target:
         return Target(BoundProgram(self._program, args, kwargs), self.num_steps)
 
-    def _step(self, state: ParticleGibbsState, args: Any, kwargs: Any) -> ParticleGibbsState:
+    def _step(self, state: ParticleGibbsState, args: tuple, kwargs: dict) -> ParticleGibbsState:
         target = self._target(args, kwargs)
         key, key_next = jax.random.split(state.rng_key)
         twist = resolved_twist(self.twist, target)
@@ -250,7 +266,7 @@ class WithoutDiffusionPriors:
 
 @final
 class _WithoutPriors(Messenger):
-    def process_message(self, msg: Any) -> None:
+    def process_message(self, msg: Site) -> None:
         if msg["type"] == "sample":
             if diffusion_distribution(msg["fn"]) is not None:
                 msg["fn"] = msg["fn"].mask(mask=False)

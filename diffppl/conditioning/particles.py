@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .program import Values
-from .resampling import AbstractResampling
+from .resampling import Resampling
 from .twists import Twisted
 from .weights import effective_sample_size, reweight
 
@@ -71,14 +71,14 @@ def weighted(
 
 
 def resampled(
-    key: Array, state: SMCState, scheme: AbstractResampling, threshold: Float[Array, ""]
+    key: Array, state: SMCState, scheme: Resampling, threshold: Float[Array, ""]
 ) -> SMCState:
     """Resample if the effective sample size is below `threshold` times the number of particles."""
     n = state.log_weights.size
     needed = effective_sample_size(state.log_weights) < threshold * n
 
     def resample(state: SMCState) -> SMCState:
-        ancestors = scheme.parents(key, jnp.exp(state.log_weights), n)
+        ancestors = scheme(key, jnp.exp(state.log_weights), n)
         names = ("x", "latents", "twisted", "log_prior", "eves")
         values = {name: getattr(state, name) for name in names}
         chosen = jax.tree.map(lambda leaf: leaf[ancestors], values)

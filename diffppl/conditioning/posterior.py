@@ -7,19 +7,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
+from ..arviz import Coords, Dims, from_posterior
 from ..checks.arguments import check_key, check_size
 from ..model.inputs import warn_of_residual_signal
 from .bound import BoundProgram, check_program
 from .choose import choose
-from .diagnostics import divergence, find_faults, tail_indices
+from .diagnostics import divergence, find_faults
 from .evidence import LogEvidence, pooled_evidence, pooled_indices
 from .method import AbstractMethod, Draws, Exactness, check_method
 from .prior import draw_prior
-from .program import Values
+from .program import Program, Values
 from .runs import Run, log_likelihoods, predict, run_chains
-from .summary import print_posterior
+from .summary import print_posterior, print_run, run_attributes
 from .target import Target
 from .validation import check_observations
 
@@ -53,8 +54,8 @@ class Posterior:
 
     def __init__(
         self,
-        program: Any,
-        method: Any = None,
+        program: Program,
+        method: AbstractMethod | None = None,
         *,
         num_chains: int = 4,
         num_samples: int | None = None,
@@ -62,17 +63,16 @@ class Posterior:
     ) -> None:
         check_program(program)
         check_method(method)
-        draws: Any = num_samples
-        if draws is None:
-            draws = getattr(method, "num_particles", _NUM_SAMPLES)
+        if num_samples is None:
+            num_samples = getattr(method, "num_particles", _NUM_SAMPLES)
         self.program = program
         self.num_chains = check_size("num_chains", num_chains)
-        self.num_samples = check_size("num_samples", draws)
+        self.num_samples = check_size("num_samples", num_samples)
         self.progress_bar = progress_bar
         self._method: AbstractMethod | None = method
         self._run: Run | None = None
 
-    def run(self, key: Any, *args: Any, **kwargs: Any) -> None:
+    def run(self, key: Array, *args: Any, **kwargs: Any) -> None:
         """Draw from the posterior.
 
         The program is traced again at each call, so that changes of globals, models and data take
@@ -150,12 +150,12 @@ class Posterior:
     @property
     def num_denoiser_calls(self) -> int:
         """Number of network evaluations in all chains."""
-        return round(float(jnp.sum(self._last.report.calls)))
+        return self._last.num_denoiser_calls
 
     @property
     def faults(self) -> tuple[str, ...]:
         """Problems detected in the last run, a short phrase for each; empty if there are none."""
-        return tuple(fault.summary for fault in self._last.faults)
+        return self._last.fault_names
 
     @property
     def pareto_k(self) -> np.ndarray:
@@ -164,7 +164,7 @@ class Posterior:
         NaN for methods without weights, and for programs with discrete sites, whose weights take
         too few values for a fit of the tail. (Vehtari et al. 2024, computed by ArviZ.)
         """
-        return tail_indices(self.draws, self._last.target)
+        return self._last.pareto_k
 
     @property
     def step_stats(self) -> dict[str, Array]:
@@ -195,7 +195,7 @@ class Posterior:
             return samples
         return {name: x.reshape(-1, *x.shape[2:]) for name, x in samples.items()}
 
-    def _pooled(self, tree: Any) -> Any:
+    def _pooled(self, tree: PyTree) -> PyTree:
         """Select draws such that each chain is weighted by its evidence."""
         # Indexed by NumPy, since JAX would compile the gather for every shape.
         chain, draw = np.moveaxis(self._last.pooled, -1, 0)
@@ -209,14 +209,7 @@ class Posterior:
     def print_summary(self, prob: float = 0.9) -> None:
         """Print NumPyro's summary of the small sites, the evidence, the method and its cost."""
         print_posterior(self.get_samples(group_by_chain=True), self.noiseless_entries(), prob)
-        print(f"log evidence: {self.log_evidence}")
-        if not np.isnan(self.log_evidence.value):
-            print(
-                "  (± is the Monte Carlo error of the evidence under this reverse chain; errors of "
-                "the prior and of the chain's length are not included)"
-            )
-        print(f"exactness: {self.exactness.value} ({self.method!r}: {self.explanation})")
-        print(f"denoiser calls: {self.num_denoiser_calls:,}")
+        print_run(self._last, self.log_evidence)
 
     def noiseless_entries(self) -> dict[str, np.ndarray]:
         """Return masks of the noiselessly observed entries, for the sites that have any."""
@@ -269,7 +262,7 @@ class Posterior:
     def _latent_draws(self) -> tuple[Values, Array]:
         return self._pooled((self.draws.x_0, self.draws.latents))
 
-    def to_arviz(self, *, dims: Any = None, coords: Any = None) -> Any:
+    def to_arviz(self, *, dims: Dims = None, coords: Coords = None) -> Any:
         """Convert the run to ArviZ: `InferenceData` (ArviZ 0.x) or `DataTree` (1.x).
 
         Groups: posterior, prior, posterior_predictive, log_likelihood, sample_stats (also per
@@ -281,9 +274,22 @@ class Posterior:
             dims: names of the event dimensions, `{site: [names]}`.
             coords: coordinates of the dimensions, `{name: labels}`.
         """
-        from ..arviz import from_posterior  # importing ArviZ takes seconds
-
-        return from_posterior(self, dims=dims, coords=coords)
+        groups = {
+            "prior": self.prior(),
+            "log_likelihood": self.log_likelihood(),
+            "sample_stats": self.sample_stats(),
+            "observed_data": self.observed_data(),
+            "posterior_predictive": self.posterior_predictive(),
+        }
+        return from_posterior(
+            self.get_samples(group_by_chain=True),
+            groups=groups,
+            step_stats=self.step_stats,
+            noiseless=self.noiseless_entries(),
+            attributes=run_attributes(self._last, self.log_evidence),
+            dims=dims,
+            coords=coords,
+        )
 
     def __repr__(self) -> str:
         state = "not run" if self._run is None else f"log_evidence={self.log_evidence}"

@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from .arguments import Arguments, traced
 from .program import Program, Values, execute, is_observed
@@ -20,8 +20,8 @@ def draw_prior(
     Diffusion sites are drawn by `model().sample`; observed sites keep their observations.
     """
 
-    def make(arguments: Arguments) -> tuple[Traced, Any]:
-        def draw(key: Array, inputs: Any) -> Values:
+    def make(arguments: Arguments) -> tuple[Traced, PyTree]:
+        def draw(key: Array, inputs: PyTree) -> Values:
             trace = execute(key, program, arguments, inputs, lambda site: None)
             return {
                 name: jnp.asarray(site["value"])
@@ -36,5 +36,5 @@ def draw_prior(
 
 
 @eqx.filter_jit
-def _draw(keys: Array, draw: Traced, inputs: Any) -> Values:
+def _draw(keys: Array, draw: Traced, inputs: PyTree) -> Values:
     return jax.vmap(lambda key: draw(key, inputs))(keys)

@@ -22,7 +22,7 @@ from numpyro.distributions import (
 )
 from numpyro.primitives import Messenger
 
-from ..distribution import DiffusionDistribution
+from ..model.distribution import DiffusionDistribution
 from .arguments import Arguments
 
 Program = Callable[..., Any]
@@ -67,20 +67,20 @@ def execute(
     return trace
 
 
-def unwrapped(fn: Any) -> Any:
+def unwrapped(fn: Distribution) -> Distribution:
     """Return the distribution inside `expand`, plates and `to_event`."""
     while isinstance(fn, ExpandedDistribution | Independent):
         fn = fn.base_dist
     return fn
 
 
-def diffusion_distribution(fn: Any) -> DiffusionDistribution | None:
+def diffusion_distribution(fn: Distribution) -> DiffusionDistribution | None:
     """Return the diffusion distribution of a site; None if it has another distribution."""
     found = unwrapped(fn)
     return found if isinstance(found, DiffusionDistribution) else None
 
 
-def is_noiseless(fn: Any) -> bool:
+def is_noiseless(fn: Distribution) -> bool:
     """Return whether a distribution is a Delta, masked or not."""
     while isinstance(fn, ExpandedDistribution | Independent | MaskedDistribution):
         fn = fn.base_dist
@@ -110,7 +110,7 @@ class _FillSites(Messenger):
         super().__init__()
         self._fill, self._key, self._predict = fill, key, predict
 
-    def process_message(self, msg: Any) -> None:
+    def process_message(self, msg: Site) -> None:
         match msg["type"]:
             case "sample" if not msg.get("_control_flow_done", False):
                 self._sample(msg)
@@ -218,7 +218,7 @@ def _check_proper(msg: Site) -> None:
         raise ValueError(f"site {msg['name']!r} has an improper prior; give it a proper one.")
 
 
-def _contains_diffusion(value: Any) -> bool:
+def _contains_diffusion(value: object) -> bool:
     if isinstance(value, DiffusionDistribution):
         return True
     if isinstance(value, Distribution):

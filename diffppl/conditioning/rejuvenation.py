@@ -13,10 +13,10 @@ References:
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .. import linalg
@@ -142,7 +142,7 @@ def _propose(
 
 
 def _normal_and_uniform(
-    key: Array, num: int, dimension: int, dtype: Any
+    key: Array, num: int, dimension: int, dtype: DTypeLike
 ) -> tuple[Float[Array, "num {dimension}"], Float[Array, "num 3"]]:
     """Draw normal and uniform numbers in one call, since each call compiles a loop of its own."""
     lower = jnp.nextafter(jnp.array(-1.0, dtype), jnp.array(0.0, dtype))  # erf_inv(-1) = -inf

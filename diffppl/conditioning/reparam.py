@@ -22,18 +22,18 @@ References:
 """
 
 import functools
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 from numpyro.infer.reparam import Reparam
 
-from ..model import DiffusionModel
-from ..samplers.flow_ode import Integrator, noise_to_data
+from ..model import DiffusionModel, respaced
+from ..model.probability_flow import Integrator, noise_to_data
 from .program import diffusion_distribution
 
 
@@ -44,7 +44,7 @@ class FlowReparam(eqx.Module, Reparam):
     The site `name` is replaced by `f"{name}_base"`, N(0, I) of the same shape, and a deterministic
     value. The posterior is that of the flow, whose density is `model().log_prob`; the error of the
     integrator is the only bias. Flow and chain agree closely for chains of many steps, but not for
-    short ones: see `diffppl.samplers.flow_ode`.
+    short ones: see `diffppl.model.probability_flow`.
 
     NUTS on `f"{name}_base"` mixes well within one mode of the posterior. Between well-separated
     modes it does not mix: the mode of each chain is determined by its starting point.
@@ -67,7 +67,9 @@ class FlowReparam(eqx.Module, Reparam):
 
     integrator: Integrator = Integrator()
 
-    def __call__(self, name: str, fn: Any, obs: Any) -> tuple[None, Array]:
+    def __call__(
+        self, name: str, fn: dist.Distribution, obs: ArrayLike | None
+    ) -> tuple[None, Array]:
         model, batch_shape, context = _checked(self, name, fn, obs)
         noise = _noise(name, fn.event_dim, (*batch_shape, *model.event_shape))
         x_0 = noise_to_data(model, noise, context, integrator=self.integrator)
@@ -88,7 +90,7 @@ class ChainReparam(eqx.Module, Reparam):
     It does not mix between modes: see `FlowReparam`.
 
     Args:
-        num_steps: number of steps to respace the chain to (`model.respace`); None for all. The
+        num_steps: number of steps to respace the chain to (`respaced`); None for all. The
             posterior is then that of the shorter chain.
 
     Raises:
@@ -102,10 +104,11 @@ class ChainReparam(eqx.Module, Reparam):
 
     num_steps: int | None = eqx.field(static=True, default=None)
 
-    def __call__(self, name: str, fn: Any, obs: Any) -> tuple[None, Array]:
+    def __call__(
+        self, name: str, fn: dist.Distribution, obs: ArrayLike | None
+    ) -> tuple[None, Array]:
         model, batch_shape, context = _checked(self, name, fn, obs)
-        if self.num_steps is not None:
-            model = model.respace(self.num_steps)
+        model = respaced(model, self.num_steps)
         shape = (*batch_shape, model.num_steps + 1, *model.event_shape)
         # The axis of steps belongs to the event, so that the batch shape agrees with the plates.
         noise = _noise(name, fn.event_dim + 1, shape)
@@ -139,7 +142,7 @@ def _noise(name: str, event_dim: int, shape: tuple[int, ...]) -> Array:
 
 
 def _checked(
-    reparam: Reparam, name: str, fn: Any, obs: Any
+    reparam: Reparam, name: str, fn: dist.Distribution, obs: ArrayLike | None
 ) -> tuple[DiffusionModel, tuple[int, ...], Array | None]:
     """Return the model of a site, its batch shape (with plates and `to_event`), and its context."""
     what = type(reparam).__name__

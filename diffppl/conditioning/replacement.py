@@ -1,6 +1,6 @@
 """Inpainting by replacement of observed entries, with optional repeated steps (RePaint)."""
 
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import equinox as eqx
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from ..checks.arguments import size_field
+from ..model import DiffusionModel
 from ..samplers import Ancestral
 from .method import (
     AbstractMethod,
@@ -125,7 +126,7 @@ def _replace_observed(key: Array, target: Target, x: Values, t: Array | int) -> 
     """Replace observed entries by draws from q(x_t | x_0)."""
     known, keys = target.observed_entries(), target.split_key(key)
 
-    def each(model: Any, x: Array, known: Any, key: Array) -> Array:
+    def each(model: DiffusionModel, x: Array, known: tuple[Array, Array], key: Array) -> Array:
         mask, value = known
         noised = model.process.marginal(jnp.broadcast_to(value, x.shape), t).sample(key)
         return jnp.where(mask, jnp.asarray(noised, x.dtype), x)
@@ -136,7 +137,7 @@ def _replace_observed(key: Array, target: Target, x: Values, t: Array | int) -> 
 def _forward(key: Array, target: Target, x: Values, t: Array | int) -> Values:
     """Draw from q(x_t | x_{t-1})."""
 
-    def each(model: Any, x: Array, key: Array) -> Array:
+    def each(model: DiffusionModel, x: Array, key: Array) -> Array:
         return jnp.asarray(model.process.transition(x, t).sample(key), x.dtype)
 
     return target.map_sites(each, x, target.split_key(key))

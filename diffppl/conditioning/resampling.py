@@ -1,27 +1,37 @@
 """Unbiased resampling schemes, which turn weighted particles into equally weighted ones.
 
-A scheme returns the index of the ancestor of each new particle; the expected number of offspring
-of particle i is `num` times its weight. To add one, subclass `AbstractResampling`.
+A scheme is a function `(key, weights, num) -> ancestors`. The weights have shape `(n,)` and sum to
+1. The result has shape `(num,)`, and its expected number of indices i is `num * weights[i]`. Any
+function with this signature can be used, such as those of BlackJAX.
 
 References:
     Douc and Cappé 2005, "Comparison of resampling schemes for particle filtering".
 """
 
-import abc
-from typing import final
+from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+__all__ = ["multinomial", "stratified", "systematic"]
 
-class AbstractResampling(eqx.Module):
-    """A resampling scheme."""
+Resampling = Callable[[Array, Array, int], Array]
 
-    @abc.abstractmethod
-    def parents(self, key: Array, weights: Float[Array, " n"], num: int) -> Int[Array, " num"]:
-        """Return the indices of `num` ancestors; `weights` sum to 1."""
+
+def systematic(key: Array, weights: Float[Array, " n"], num: int) -> Int[Array, " num"]:
+    """Use evenly spaced points with a common random offset; the lowest variance in practice."""
+    return _invert(weights, (jnp.arange(num) + jax.random.uniform(key)) / num)
+
+
+def stratified(key: Array, weights: Float[Array, " n"], num: int) -> Int[Array, " num"]:
+    """Use one point in each of `num` equal strata; variance at most that of `multinomial`."""
+    return _invert(weights, (jnp.arange(num) + jax.random.uniform(key, (num,))) / num)
+
+
+def multinomial(key: Array, weights: Float[Array, " n"], num: int) -> Int[Array, " num"]:
+    """Draw independently; the simplest scheme to analyse, with the highest variance."""
+    return _invert(weights, jax.random.uniform(key, (num,)))
 
 
 def _invert(weights: Float[Array, " n"], points: Float[Array, " num"]) -> Int[Array, " num"]:
@@ -29,27 +39,3 @@ def _invert(weights: Float[Array, " n"], points: Float[Array, " num"]) -> Int[Ar
     cumulative = jnp.cumsum(weights)
     indices = jnp.searchsorted(cumulative / cumulative[-1], points, side="right")
     return jnp.minimum(indices, weights.size - 1)  # a point may round to 1
-
-
-@final
-class Systematic(AbstractResampling):
-    """Evenly spaced points with a common random offset; the lowest variance in practice."""
-
-    def parents(self, key: Array, weights: Float[Array, " n"], num: int) -> Int[Array, " num"]:
-        return _invert(weights, (jnp.arange(num) + jax.random.uniform(key)) / num)
-
-
-@final
-class Stratified(AbstractResampling):
-    """One point in each of `num` equal strata; variance at most that of `Multinomial`."""
-
-    def parents(self, key: Array, weights: Float[Array, " n"], num: int) -> Int[Array, " num"]:
-        return _invert(weights, (jnp.arange(num) + jax.random.uniform(key, (num,))) / num)
-
-
-@final
-class Multinomial(AbstractResampling):
-    """Independent draws; the simplest scheme to analyse, with the highest variance."""
-
-    def parents(self, key: Array, weights: Float[Array, " n"], num: int) -> Int[Array, " num"]:
-        return _invert(weights, jax.random.uniform(key, (num,)))

@@ -13,11 +13,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 from tqdm.auto import tqdm
 
 from ..model.inputs import residual_signal
-from .diagnostics import Fault, root_mean_square
+from .diagnostics import Fault, root_mean_square, tail_indices
 from .keys import ChainKeys, chain_keys
 from .method import AbstractMethod, Draws, iterate
 from .program import Values
@@ -47,7 +47,7 @@ class Run(NamedTuple):
     """Record of a run; `pooled` is the (chain, draw) index of each draw after pooling."""
 
     key: Array
-    arguments: tuple[Any, Any]
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
     target: Target
     method: AbstractMethod
     explanation: str
@@ -55,6 +55,21 @@ class Run(NamedTuple):
     report: Report
     faults: list[Fault]
     pooled: np.ndarray
+
+    @property
+    def fault_names(self) -> tuple[str, ...]:
+        """The problems, a short phrase for each."""
+        return tuple(fault.summary for fault in self.faults)
+
+    @property
+    def num_denoiser_calls(self) -> int:
+        """Number of network evaluations in all chains."""
+        return round(float(jnp.sum(self.report.calls)))
+
+    @property
+    def pareto_k(self) -> np.ndarray:
+        """Pareto k-hat of the final weights of each chain."""
+        return tail_indices(self.draws, self.target)
 
 
 def run_chains(
@@ -129,13 +144,13 @@ def _chain_keys(
     return chain_keys(key, phases, num_chains, chain)
 
 
-def _stack(chains: list[Any]) -> Any:
+def _stack(chains: list[PyTree]) -> PyTree:
     """Stack chains by NumPy: for 2,000 chains XLA takes a minute to compile the concatenation."""
     return jax.tree.map(lambda *leaves: jax.device_put(np.stack(leaves)), *chains)
 
 
 @eqx.filter_jit
-def _init(key: Array, target: Target, method: AbstractMethod, num_samples: int) -> Any:
+def _init(key: Array, target: Target, method: AbstractMethod, num_samples: int) -> PyTree:
     return _strongly_typed(method.init(key, target, num_samples))
 
 
@@ -144,22 +159,22 @@ def _advance(
     key: Array,
     target: Target,
     method: AbstractMethod,
-    state: Any,
+    state: PyTree,
     phase: int,
     start: Array,
     stop: Array,
-) -> Any:
+) -> PyTree:
     return iterate(key, target, method, state, phase, start, stop)
 
 
 @eqx.filter_jit
 def _end(
-    key: Array, target: Target, method: AbstractMethod, state: Any, phase: int, num_samples: int
-) -> Any:
+    key: Array, target: Target, method: AbstractMethod, state: PyTree, phase: int, num_samples: int
+) -> PyTree:
     return _strongly_typed(method.end(key, target, state, phase, num_samples))
 
 
-def _strongly_typed(state: Any) -> Any:
+def _strongly_typed(state: PyTree) -> PyTree:
     """Remove weak types, as a loop does; `_advance` would otherwise compile twice."""
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), state)
 

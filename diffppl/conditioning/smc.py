@@ -21,21 +21,22 @@ References:
     Sohl-Dickstein et al. 2015, section 2.5 (approximate kernels, for which the weights correct).
 """
 
-from typing import Any, ClassVar, final
+from collections.abc import Callable
+from typing import ClassVar, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..checks.arguments import as_float, check_fields, check_float, size_field
+from ..checks.arguments import as_float, check_callable, check_float, size_field
 from ..samplers import AbstractSampler
 from .chains import AbstractChain, CovarianceMatched, ModelChain, Particle
 from .method import AbstractMethod, Draws, Exactness, draw_base
 from .particles import MIN_LOG_TWIST, STATISTICS, SMCState, resampled, weighted
 from .program import Values
 from .rejuvenation import can_update_latents, metropolis, rows
-from .resampling import AbstractResampling, Systematic
+from .resampling import Resampling, systematic
 from .target import Level, Target
 from .tempering import num_keys, tempered, weight_and_update
 from .twists import AbstractTwist, Twisted
@@ -46,6 +47,10 @@ NUM_FINAL_MCMC_STEPS = 10
 _PRIOR_DRAWS = 64  # for the scale of the Metropolis steps
 
 
+def _check_resampling(value: object) -> Resampling:
+    return check_callable("resampling", value, "(key, weights, num)")
+
+
 @final
 class TwistedSMC(AbstractMethod):
     """Twisted sequential Monte Carlo; also estimates log p(y) and its error. Consistent.
@@ -53,13 +58,13 @@ class TwistedSMC(AbstractMethod):
     Args:
         num_particles: number of particles; the error decreases with its square root.
         num_steps: number of steps to respace the chain to; None for all. The posterior is then
-            that of the shorter chain (compare `elbo(key, model.respace(num_steps), x)`).
+            that of the shorter chain (compare `elbo(key, respaced(model, num_steps), x)`).
         twist: if None, `MomentMatching()` for real data, `ExpectedLikelihood()` for discrete data
             and `Mixed()` for programs with both.
         chain: the reverse chain whose posterior is targeted. If None, `CovarianceMatched()` for
             twists that compute the Jacobian of the denoiser (`MomentMatching(Tweedie())`,
             `Quadrature()`), and `ModelChain()` otherwise, as for more than 32 observed numbers.
-        resampling: the resampling scheme.
+        resampling: a function (key, weights, num) -> ancestors; see `diffppl.resampling`.
         ess_threshold: resample if the effective sample size falls below this fraction of
             `num_particles`.
         num_mcmc_steps: number of Metropolis steps on the latents at each step of the chain.
@@ -79,13 +84,12 @@ class TwistedSMC(AbstractMethod):
     )
     twist: AbstractTwist | None = None
     chain: AbstractChain | None = None
-    resampling: AbstractResampling = Systematic()
+    resampling: Resampling = eqx.field(static=True, default=systematic, converter=_check_resampling)
     ess_threshold: Float[Array, ""] = eqx.field(converter=as_float, default=0.5)
     num_mcmc_steps: int = eqx.field(static=True, default=1, converter=size_field("num_mcmc_steps"))
 
     def __check_init__(self) -> None:
         check_float("ess_threshold", self.ess_threshold, 0.0, 1.0, closed=True)
-        check_fields(self)
 
     def resolve(self, target: Target, num_samples: int) -> "TwistedSMC":
         if num_samples > self.num_particles:
@@ -217,7 +221,7 @@ class TwistedSMC(AbstractMethod):
         state = weighted(state, increments, num_stages * target.num_steps)
         latents = _update_latents(keys[n + 2 :], target, state, log_likelihood)
         variance = relative_variance(state.log_weights, state.eves, state.num_resampled)
-        ancestors = self.resampling.parents(keys[n], jnp.exp(state.log_weights), num_samples)
+        ancestors = self.resampling(keys[n], jnp.exp(state.log_weights), num_samples)
         # Systematic and stratified schemes return sorted indices, which are put in random order.
         ancestors = ancestors[jnp.argsort(jax.random.bits(keys[n + 1], (num_samples,)))]
         return Draws(
@@ -258,7 +262,12 @@ class TwistedSMC(AbstractMethod):
         twisted = jax.tree.map(lambda leaf: jnp.zeros((n, *leaf.shape), leaf.dtype), shapes)
         return eqx.tree_at(lambda twisted: twisted.log_value, twisted, log_value)
 
-    def _each(self, keys: Array, state: SMCState, step: Any) -> tuple[Values, Float[Array, " n"]]:
+    def _each(
+        self,
+        keys: Array,
+        state: SMCState,
+        step: Callable[[Array, Particle], tuple[Values, Float[Array, ""]]],
+    ) -> tuple[Values, Float[Array, " n"]]:
         """Apply a step of the chain to each particle."""
         particles = Particle(state.x, state.twisted, state.latents)
         return jax.vmap(step)(keys, particles)

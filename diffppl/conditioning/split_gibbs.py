@@ -15,7 +15,7 @@ without a variance the upper bound is used, that of data of unit variance.
 """
 
 import math
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import equinox as eqx
 import jax
@@ -25,6 +25,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
 from ..checks.arguments import as_float, check_float, size_field
+from ..model import DiffusionModel
 from ..samplers import Ancestral
 from .conditioned import draw_conditioned
 from .method import AbstractMethod, Draws, Exactness, draw_base, only_diffusion_sites, unweighted
@@ -145,7 +146,7 @@ class SplitGibbs(AbstractMethod):
 def _denoise(key: Array, target: Target, z: Values, t: Int[Array, ""]) -> Values:
     """Draw x_0 conditionally on z by the reverse chain from level t."""
 
-    def estimates(x: Values, t: Any) -> dict[str, tuple[Array, Array]]:
+    def estimates(x: Values, t: int | Int[Array, ""]) -> dict[str, tuple[Array, Array]]:
         found = target.estimate(x, Level(0, t), jnp.zeros(0))
         # Var[x_0 | x_t] for data of unit variance.
         upper = target.map_sites(lambda model: model.process.schedule.one_minus_alpha_bar()[t])
@@ -185,7 +186,7 @@ def _near_center(key: Array, target: Target, num: int) -> Values:
 def _variances(target: Target, t: Int[Array, "..."]) -> Values:
     """Return tau^2 = (1 - alpha_bar_t) / alpha_bar_t of each site at level t."""
 
-    def variance(model: Any) -> Array:
+    def variance(model: DiffusionModel) -> Array:
         schedule = model.process.schedule
         signal = jnp.maximum(schedule.alpha_bar()[t], _MIN_ALPHA_BAR)
         return schedule.one_minus_alpha_bar()[t] / signal

@@ -6,8 +6,13 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from numpyro.distributions import Distribution
 
 from ..processes import AbstractProcess
+from ..processes.bernoulli import BernoulliEstimate
+from ..processes.categorical import CategoricalEstimate
+
+DiscreteEstimate = BernoulliEstimate | CategoricalEstimate
 
 
 def most_probable(process: AbstractProcess, estimate: Any) -> Array:
@@ -17,7 +22,9 @@ def most_probable(process: AbstractProcess, estimate: Any) -> Array:
     return jnp.argmax(state_logits(process, estimate), axis=-1).astype(process.dtype)
 
 
-def state_logits(process: AbstractProcess, estimate: Any) -> Float[Array, "... states"]:
+def state_logits(
+    process: AbstractProcess, estimate: DiscreteEstimate
+) -> Float[Array, "... states"]:
     """Return unnormalised log-probabilities of the states of x_0 under an estimate.
 
     Minus infinity for states that a coordinate does not have.
@@ -32,14 +39,16 @@ def num_states(process: AbstractProcess, shape: tuple[int, ...]) -> Int[np.ndarr
     return np.broadcast_to(np.asarray(getattr(process, "counts", 2)), shape)
 
 
-def with_state_logits(process: AbstractProcess, estimate: Any, logits: Array) -> Any:
+def with_state_logits(
+    process: AbstractProcess, estimate: DiscreteEstimate, logits: Array
+) -> DiscreteEstimate:
     """Return the estimate with the given log-probabilities of the states."""
     if process.num_categories is None:
         logits = logits[..., 1] - logits[..., 0]
     return eqx.tree_at(lambda estimate: estimate.logits, estimate, logits)
 
 
-def kernel_logits(kernel: Any) -> Float[Array, "... states"]:
+def kernel_logits(kernel: Distribution) -> Float[Array, "... states"]:
     """Return log-probabilities of all states under a kernel of discrete data."""
     states = kernel.enumerate_support(expand=True)
     return jnp.moveaxis(kernel.log_prob(states), 0, -1)

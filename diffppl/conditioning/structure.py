@@ -9,12 +9,13 @@ the program. They determine
 * the latent sites that change a network, and are therefore constant along a chain.
 """
 
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
+from numpyro.distributions import Distribution
 
 from .moments import log_density
 from .noiseless import shown
@@ -103,7 +104,7 @@ class Roles(NamedTuple):
 # Roles and stages -------------------------------------------------------------------------------
 
 
-def dependences(trace: Trace) -> dict[str, Any]:
+def dependences(trace: Trace) -> dict[str, PyTree]:
     """Return the arrays of a trace whose provenance determines the roles; see `find_roles`."""
     densities, models, processes, scalings, locations, checks = {}, {}, {}, {}, {}, {}
     for name, site in trace.items():
@@ -133,7 +134,7 @@ def dependences(trace: Trace) -> dict[str, Any]:
     }
 
 
-def find_roles(trace: Trace, provenance: dict[str, Any]) -> Roles:
+def find_roles(trace: Trace, provenance: dict[str, PyTree[Names]]) -> Roles:
     """Return the roles of all sites.
 
     Args:
@@ -167,7 +168,9 @@ def find_roles(trace: Trace, provenance: dict[str, Any]) -> Roles:
     )
 
 
-def find_structure(roles: Roles, shapes: dict[str, tuple[int, ...]], models: Any) -> Structure:
+def find_structure(
+    roles: Roles, shapes: dict[str, tuple[int, ...]], models: dict[str, PyTree[Names]]
+) -> Structure:
     """Return the structure of a program, with the stages of its diffusion sites.
 
     Args:
@@ -267,7 +270,7 @@ def _check_sites(trace: Trace, diffusion: tuple[str, ...], on: dict[str, dict[st
             )
 
 
-def _check_latent(name: str, fn: Any) -> None:
+def _check_latent(name: str, fn: Distribution) -> None:
     if fn.support is None or fn.support.is_discrete:
         raise ValueError(
             f"site {name!r} is a discrete latent that observed sites depend on; sum it out of the "

@@ -1,9 +1,13 @@
-"""The printed summary of a posterior."""
+"""The printed summary of a posterior, and the attributes of its ArviZ data."""
+
+from typing import Any
 
 import numpy as np
 from numpyro.diagnostics import print_summary
 
+from .evidence import LogEvidence
 from .program import Values
+from .runs import Run
 
 _MAX_SIZE = 20  # sites with more coordinates are omitted
 _MIN_DRAWS = 4  # required by NumPyro's diagnostics
@@ -38,3 +42,32 @@ def print_posterior(samples: Values, known: dict[str, np.ndarray], prob: float) 
         print(f"{label}: observed, {value:g}")
     for name in arrays.keys() - small.keys():
         print(f"{name}: omitted, shape {arrays[name].shape[2:]} is too large; see to_arviz().")
+
+
+def print_run(run: Run, evidence: LogEvidence) -> None:
+    """Print the evidence of a run, its method and its cost."""
+    print(f"log evidence: {evidence}")
+    if not np.isnan(evidence.value):
+        print(
+            "  (± is the Monte Carlo error of the evidence under this reverse chain; errors of "
+            "the prior and of the chain's length are not included)"
+        )
+    print(f"exactness: {run.method.exactness.value} ({run.method!r}: {run.explanation})")
+    print(f"denoiser calls: {run.num_denoiser_calls:,}")
+
+
+def run_attributes(run: Run, evidence: LogEvidence) -> dict[str, Any]:
+    """Return the settings and results of a run that are not arrays by site."""
+    return {
+        "inference_library": "diffppl",
+        "method": repr(run.method),
+        "explanation": run.explanation,
+        "exactness": run.method.exactness.value,
+        "faults": "; ".join(run.fault_names),
+        "num_denoiser_calls": run.num_denoiser_calls,
+        "pareto_k": run.pareto_k,
+        "log_evidence": evidence.value,
+        "log_evidence_standard_error": evidence.standard_error,
+        "log_evidence_interval": np.asarray(evidence.interval),
+        "log_evidence_fault": evidence.fault,
+    }

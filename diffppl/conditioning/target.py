@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ..model import DiffusionModel
+from ..model import DiffusionModel, respaced
 from .bound import BoundProgram
 from .keys import split
 from .moments import Moments, Observations, concatenate_moments
@@ -64,7 +64,7 @@ class Target(eqx.Module):
         self.bound = bound
         self.num_steps = min(lengths) if num_steps is None else num_steps
         # The chains run in parallel, so they are respaced to the same number of steps.
-        self.models = {name: model.respace(self.num_steps) for name, (model, _) in found.items()}
+        self.models = {name: respaced(model, self.num_steps) for name, (model, _) in found.items()}
         self.contexts = {name: context for name, (_, context) in found.items()}
 
     @property
@@ -102,7 +102,7 @@ class Target(eqx.Module):
             evaluation = self.evaluate(x_0, latents)
             for name in varying:
                 model, context = self.bound.model(evaluation, name)
-                found[name] = model.respace(self.num_steps), context
+                found[name] = respaced(model, self.num_steps), context
         return found
 
     def estimate(self, x: Values, level: Level, latents: Array) -> Estimates:

@@ -6,8 +6,8 @@ function instead. Closed-over arrays become inputs, and traces of the same compu
 a compiled function with a `Traced` argument is compiled again only if the computation differs.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, final
+from collections.abc import Callable, Hashable, Iterator
+from typing import final
 
 import equinox as eqx
 import jax
@@ -15,10 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun  # pyright: ignore
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 from numpyro.ops.provenance import track_deps_jaxpr
 
 from .inside_xla import inside_xla
+
+Skeleton = tuple[PyTree, Hashable]
+"""The static part of a tree, and the structure of its arrays."""
 
 
 @final
@@ -61,7 +64,7 @@ class Traced(eqx.Module):
 class _Code:
     """A jaxpr without its constants; equal to any other jaxpr of the same computation."""
 
-    def __init__(self, closed: ClosedJaxpr, inputs: Any, outputs: Any) -> None:
+    def __init__(self, closed: ClosedJaxpr, inputs: Hashable, outputs: Hashable) -> None:
         self.jaxpr, self.inputs, self.outputs = closed.jaxpr, inputs, outputs
         self._identity = (str(closed.jaxpr), tuple(_hidden(closed.jaxpr)), inputs, outputs)
         self._hash = hash(self._identity)
@@ -82,7 +85,7 @@ class _Code:
         return f"<jaxpr of {len(self.jaxpr.eqns)} equations>"
 
 
-def _hidden(jaxpr: Jaxpr) -> Iterator[Any]:
+def _hidden(jaxpr: Jaxpr) -> Iterator[Hashable]:
     """Yield what the text of a jaxpr omits: digits of literals, constants of inner jaxprs."""
     for equation in jaxpr.eqns:
         for variable in equation.invars:
@@ -98,7 +101,7 @@ def _hidden(jaxpr: Jaxpr) -> Iterator[Any]:
                 yield from _hidden(part)
 
 
-def _content(value: Any) -> Any:
+def _content(value: ArrayLike) -> Hashable:
     """Return a hashable representation of an array; of a tracer, its identity."""
     if isinstance(value, Tracer):
         return id(value)
@@ -108,14 +111,14 @@ def _content(value: Any) -> Any:
     return array.dtype.str, array.shape, array.tobytes()
 
 
-def flattened(tree: Any) -> tuple[list[Array], Any]:
+def flattened(tree: PyTree) -> tuple[list[Array], Skeleton]:
     """Return the arrays of a tree, and its skeleton for `restored`."""
     arrays, static = eqx.partition(tree, eqx.is_array)
     leaves, structure = jax.tree.flatten(arrays)
     return leaves, (static, structure)
 
 
-def restored(leaves: list[Array], skeleton: Any) -> Any:
+def restored(leaves: list[Array], skeleton: Skeleton) -> PyTree:
     """Return a tree from its arrays and its skeleton."""
     static, structure = skeleton
     return eqx.combine(jax.tree.unflatten(structure, leaves), static)

@@ -1,16 +1,17 @@
 """Traces of a program, as stored in a `BoundProgram`."""
 
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 from numpyro.distributions import Unit
 from numpyro.distributions.transforms import biject_to
 
-from ..distribution import DiffusionDistribution
+from ..model.distribution import DiffusionDistribution
 from .arguments import Arguments
 from .faults import faults
 from .moments import Moments, is_label, log_density, log_prior, moments
@@ -29,7 +30,7 @@ from .program import (
     site_shape,
 )
 from .structure import Structure, dependences, find_roles, find_structure, is_deterministic
-from .traced import Traced, flattened
+from .traced import Skeleton, Traced, flattened
 
 Known = dict[str, tuple[Array, Array]]
 
@@ -76,9 +77,9 @@ class Traces(NamedTuple):
     labels: tuple[str, ...]
     factors: tuple[str, ...]
     shapes: dict[str, jax.ShapeDtypeStruct]
-    dtypes: dict[str, Any]
+    dtypes: dict[str, np.dtype]
     latents: dict[str, tuple[int, ...]]
-    skeletons: dict[str, Any]
+    skeletons: dict[str, tuple[Skeleton, Skeleton]]
     prior: Traced
     dependences: Traced
     density: Traced
@@ -139,7 +140,7 @@ def _named(values: Values) -> dict[str, frozenset[str]]:
     return {name: frozenset({name}) for name in values}
 
 
-def _unnamed(tree: Any) -> Any:
+def _unnamed(tree: PyTree) -> PyTree[frozenset[str]]:
     return jax.tree.map(lambda _: frozenset(), tree)
 
 
@@ -150,9 +151,9 @@ class _Tracer:
     def __init__(self, program: Program, arguments: Arguments) -> None:
         self.program, self.arguments = program, arguments
         self.shapes: dict[str, jax.ShapeDtypeStruct] = {}
-        self.dtypes: dict[str, Any] = {}
+        self.dtypes: dict[str, np.dtype] = {}
         self.latents: dict[str, tuple[int, ...]] = {}
-        self.skeletons: dict[str, Any] = {}
+        self.skeletons: dict[str, tuple[Skeleton, Skeleton]] = {}
         self.labels: list[str] = []
         self.trace: Trace = {}
         self.observed: tuple[str, ...] = ()  # without Deltas
@@ -161,10 +162,10 @@ class _Tracer:
         self.scored: tuple[str, ...] = ()
         self.returned: tuple[str, ...] = ()
 
-    def execute(self, key: Array, inputs: Any, fill: Fill, *, predict: bool = False) -> Trace:
+    def execute(self, key: Array, inputs: PyTree, fill: Fill, *, predict: bool = False) -> Trace:
         return execute(key, self.program, self.arguments, inputs, fill, predict=predict)
 
-    def prior(self, key: Array, inputs: Any) -> dict[str, tuple[Array, Array]]:
+    def prior(self, key: Array, inputs: PyTree) -> dict[str, tuple[Array, Array]]:
         """Draw the open sites except diffusion sites, unconstrained, with their log-densities."""
 
         def fill(site: Site) -> Array | None:
@@ -189,7 +190,7 @@ class _Tracer:
             drawn[name] = u, log_prior(site) + log_det
         return drawn
 
-    def dependences(self, inputs: Any, values: Values) -> dict[str, Any]:
+    def dependences(self, inputs: PyTree, values: Values) -> dict[str, PyTree]:
         """Return arrays for `find_roles`; faults and log-densities of data; deterministic sites."""
 
         def fill(site: Site) -> Array:
@@ -208,7 +209,7 @@ class _Tracer:
         }
 
     def density(
-        self, key: Array, inputs: Any, x_0: Values, latents: Values, known: Known
+        self, key: Array, inputs: PyTree, x_0: Values, latents: Values, known: Known
     ) -> Evaluation:
         """Evaluate the program at one value of its latent sites."""
         log_dets: Values = {}
@@ -242,7 +243,7 @@ class _Tracer:
         )
 
     def predict(
-        self, key: Array, inputs: Any, x_0: Values, latents: Values, known: Known
+        self, key: Array, inputs: PyTree, x_0: Values, latents: Values, known: Known
     ) -> Values:
         """Draw the observed sites."""
         key, key_loops = jax.random.split(key)

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from .bound import BoundProgram, locations
 from .keys import split
@@ -52,12 +52,12 @@ def check_observations(bound: BoundProgram) -> None:
 
 
 @eqx.filter_jit
-def _inspect(key: Array, bound: BoundProgram) -> dict[str, Any]:
+def _inspect(key: Array, bound: BoundProgram) -> dict[str, PyTree]:
     """Compute all checked quantities in one compiled call."""
     structure, traces = bound.structure, bound.traces
     zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in traces.shapes.items()}
     counts = traces.dependences(bound.inputs, zeros)["faults"]
-    shown = {}
+    shown = []
     if structure.noiseless:
         # Evaluated at two numberings of the entries, to distinguish selection from other functions.
         numbers = np.arange(num_entries(structure.shapes))
@@ -111,12 +111,12 @@ def _check_values(name: str, counts: dict[str, np.ndarray]) -> None:
             )
 
 
-def _check_noiseless(bound: BoundProgram, shown: Any) -> None:
+def _check_noiseless(bound: BoundProgram, shown: list[dict[str, dict[str, np.ndarray]]]) -> None:
     if not shown:
         return
     structure, total = bound.structure, num_entries(bound.structure.shapes)
     first, second = shown
-    owners: dict[int, tuple[str, Any]] = {}
+    owners: dict[int, tuple[str, np.number]] = {}
     for name in structure.noiseless:
         number, value, visible = (first[name][part] for part in ("location", "value", "visible"))
         is_whole = number == np.round(number)

@@ -10,7 +10,7 @@ axis has at most four entries and the first has more, as in (32, 32, 3); otherwi
 required, such as 0 for (3, 32, 32): channels taken for rows would mirror images upside down.
 """
 
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from ..checks.arguments import check_key, check_shape, check_size, described, whole_number
+from ..checks.arrays import Numbers
 from .source import AbstractSource, as_rows, as_source
 
 
@@ -39,7 +40,9 @@ class Flipped(AbstractSource):
     source: AbstractSource
     column_axis: int = eqx.field(static=True)
 
-    def __init__(self, images: Any, *, channel_axis: int | None = None) -> None:
+    def __init__(
+        self, images: AbstractSource | Numbers, *, channel_axis: int | None = None
+    ) -> None:
         self.source = as_source("images", images)
         self.column_axis = space_axes(self.source.event_shape, channel_axis)[1]
 
@@ -85,7 +88,7 @@ class Crops(AbstractSource):
     axes: tuple[int, int] = eqx.field(static=True)  # the row and the column axis of an image
 
     def __init__(
-        self, images: Any, size: tuple[int, int], *, channel_axis: int | None = None
+        self, images: Numbers, size: tuple[int, int], *, channel_axis: int | None = None
     ) -> None:
         self.images = as_rows("images", images)
         self.size = check_image_size(size)
@@ -120,7 +123,7 @@ class Crops(AbstractSource):
 MAX_CHANNELS = 4  # a last axis of at most this length is the channel axis by default
 
 
-def space_axes(event_shape: tuple[int, ...], channel_axis: Any) -> tuple[int, int]:
+def space_axes(event_shape: tuple[int, ...], channel_axis: object) -> tuple[int, int]:
     """Return the row axis and the column axis of an image.
 
     Raises:
@@ -152,7 +155,7 @@ def space_axes(event_shape: tuple[int, ...], channel_axis: Any) -> tuple[int, in
     return axes[0], axes[1]
 
 
-def check_image_size(size: Any) -> tuple[int, int]:
+def check_image_size(size: object) -> tuple[int, int]:
     """Return `size` as a height and a width.
 
     Raises:

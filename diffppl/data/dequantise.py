@@ -18,7 +18,7 @@ References:
 """
 
 import math
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -28,14 +28,14 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Integer
 
 from ..checks.arguments import check_key
-from ..checks.arrays import as_numbers, describe_invalid
+from ..checks.arrays import Numbers, as_numbers, describe_invalid
 from .source import AbstractSource, InMemory, as_source
 
 MAX_LEVEL = 255  # the highest level
 FEW = 100  # number of draws of a source that are checked
 
 
-def dequantise(key: Array, images: Any) -> Float[Array, "..."]:
+def dequantise(key: Array, images: Numbers) -> Float[Array, "..."]:
     """Add uniform noise of one level to levels 0..255; `floor` recovers the levels.
 
     Use it once on held-out images; for fitting, `Dequantised` draws new noise for each minibatch.
@@ -93,7 +93,7 @@ class Dequantised(AbstractSource):
 
     source: AbstractSource
 
-    def __init__(self, images: Any) -> None:
+    def __init__(self, images: AbstractSource | Numbers) -> None:
         if not isinstance(images, AbstractSource | type):
             images = InMemory(as_levels("images", images))
         source = as_source("images", images)
@@ -120,7 +120,7 @@ class Dequantised(AbstractSource):
         return _with_noise(key_noise, levels), context
 
 
-def as_levels(name: str, images: Any) -> Integer[Array, "..."]:
+def as_levels(name: str, images: Numbers) -> Integer[Array, "..."]:
     """Return whole numbers 0..255 as uint8; return tracers unchanged, without a check of values.
 
     Raises:

@@ -1,7 +1,7 @@
 """Sources of minibatches."""
 
 import abc
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from ..checks.arguments import check_key, check_size, described
-from ..checks.arrays import as_array, as_numbers, check_precision
+from ..checks.arrays import Numbers, as_array, as_numbers, check_precision
 
 
 class AbstractSource(eqx.Module):
@@ -62,7 +62,7 @@ class InMemory(AbstractSource):
     data: Shaped[Array, "n ..."]
     context: Shaped[Array, "n ..."] | None
 
-    def __init__(self, data: Any, context: Any = None) -> None:
+    def __init__(self, data: Numbers, context: Numbers | None = None) -> None:
         self.data = as_rows("data", data)
         self.context = None if context is None else as_rows("context", context)
         if self.context is not None and self.context.shape[0] != self.data.shape[0]:
@@ -81,7 +81,7 @@ class InMemory(AbstractSource):
         return self.data[rows], None if self.context is None else self.context[rows]
 
 
-def as_source(name: str, images: Any) -> AbstractSource:
+def as_source(name: str, images: AbstractSource | Numbers) -> AbstractSource:
     """Return a source unchanged, and an array as `InMemory`.
 
     Raises:
@@ -92,7 +92,7 @@ def as_source(name: str, images: Any) -> AbstractSource:
     return images if isinstance(images, AbstractSource) else InMemory(as_rows(name, images))
 
 
-def as_rows(name: str, x: Any) -> Shaped[Array, "n ..."]:
+def as_rows(name: str, x: Numbers) -> Shaped[Array, "n ..."]:
     """Return an array of real numbers with a leading axis of at least one row, on the device.
 
     Raises:

@@ -2,19 +2,15 @@
 
 import abc
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ..checks.arguments import check_instance
-from ..checks.arrays import as_finite
+from ..checks.arrays import Numbers, as_finite
 from ..schedules import AbstractSchedule
-
-Numbers = ArrayLike | Sequence
 
 
 class AbstractDenoiser(eqx.Module):
@@ -42,7 +38,7 @@ def with_variance(mean: Array, ratio: Array) -> Float[Array, "2 ..."]:
     return jnp.stack([mean, log_ratio])
 
 
-def check_schedule(schedule: Any) -> None:
+def check_schedule(schedule: object) -> None:
     """Raise TypeError unless `schedule` is a schedule (a process is not)."""
     remedy = ", such as the process.schedule of the model that uses the denoiser"
     check_instance("schedule", schedule, AbstractSchedule, remedy=remedy)

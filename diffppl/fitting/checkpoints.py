@@ -1,6 +1,6 @@
 """Checkpoints of a fit, from which another process can continue.
 
-The folder of a run holds `run.dppl`, the settings of the run (see `record`), and a folder for each
+The folder of a run holds `run.dppl`, its settings (see `run_config`), and a folder for each
 retained checkpoint, named by its iteration: the weights, their average, the optimiser's state, the
 reverse variance and the history. Orbax writes them asynchronously and atomically: if the process is
 killed during a write, the previous checkpoint remains.
@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +18,12 @@ from typing import Any, final
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 
 from ..checks.arguments import check_instance, check_path, check_size
-from ..io.serialisation import load
+from ..io.codec import LoadError, MismatchError
 from ..model import DiffusionModel
 from .result import History
-from .run_config import FILE, Record, is_kept, load_or_write_config, name_of
+from .run_config import FILE, RunConfig, is_stored
 from .training import FitState
 
 
@@ -82,46 +82,33 @@ class Checkpoints(eqx.Module):
             FileNotFoundError: the folder has no checkpoint.
             LoadError: the model requires `like`.
         """
-        path = self.folder / FILE
-        if not path.exists():
+        if not (self.folder / FILE).exists():
             raise FileNotFoundError(f"{str(self.folder)!r} holds no run: it has no {FILE}.")
-        record = load(path, like={"model": like})
+        config = RunConfig.load(self.folder, like)
         with contextlib.closing(_manager(self, writing=False)) as manager:
             _, parts = _newest(self, manager, writing=False)
         if parts is None:
             raise FileNotFoundError(f"{str(self.folder)!r} has no checkpoint yet.")
-        # The record holds the initial model; its trained arrays are replaced, matched by name.
-        weights = [*parts.get("average", parts["params"]), *parts.get("variance", [])]
-        names = [*record["trainable"], *record["variance"]]
-        trained = dict(zip(names, map(jnp.asarray, weights), strict=True))
-        leaves, structure = jax.tree_util.tree_flatten_with_path(record["model"])
-        return jax.tree.unflatten(
-            structure,
-            [
-                trained.get(name_of(*leaf), leaf[1]) if is_kept(leaf[1]) else leaf[1]
-                for leaf in leaves
-            ],
-        )
+        params = parts.get("average", parts["params"])
+        return config.trained_model(params, parts.get("variance", []))
 
 
 @final
 class Run:
     """The folder of a run, open for writing.
 
-    Args:
-        checkpoints: folder and frequency of the checkpoints.
-        record: settings of the run.
-
-    Attributes:
-        model: the initial model of the run.
+    The settings are written to an empty folder, and compared with those in another. `model` is the
+    initial model of the run.
 
     Raises:
         OSError: the folder cannot be written.
-        ValueError: the folder holds another run.
+        ValueError: the folder holds another run or other files, or its settings are damaged.
     """
 
-    def __init__(self, checkpoints: Checkpoints, record: Record) -> None:
-        self.model = load_or_write_config(checkpoints.folder, record)
+    def __init__(self, checkpoints: Checkpoints, config: RunConfig) -> None:
+        remedy = ", made by Checkpoints(folder)"
+        check_instance("checkpoints", checkpoints, Checkpoints, remedy=remedy)
+        self.model = _open_folder(checkpoints.folder, config).model
         self._checkpoints = checkpoints
         self._manager: Any = None
         self._first = self._last = 0  # iteration at the start, and at the last checkpoint
@@ -129,14 +116,7 @@ class Run:
     def restore(
         self, state: FitState, history: History, num_iterations: int
     ) -> tuple[FitState, History]:
-        """Return the state and history of the last checkpoint, or the fresh ones if there is none.
-
-        Raises:
-            ValueError: it has more than `num_iterations` iterations, or cannot be read.
-
-        Warns:
-            UserWarning: the last checkpoint cannot be read, but an earlier one can.
-        """
+        """Return the state and history of the last checkpoint, or those passed if there is none."""
         self._first = self._last = int(state.iteration)
         self._manager = _manager(self._checkpoints, writing=True)
         iteration, parts = _newest(self._checkpoints, self._manager, writing=True)
@@ -202,10 +182,35 @@ class Run:
             )
 
 
-def open_run(checkpoints: Any, record: Record) -> Run:
-    """Open the folder of a new or an existing run."""
-    check_instance("checkpoints", checkpoints, Checkpoints, remedy=", made by Checkpoints(folder)")
-    return Run(checkpoints, record)
+def _open_folder(folder: Path, config: RunConfig) -> RunConfig:
+    """Return the settings of the run in a folder; in an empty folder, write `config`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # fails now, not after training
+    except OSError as error:
+        what = f"checkpoints.folder cannot be written: {error.strerror}"
+        raise OSError(error.errno, what, str(folder)) from error
+    where = f"checkpoints.folder={str(folder)!r}"
+    for path in folder.glob(".*.tmp"):  # left by killed processes
+        path.unlink(missing_ok=True)
+    if not (folder / FILE).exists():
+        if any(not name.startswith(".") for name in os.listdir(folder)):
+            raise ValueError(f"{where} holds other files: give the run a folder of its own.")
+        config.save(folder)
+        return config
+    try:
+        earlier = RunConfig.load(folder, config.model)
+        changes = config.differences(earlier)
+    except MismatchError as error:
+        changes = [f"model differs ({error})"]
+    except LoadError as error:
+        raise LoadError(f"{where} holds a run that cannot be continued: {error}") from error
+    if changes:
+        raise ValueError(
+            f"{where} holds another run: {'; '.join(changes)}. Pass what that run was started "
+            "with, or another folder."
+        )
+    return earlier
 
 
 # Contents of a checkpoint -----------------------------------------------------------------------
@@ -220,7 +225,7 @@ def _trees(state: FitState) -> dict[str, Any]:
 def _parts(state: FitState, history: History) -> dict[str, list[Any]]:
     """Return the arrays that change during a run, as one list for each name."""
     trees = _trees(state) | {name: getattr(history, name) for name in _HISTORY}
-    kept = {name: list(filter(is_kept, jax.tree.leaves(tree))) for name, tree in trees.items()}
+    kept = {name: list(filter(is_stored, jax.tree.leaves(tree))) for name, tree in trees.items()}
     return {name: arrays for name, arrays in kept.items() if arrays}
 
 
@@ -230,7 +235,7 @@ def _fill(tree: Any, arrays: list[Any]) -> Any:
     remaining = iter(arrays)
     return jax.tree.unflatten(
         structure,
-        [_placed_like(leaf, next(remaining)) if is_kept(leaf) else leaf for leaf in leaves],
+        [_placed_like(leaf, next(remaining)) if is_stored(leaf) else leaf for leaf in leaves],
     )
 
 

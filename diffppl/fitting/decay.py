@@ -24,13 +24,7 @@ SHARE = 0.01  # of a run: not checked at its end, where the rate of its own sche
 def check_updates(
     optimizer: optax.GradientTransformation, params: PyTree, done: int, num_iterations: int
 ) -> None:
-    """Raise if an optimiser makes no updates in the second half of the remaining iterations.
-
-    Args:
-        optimizer: of the run.
-        params: the trained parameters.
-        done: number of completed iterations.
-        num_iterations: total number of iterations.
+    """Raise if an optimiser makes no updates in the second half of the iterations after `done`.
 
     Raises:
         ValueError: all updates there are smaller than 1e-5 times the largest one.

@@ -9,31 +9,28 @@ References:
 """
 
 import functools
-import warnings
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
 
 from ..checks.arguments import check_flag, check_float, check_key, check_size
-from ..likelihood.elbo import AllSteps, SampledSteps
 from ..model import DiffusionModel
-from ..model.inputs import check_context, check_data
 from ..model.scaling import Scaling
-from .checkpoints import Checkpoints, open_run
-from .checks import check_names, check_options, resumed
+from .checkpoints import Checkpoints, Run
+from .checks import check_names, check_options
 from .decay import check_updates
-from .inputs import column_names, read, reader, typical
+from .inputs import as_dataset, column_names, minibatches, representative
+from .loop import starting_point, train, validation_of
 from .losses import AbstractLoss, ELBOLoss
 from .misfit import warn_if_misfit
-from .prepare import mask_of, prepared
-from .result import FitResult, History, NonFiniteLossError
-from .run_config import record
-from .training import TrainingConfig, initial_state, mean_elbo, model_of, run_chunk
+from .prepare import prepared, trainable_mask
+from .result import FitResult
+from .run_config import RunConfig
+from .training import TrainingConfig
 
 
 def fit(
@@ -115,104 +112,45 @@ def fit(
 
     Example:
         >>> result = dp.fit(jax.random.key(0), model, data, num_iterations=5_000)
-        >>> result.model, result.history.plot()
+        >>> result.model, dp.plots.history(result.history)
     """
     check_names(unknown)
-    key = check_key(key)
     check_options(model, loss, optimizer, ema_decay, scaling, resume)
-    num_iterations = check_size("num_iterations", num_iterations)
-    batch_size = check_size("batch_size", batch_size)
-    chunk = check_size("chunk", chunk)
-    check_flag("progress", progress)
+    key, progress = check_key(key), check_flag("progress", progress)
+    sizes = {"num_iterations": num_iterations, "batch_size": batch_size, "chunk": chunk}
+    num_iterations, batch_size, chunk = (check_size(name, n) for name, n in sizes.items())
     every = max(num_iterations // 20, 1) if validation_every is None else validation_every
     every = check_size("validation_every", every)
-    dataset = read(data, context, model)
+    dataset = as_dataset(data, context, model)
     loss.check(model)
-    mask = mask_of(model, trainable)
-    key_train, key_validation, key_examples = jax.random.split(key, 3)
-    examples, contexts = typical(key_examples, dataset, model)
-    if resume is None:
-        model = prepared(model, scaling, examples, contexts)
-    else:
-        model = resume.last_model
+    mask = trainable_mask(model, trainable)
+    key_fit, key_validation, key_examples = jax.random.split(key, 3)
+    examples, contexts = representative(key_examples, dataset, model)
+    model = prepared(model, scaling, examples, contexts) if resume is None else resume.last_model
     is_default = optimizer is None  # its schedule then depends on num_iterations
     optimizer = default_optimizer(num_iterations) if optimizer is None else optimizer
+    settings: dict[str, Any] = dict(
+        loss=loss, optimizer=optimizer, ema_decay=ema_decay, batch_size=batch_size
+    )
     run = None
     if checkpoints is not None:
-        settings = record(
-            key,
-            model,
-            mask,
-            optimizer,
-            data=dataset,
-            loss=loss,
-            ema_decay=ema_decay,
-            batch_size=batch_size,
-            num_iterations=num_iterations if is_default else None,
-        )
-        run = open_run(checkpoints, settings)
+        length = num_iterations if is_default else None
+        run_config = RunConfig.of(key, model, mask, dataset, num_iterations=length, **settings)
+        run = Run(checkpoints, run_config)
         model = run.model  # with the scaling computed when the run was started
-    params, frozen = eqx.partition(model, mask)
-    validation = _validation(model, validation_data, validation_context, batch_size)
-    batches = reader(dataset, model)
-    recipe = TrainingConfig(
-        frozen=frozen,
-        loss=loss,
-        optimizer=optimizer,
-        ema_decay=None if ema_decay is None else jnp.asarray(ema_decay, dtype=float),
-        batch_size=batch_size,
-        scaling=batches.scaling,
+    validation = validation_of(
+        key_validation, model, validation_data, validation_context, batch_size
     )
-    state, history = initial_state(params, recipe), History(loss.label)
-    if resume is not None:
-        state, history = resumed(state, resume, num_iterations), resume.history
-    if run is not None:
-        state, history = run.restore(state, history, num_iterations)
-    done = first = int(state.iteration)
+    source, source_scaling = minibatches(dataset, model)
+    params, frozen = eqx.partition(model, mask)
+    config = TrainingConfig(frozen, scaling=source_scaling, **settings)
+    start = starting_point(params, config, resume, run, num_iterations)
+    done = int(start.state.iteration)
     if not is_default:
         check_updates(optimizer, params, done, num_iterations)
     warn_if_misfit(model, examples, column_names(data))
-
     bar = tqdm(total=num_iterations, initial=done, disable=not progress, desc="fit")
-
-    def result() -> FitResult:
-        last = model_of(state.params, state, recipe)
-        average = last if state.average is None else model_of(state.average, state, recipe)
-        return FitResult(average, last, history, state)
-
-    try:
-        while done < num_iterations:
-            stop = min(done + chunk, num_iterations)
-            if validation is not None:  # a chunk ends where a validation is due
-                stop = min(stop, (done // every + 1) * every)
-            new, losses, finite = run_chunk(
-                key_train, state, recipe, batches.source, jnp.asarray(stop, jnp.int32), chunk
-            )
-            losses, finite, now = jax.device_get((losses, finite, new.iteration))
-            if not finite:  # `result` still refers to the state before this chunk
-                raise NonFiniteLossError(int(now), float(losses[now - done - 1]), result())
-            losses = losses[: now - done]
-            state, history, done = new, history.with_losses(losses), int(now)
-            if validation is not None and (done % every == 0 or done == num_iterations):
-                elbo = mean_elbo(key_validation, result().model, *validation)
-                history = history.with_validation(done, float(elbo))
-            bar.set_postfix_str(history.summary(), refresh=False)
-            bar.update(len(losses))
-            if run is not None:
-                run.save(done, state, history)
-    except KeyboardInterrupt:
-        if done == first:  # there is no partial result
-            raise
-        warnings.warn(
-            f"fit was interrupted after {done} of {num_iterations} iterations and returns the "
-            "partial result. Pass it as resume= to continue.",
-            stacklevel=2,
-        )
-    finally:
-        bar.close()
-        if run is not None:
-            run.close(done, state, history)
-    return result()
+    return train(key_fit, start, config, source, num_iterations, chunk, validation, every, run, bar)
 
 
 def default_optimizer(
@@ -240,16 +178,3 @@ def _default_optimizer(num_iterations: int, learning_rate: float) -> optax.Gradi
     )
     # Flattened: each of the hundreds of small arrays of a deep network would need its own kernels.
     return optax.flatten(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)))
-
-
-def _validation(model: DiffusionModel, data: Any, context: Any, block: int) -> tuple | None:
-    """Return the arguments of `mean_elbo` after the model, or None without validation data."""
-    if data is None:
-        if context is not None:
-            raise ValueError("validation_context was given without validation_data.")
-        return None
-    data = check_data("validation_data", data, model)
-    context = check_context(context, model, data.shape[0], "validation_context")
-    # Short chains: all terms of the bound, which leaves no sampling error of t.
-    steps = AllSteps() if model.num_steps <= 16 else SampledSteps(8)
-    return model.to_model(data), context, steps, block

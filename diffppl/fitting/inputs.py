@@ -6,7 +6,7 @@ precision.
 """
 
 import math
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -33,14 +33,7 @@ class Rows(eqx.Module):
     context: Array | None
 
 
-class Reader(NamedTuple):
-    """A source of minibatches, and the scaling still to be applied to them."""
-
-    source: AbstractSource
-    scaling: Scaling | None
-
-
-def read(data: Any, context: Any, model: DiffusionModel) -> Rows | AbstractSource:
+def as_dataset(data: Any, context: Any, model: DiffusionModel) -> Rows | AbstractSource:
     """Check `data` and `context` against a model, and return them as `Rows` or as a source.
 
     Raises:
@@ -60,7 +53,7 @@ def read(data: Any, context: Any, model: DiffusionModel) -> Rows | AbstractSourc
             check_precision("context", np.asarray(context))
         return Rows(rows, contexts)
     kind = type(data).__name__
-    # Shapes only; the values are checked on the draw of `typical`.
+    # Shapes only; the values are checked on the draw of `representative`.
     x_0, contexts = eqx.filter_eval_shape(data.batch, jax.random.key(0), 2)
     if x_0.shape != (2, *model.event_shape):
         raise ValueError(
@@ -76,8 +69,8 @@ def read(data: Any, context: Any, model: DiffusionModel) -> Rows | AbstractSourc
     return data
 
 
-def typical(
-    key: Array, found: Rows | AbstractSource, model: DiffusionModel
+def representative(
+    key: Array, dataset: Rows | AbstractSource, model: DiffusionModel
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return representative data and contexts: those of an array, or draws of a source.
 
@@ -85,15 +78,15 @@ def typical(
         ValueError: the source draws NaN, values outside the process's support, or contexts that
             are NaN or invalid labels.
     """
-    if isinstance(found, AbstractSource):
-        numbers = math.prod(found.event_shape)
+    if isinstance(dataset, AbstractSource):
+        numbers = math.prod(dataset.event_shape)
         size = min(MAX_EVENTS, max(100, MAX_NUMBERS // numbers))
-        data, context = _draw(key, found, size)
+        data, context = _draw(key, dataset, size)
         data = check_data("data", data, model)
         if context is not None:
             check_context(context, model, size, "the context that data draws")
     else:
-        data, context = found.data, found.context
+        data, context = dataset.data, dataset.context
     return np.asarray(data), None if context is None else np.asarray(context)
 
 
@@ -102,12 +95,14 @@ def _draw(key: Array, source: AbstractSource, size: int) -> tuple[Array, Array |
     return source.batch(key, size)
 
 
-def reader(found: Rows | AbstractSource, model: DiffusionModel) -> Reader:
-    """Return the minibatches for a model with its final scaling."""
-    if isinstance(found, AbstractSource):
-        return Reader(found, model.scaling)
-    # Scaled once, on the host: no scaling remains for the minibatches.
-    return Reader(InMemory(model.to_model(found.data), found.context), None)
+def minibatches(
+    dataset: Rows | AbstractSource, model: DiffusionModel
+) -> tuple[AbstractSource, Scaling | None]:
+    """Return a source of minibatches, and the scaling of a fit still to be applied to them."""
+    if isinstance(dataset, AbstractSource):
+        return dataset, model.scaling
+    # Scaled once, on the host.
+    return InMemory(model.to_model(dataset.data), dataset.context), None
 
 
 def column_names(data: Any) -> list[str] | None:

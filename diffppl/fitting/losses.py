@@ -83,6 +83,13 @@ class ELBOLoss(AbstractLoss):
         return -bound(key, model, x_0, context, self.steps).value
 
 
+def _weights(weights: ArrayLike) -> Array:
+    values = np.asarray(as_finite("weights", weights), dtype=np.float64)
+    if values.ndim != 1 or not np.all(values >= 0):
+        raise ValueError("weights must be a vector of finite numbers, none of them negative.")
+    return jnp.asarray(values, dtype=float)
+
+
 @final
 class WeightedLoss(AbstractLoss):
     """A weighted sum of the KL divergences of the reverse steps, in nats per event.
@@ -93,19 +100,8 @@ class WeightedLoss(AbstractLoss):
         steps: estimator of the sum over the steps of the chain.
     """
 
-    weights: Float[Array, " num_steps_less_one"]
-    steps: AbstractSteps
-
-    def __init__(
-        self,
-        weights: ArrayLike,
-        steps: AbstractSteps = SampledSteps(1),
-    ) -> None:
-        values = np.asarray(as_finite("weights", weights), dtype=np.float64)
-        if values.ndim != 1 or not np.all(values >= 0):
-            raise ValueError("weights must be a vector of finite numbers, none of them negative.")
-        self.weights = jnp.asarray(values, dtype=float)
-        self.steps = steps
+    weights: Float[Array, " num_steps_less_one"] = eqx.field(converter=_weights)
+    steps: AbstractSteps = SampledSteps(1)
 
     @property
     def label(self) -> str:
@@ -175,7 +171,7 @@ class ContextDropout(AbstractLoss):
     """Another loss, with the context of part of each minibatch removed.
 
     The network then learns p(x_0) and p(x_0 | context), as required by `model()` and
-    `model.guided(w)`. A fixed share of the minibatch has no context, and the two parts have the
+    `guided(model, w)`. A fixed share of the minibatch has no context, and the two parts have the
     exact weights `rate` and 1 - `rate`, so the objective does not depend on the batch size.
 
     Args:
@@ -231,6 +227,7 @@ def noise_weights(model: DiffusionModel) -> Float[Array, " num_steps_less_one"]:
     sigma_t^2 then gives w_t = 2 sigma_t^2 alpha_bar_t / (b_t^2 (1 - alpha_bar_t)).
     """
     process, prediction = model.process, model.prediction
+    signal, noise = process.schedule.alpha_bar(), process.schedule.one_minus_alpha_bar()
     zero = jnp.zeros(())
     raw = jnp.zeros(prediction.output_shape(process, ()))  # the same for every coordinate
 
@@ -238,27 +235,19 @@ def noise_weights(model: DiffusionModel) -> Float[Array, " num_steps_less_one"]:
         kernel = process.reverse(zero, prediction.estimate(process, raw, zero, t), t)
         # b_t is the coefficient of x_0 in the mean of q(x_{t-1} | x_t, x_0).
         b = process.posterior(zero, jnp.ones(()), t).mean
-        schedule = process.schedule
-        return (
-            2
-            * kernel.variance
-            * schedule.alpha_bar()[t]
-            / (b**2 * schedule.one_minus_alpha_bar()[t])
-        )
+        return 2 * kernel.variance * signal[t] / (b**2 * noise[t])
 
     return jax.vmap(weight)(jnp.arange(2, model.num_steps + 1))
 
 
 def _require_fixed_gaussian(loss: AbstractLoss, model: DiffusionModel) -> None:
     name, process = type(loss).__name__, model.process
-    is_real = isinstance(process, GaussianDiffusion)
-    is_learned = isinstance(process.schedule, Learned)
-    if not is_real:
+    if not isinstance(process, GaussianDiffusion):
         raise ValueError(
             f"loss={name} is for real data, but the process is {type(process).__name__}; use "
             "losses.ELBOLoss()."
         )
-    if is_learned:
+    if isinstance(process.schedule, Learned):
         raise ValueError(
             f"loss={name} cannot learn a schedule: re-weighted divergences are no objective for "
             "the noise levels. Use losses.ELBOLoss(), or a fixed schedule."

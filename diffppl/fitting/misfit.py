@@ -64,27 +64,17 @@ def _warn_if_not_noise(model: DiffusionModel, data: Any) -> None:
 
 
 class Columns(NamedTuple):
-    """Statistics of each column; events that are not vectors are treated as a single column.
+    """Statistics of each column; events that are not vectors are treated as a single column."""
 
-    Attributes:
-        names: names used in messages.
-        centre, spread: in the user's units; the spread of a constant column is 0.
-        scale: scale of the model's scaling.
-        mean, deviation: in the chain's units, without outliers.
-        largest: largest magnitude, in the user's units.
-        far: share of values beyond `MAX_SCALES` scales from the centre, and the largest distance.
-        is_rounded: whether the precision of the data is no better than JAX's.
-    """
-
-    names: list[str]
-    centre: np.ndarray
+    names: list[str]  # used in messages
+    centre: np.ndarray  # in the user's units, as are `spread` (0 if constant) and `largest`
     spread: np.ndarray
-    scale: np.ndarray
-    mean: np.ndarray
+    scale: np.ndarray  # of the model's scaling
+    mean: np.ndarray  # in the chain's units without outliers, as is `deviation`
     deviation: np.ndarray
-    largest: np.ndarray
-    far: tuple[np.ndarray, np.ndarray]
-    is_rounded: bool
+    largest: np.ndarray  # magnitude
+    far: tuple[np.ndarray, np.ndarray]  # share beyond `MAX_SCALES` scales, and largest distance
+    is_rounded: bool  # whether the precision of the data is no better than JAX's
 
 
 def _column_statistics(

@@ -48,13 +48,13 @@ def context_scaling(model: DiffusionModel, context: np.ndarray) -> Scaling | Non
         return None
     is_small = (context == np.round(context)) & (context >= MIN_LABEL) & (context <= MAX_LABEL)
     unscaled = is_small.all(axis=0) if context.ndim == 2 else is_small.all()
-    scaling = Scaling.from_data(context)
     if np.all(unscaled):
         return None
+    scaling = Scaling.from_data(context)
     return Scaling(jnp.where(unscaled, 0.0, scaling.loc), jnp.where(unscaled, 1.0, scaling.scale))
 
 
-def mask_of(model: DiffusionModel, trainable: PyTree) -> PyTree[bool]:
+def trainable_mask(model: DiffusionModel, trainable: PyTree) -> PyTree[bool]:
     """Return whether each leaf is trained, for this model before and after `prepared`.
 
     The scalings and the fitted variance are not trained: data are scaled before training, and the

@@ -1,6 +1,7 @@
 """Result of a fit: the model, its history, and the state from which it can be resumed."""
 
-from typing import TYPE_CHECKING, Any, final
+import dataclasses
+from typing import Any, final
 
 import equinox as eqx
 import numpy as np
@@ -9,13 +10,14 @@ from jaxtyping import Float, Int
 from ..model import DiffusionModel
 from .training import FitState
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+
+def _floats(values: Any) -> np.ndarray:
+    return np.asarray(values, np.float64)
 
 
 @final
 class History(eqx.Module):
-    """Losses and validations of a fit.
+    """Losses and validations of a fit, drawn by `plots.history`.
 
     Attributes:
         label: name and unit of the loss.
@@ -26,26 +28,15 @@ class History(eqx.Module):
     """
 
     label: str = eqx.field(static=True)
-    loss: Float[np.ndarray, " iterations"]
-    validation_iterations: Int[np.ndarray, " validations"]
-    validation_elbo: Float[np.ndarray, " validations"]
-
-    def __init__(
-        self,
-        label: str,
-        loss: Any = (),
-        validation_iterations: Any = (),
-        validation_elbo: Any = (),
-    ) -> None:
-        self.label = label
-        self.loss = np.asarray(loss, np.float64)
-        self.validation_iterations = np.asarray(validation_iterations, np.int64)
-        self.validation_elbo = np.asarray(validation_elbo, np.float64)
+    loss: Float[np.ndarray, " iterations"] = eqx.field(converter=_floats, default=())
+    validation_iterations: Int[np.ndarray, " validations"] = eqx.field(
+        converter=lambda values: np.asarray(values, np.int64), default=()
+    )
+    validation_elbo: Float[np.ndarray, " validations"] = eqx.field(converter=_floats, default=())
 
     def with_losses(self, losses: np.ndarray) -> "History":
         """Return this history, extended by the losses of further iterations."""
-        loss = np.concatenate([self.loss, losses])
-        return History(self.label, loss, self.validation_iterations, self.validation_elbo)
+        return dataclasses.replace(self, loss=np.concatenate([self.loss, losses]))
 
     def with_validation(self, iteration: int, elbo: float) -> "History":
         """Return this history, extended by a validation."""
@@ -60,12 +51,6 @@ class History(eqx.Module):
         if self.validation_elbo.size:
             words.append(f"validation ELBO {self.validation_elbo[-1]:.4g} nats")
         return ", ".join(words)
-
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Plot the losses and the validations; see `plots.history`."""
-        from .. import plots  # plots imports this module
-
-        return plots.history(self, ax=ax)
 
     def __repr__(self) -> str:
         return f"History({self.loss.size} iterations{', ' * bool(self.loss.size)}{self.summary()})"

@@ -17,10 +17,8 @@ from ..model import DiffusionModel
 from ..predictions.variance import FittedVariance, find_fitted, replace_fitted
 from ..processes import GaussianDiffusion
 
-DATA_PER_INTERVAL = (
-    3_200  # the interval between used iterations grows by 1 with each `DATA_PER_INTERVAL` data
-)
-MAX_APART = 20  # the largest interval
+DATA_PER_INTERVAL = 3_200  # data after which the interval between used iterations grows by 1
+MAX_INTERVAL = 20
 POWER = 5  # the weight of iteration i is proportional to i^POWER
 
 
@@ -46,9 +44,9 @@ def updated(
 
     Args:
         key: a typed JAX key.
-        model: the model with the averaged weights, whose errors are estimated.
+        model: with the averaged weights, whose errors are estimated.
         variance: the previous estimate.
-        x_0, context: the minibatch of the iteration, in model units.
+        x_0, context: the minibatch, in model units.
         iteration: number of completed iterations.
     """
     is_used, share = _use_and_share(iteration, x_0.shape[0])
@@ -72,10 +70,10 @@ def _use_and_share(
     iteration: Int[Array, ""], batch_size: int
 ) -> tuple[Bool[Array, ""], Float[Array, ""]]:
     """Return whether an iteration is used, and the share of its errors in the moving average."""
-    apart = jnp.clip(iteration // max(DATA_PER_INTERVAL // batch_size, 1), 1, MAX_APART)
-    # Shares of (p + 1) / (i + p + 1) give weights proportional to i^p; one per `apart` iterations.
-    share = jnp.minimum((POWER + 1) * apart / (iteration + POWER + 1), 1.0)
-    return iteration % apart == 0, share
+    interval = jnp.clip(iteration // max(DATA_PER_INTERVAL // batch_size, 1), 1, MAX_INTERVAL)
+    # Shares of (p + 1) / (i + p + 1) give weights proportional to i^p; one in each interval.
+    share = jnp.minimum((POWER + 1) * interval / (iteration + POWER + 1), 1.0)
+    return iteration % interval == 0, share
 
 
 def _with_errors(

@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..batching import map_in_blocks
-from ..checks.arguments import described
+from ..checks.arguments import as_float, described
 from ..data import AbstractSource, InMemory
 from ..denoisers import AbstractDenoiser
 from ..likelihood.elbo import AbstractSteps, bound
@@ -105,41 +105,43 @@ class TrainingConfig(eqx.Module):
     frozen: PyTree
     loss: AbstractLoss
     optimizer: optax.GradientTransformation
-    ema_decay: Float[Array, ""] | None
+    ema_decay: Float[Array, ""] | None = eqx.field(
+        converter=lambda decay: None if decay is None else as_float(decay)
+    )
     batch_size: int
     scaling: Scaling | None = None  # of minibatches in the user's units
 
 
-def initial_state(params: PyTree, recipe: TrainingConfig) -> FitState:
+def initial_state(params: PyTree, config: TrainingConfig) -> FitState:
     """Return the state before the first iteration."""
-    average = None if recipe.ema_decay is None else params
-    variance = find_fitted(recipe.frozen)
+    average = None if config.ema_decay is None else params
+    variance = find_fitted(config.frozen)
     if variance is not None and variance.errors is None:  # the estimate was not started
         variance = None
-    opt_state = recipe.optimizer.init(params)
+    opt_state = config.optimizer.init(params)
     return FitState(params, average, opt_state, variance, jnp.zeros((), jnp.int32))
 
 
-def model_of(params: PyTree, state: FitState, recipe: TrainingConfig) -> DiffusionModel:
+def model_of(params: PyTree, state: FitState, config: TrainingConfig) -> DiffusionModel:
     """Combine trained and frozen parts into a model with the reverse variance of `state`."""
-    model = eqx.combine(params, recipe.frozen)
+    model = eqx.combine(params, config.frozen)
     return model if state.variance is None else replace_fitted(model, lambda _: state.variance)
 
 
 def _iterate(
-    key: Array, state: FitState, recipe: TrainingConfig, source: AbstractSource
+    key: Array, state: FitState, config: TrainingConfig, source: AbstractSource
 ) -> tuple[FitState, Float[Array, ""], Bool[Array, ""]]:
     """Return the state after an iteration, the loss, and whether loss and gradient are finite."""
     key_batch, key_loss, key_errors = jax.random.split(key, 3)
-    x_0, context = source.batch(key_batch, recipe.batch_size)
+    x_0, context = source.batch(key_batch, config.batch_size)
     context = None if context is None else jnp.asarray(context, float)
-    process = eqx.combine(state.params, recipe.frozen).process
+    process = eqx.combine(state.params, config.frozen).process
     is_allowed = jnp.all(process.support(x_0))  # before the cast, which truncates discrete data
     x_0 = jnp.asarray(x_0, process.dtype)
-    x_0 = x_0 if recipe.scaling is None else recipe.scaling.to_model(x_0)
+    x_0 = x_0 if config.scaling is None else config.scaling.to_model(x_0)
 
     def objective(params: PyTree) -> Float[Array, ""]:
-        return recipe.loss(key_loss, model_of(params, state, recipe), x_0, context)
+        return config.loss(key_loss, model_of(params, state, config), x_0, context)
 
     loss, gradient = jax.value_and_grad(objective)(state.params)
     if not isinstance(source, InMemory):  # the rows of an array have been checked
@@ -147,18 +149,18 @@ def _iterate(
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
     # A line search re-evaluates the loss, with the minibatch and the noise of this iteration.
     extra = {"value": loss, "grad": gradient, "value_fn": objective}
-    optimizer = optax.with_extra_args_support(recipe.optimizer)
+    optimizer = optax.with_extra_args_support(config.optimizer)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, **extra)
     params = optax.apply_updates(state.params, updates)
     average = state.average
-    if recipe.ema_decay is not None:  # see the module docstring; written as an increment
-        decay = jnp.minimum(recipe.ema_decay, (1 + state.iteration) / (10 + state.iteration))
+    if config.ema_decay is not None:  # see the module docstring; written as an increment
+        decay = jnp.minimum(config.ema_decay, (1 + state.iteration) / (10 + state.iteration))
         average = jax.tree.map(
             lambda old, new: old + ((1 - decay) * (new - old)).astype(old.dtype), average, params
         )
     variance = state.variance
     if variance is not None:  # with the weights of `FitResult.model`
-        model = model_of(params if average is None else average, state, recipe)
+        model = model_of(params if average is None else average, state, config)
         variance = updated(key_errors, model, variance, x_0, context, state.iteration)
     return FitState(params, average, opt_state, variance, state.iteration + 1), loss, finite
 
@@ -167,7 +169,7 @@ def _iterate(
 def run_chunk(
     key: Array,
     state: FitState,
-    recipe: TrainingConfig,
+    config: TrainingConfig,
     source: AbstractSource,
     stop: Int[Array, ""],
     length: int,
@@ -190,7 +192,7 @@ def run_chunk(
     def body(carry: tuple[FitState, Array, Array]) -> tuple[FitState, Array, Array]:
         state, losses, _ = carry
         key_i = jax.random.fold_in(key, state.iteration)
-        new, loss, finite = _iterate(key_i, state, recipe, source)
+        new, loss, finite = _iterate(key_i, state, config, source)
         return new, losses.at[state.iteration - start].set(loss.astype(losses.dtype)), finite
 
     blank = jnp.full(length, jnp.nan, jnp.result_type(float))

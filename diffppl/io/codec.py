@@ -51,19 +51,18 @@ class LoadError(ValueError):
     """A file cannot be loaded; the message has its path and the reason."""
 
 
+class MismatchError(LoadError):
+    """A file is sound, but does not fit `like`."""
+
+
 def known_classes() -> dict[str, type]:
     """Return the classes that descriptions may name: modules of this package and `equinox.nn`."""
     known = {f"equinox.nn.{name}": value for name, value in vars(eqx.nn).items()}
-    known = {name: value for name, value in known.items() if _is_module(value)}
-    todo = list(eqx.Module.__subclasses__())
-    while todo:
-        cls = todo.pop()
-        todo += cls.__subclasses__()
-        if cls.__module__.partition(".")[0] == _PACKAGE:
-            # Equinox may duplicate a class; keep the one that its module exports.
-            if getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is cls:
-                known[f"{cls.__module__}.{cls.__qualname__}"] = cls
-    return known
+    for module, content in list(sys.modules.items()):
+        if module.partition(".")[0] == _PACKAGE:
+            own = [value for value in vars(content).values() if _is_module(value)]
+            known |= {f"{module}.{c.__qualname__}": c for c in own if c.__module__ == module}
+    return {name: value for name, value in known.items() if _is_module(value)}
 
 
 def _field_names(cls: Any) -> list[str]:
@@ -121,8 +120,7 @@ class Describer:
         if id(value) in self._functions:
             return {"is": "function", "name": self._functions[id(value)]}
         if type(value) is functools.partial:
-            items = [value.args, value.keywords]
-            items = [self.describe(item, path) for item in items]
+            items = [self.describe(item, path) for item in (value.args, value.keywords)]
             return {"is": "partial", "function": self.describe(value.func, path), "items": items}
         if type(value) in self._classes:
             fields = {
@@ -236,16 +234,14 @@ class Rebuilder:
             )
         leaves, structure = jax.tree.flatten(like)
         places = [i for i, leaf in enumerate(leaves) if eqx.is_array(leaf)]
-        saved = [self._arrays[i] for i in indices]
         expected = [(leaves[i].shape, leaves[i].dtype) for i in places]
-        found = [(array.shape, array.dtype) for array in saved]
-        if expected != found:
-            first = next(
-                (pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]), ""
-            )
-            _fail(
-                f"like does not fit at {path}: the file has the {len(found)} arrays of a {name}, "
-                f"and like has {len(expected)} there. The first to differ: {first or 'the last'}."
+        saved = [(self._arrays[i].shape, self._arrays[i].dtype) for i in indices]
+        if expected != saved:
+            pairs = zip(saved, expected, strict=False)
+            first = next((pair for pair in pairs if pair[0] != pair[1]), "the last")
+            raise MismatchError(
+                f"like does not fit at {path}: the file has the {len(saved)} arrays of a {name}, "
+                f"and like has {len(expected)} there. The first to differ: {first}."
             )
         # Saved arrays replace those of `like` in the order of its leaves.
         for i, index in zip(places, indices, strict=True):

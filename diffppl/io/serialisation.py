@@ -13,6 +13,7 @@ bit for bit with their dtypes, so a loaded model draws the same samples from the
 
 import json
 import os
+import re
 import uuid
 import zlib
 from math import prod
@@ -27,6 +28,7 @@ from .codec import DTYPES, Describer, LoadError, Rebuilder
 
 _FORMAT = 1
 _NAME = b"diffppl "
+_HEADER = re.compile(_NAME + rb"([1-9]\d*) ([0-9a-f]{8}) (\d+)")
 
 
 def save(path: str | os.PathLike, model: Any, *, needs_like: bool = False) -> None:
@@ -56,17 +58,14 @@ def save(path: str | os.PathLike, model: Any, *, needs_like: bool = False) -> No
     value = describer.describe(model, "model")
     arrays = [{"dtype": array.dtype.name, "shape": array.shape} for array in describer.arrays]
     text = json.dumps({"arrays": arrays, "value": value}, allow_nan=False).encode()
-    parts = [text, *(array.tobytes() for array in describer.arrays)]
-    checksum = 0
-    for part in parts:
-        checksum = zlib.crc32(part, checksum)
+    body = b"".join([text, *(array.tobytes() for array in describer.arrays)])
     # Written to a temporary file and moved into place, as `os.replace` is atomic.
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(temporary, "xb") as file:
-            file.write(_NAME + f"{_FORMAT} {checksum:08x} {len(text)}\n".encode())
-            file.writelines(parts)
+            file.write(_NAME + f"{_FORMAT} {zlib.crc32(body):08x} {len(text)}\n".encode())
+            file.write(body)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -92,48 +91,37 @@ def load(path: str | os.PathLike, *, like: Any = None) -> Any:
     """
     content = Path(check_path("path", path)).read_bytes()
     try:
-        text, data = _open(content)
-        try:
-            return _read(text, data, like)
-        except LoadError:
-            raise
-        except Exception as error:  # valid checksum, invalid content: a forged file
-            raise LoadError(f"its description is invalid ({error!r}).") from error
+        return _read(content, like)
     except LoadError as error:
-        raise LoadError(f"{os.fspath(path)!r} cannot be loaded: {error}") from error.__cause__
+        raise type(error)(f"{os.fspath(path)!r} cannot be loaded: {error}") from None
+    except Exception as error:  # valid checksum, invalid content: a forged file
+        what = f"its description is invalid ({error!r})."
+        raise LoadError(f"{os.fspath(path)!r} cannot be loaded: {what}") from error
 
 
-def _open(content: bytes) -> tuple[bytes, memoryview]:
-    """Check the first line and the checksum; return the description and the bytes of the arrays."""
+def _read(content: bytes, like: Any) -> Any:
+    """Check the first line and the checksum, split the bytes into arrays, and rebuild the value."""
     if not content.startswith(_NAME):
         raise LoadError("it is not a file that diffppl.save wrote.")
-    line, _, rest = content.partition(b"\n")
-    try:
-        version, checksum, length = line.removeprefix(_NAME).decode("ascii").split(" ")
-        version, checksum, length = int(version), int(checksum, 16), int(length)
-        if version < 1:
-            raise ValueError(version)
-    except ValueError:
-        raise LoadError("it is damaged: its first line is invalid.") from None
+    line, _, body = content.partition(b"\n")
+    header = _HEADER.fullmatch(line)
+    if header is None:
+        raise LoadError("it is damaged: its first line is invalid.")
+    version, checksum, length = int(header[1]), int(header[2], 16), int(header[3])
     if version > _FORMAT:
         raise LoadError(
             f"it has format {version}, and this version of diffppl reads up to format {_FORMAT}: "
             "upgrade diffppl."
         )
-    if zlib.crc32(rest) != checksum or not 0 <= length <= len(rest):
+    if zlib.crc32(body) != checksum or length > len(body):
         raise LoadError("it is damaged or cut short: its checksum is wrong.")
-    return rest[:length], memoryview(rest)[length:]
-
-
-def _read(text: bytes, data: memoryview, like: Any) -> Any:
-    """Split the bytes into arrays and rebuild the object from its description."""
-    content = json.loads(text)
-    arrays, offset = [], 0
-    for entry in content["arrays"]:
+    description = json.loads(body[:length])
+    arrays, offset = [], length
+    for entry in description["arrays"]:
         dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
-        size = prod(shape) * dtype.itemsize
-        arrays.append(np.frombuffer(data[offset : offset + size], dtype).reshape(shape))
-        offset += size
-    if offset != len(data):
+        stop = offset + prod(shape) * dtype.itemsize
+        arrays.append(np.frombuffer(memoryview(body)[offset:stop], dtype).reshape(shape))
+        offset = stop
+    if offset != len(body):
         raise LoadError("it is damaged: its arrays have the wrong length.")
-    return Rebuilder(arrays).rebuild(content["value"], like, "model")
+    return Rebuilder(arrays).rebuild(description["value"], like, "model")

@@ -14,9 +14,10 @@ the user's units, with a standard error. A bound or an estimate is never called 
 *What does not belong here*: likelihoods of observations, which are part of a program.
 """
 
+from ..model.flow_density import AbstractTrace, ExactTrace, Hutchinson
 from .entropy import EntropyBounds, entropy_bounds
 from .estimate import Estimate, bits_per_dim
-from .flow import AbstractTrace, ExactTrace, Hutchinson, flow_likelihood, flow_log_density
+from .flow import flow_likelihood, flow_log_density
 from .parzen import ParzenEstimate, parzen
 from .path_weights import PathWork, importance_bound, jarzynski, path_work
 

@@ -9,7 +9,7 @@ References:
     thresholding").
 """
 
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -17,19 +17,17 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
-from ..checks.arguments import check_broadcast, described
+from ..checks.arguments import check_broadcast, check_instance, described
 from ..checks.arrays import as_array, as_numbers
 from ..predictions.prediction import AbstractPrediction, KernelMoments
 from ..processes import AbstractProcess, GaussianDiffusion, GaussianEstimate
 from ..processes.base import Time
-
-if TYPE_CHECKING:
-    from .model import DiffusionModel
+from .model import DiffusionModel
 
 
 @final
 class Clipped(AbstractPrediction):
-    """Prediction with E[x_0 | x_t] clipped to bounds. Constructed by `model.clipped`.
+    """Prediction with E[x_0 | x_t] clipped to bounds. Constructed by `clipped`.
 
     Args:
         prediction: the prediction to clip, of real data.
@@ -53,7 +51,7 @@ class Clipped(AbstractPrediction):
         return GaussianEstimate(mean, estimate.variance)
 
 
-def clipped(model: "DiffusionModel", low: ArrayLike, high: ArrayLike) -> "DiffusionModel":
+def clipped(model: DiffusionModel, low: ArrayLike, high: ArrayLike) -> DiffusionModel:
     """Return the model with E[x_0 | x_t] clipped to two bounds.
 
     The result is an ordinary model for samplers, programs and methods; its ELBO differs from that
@@ -69,8 +67,9 @@ def clipped(model: "DiffusionModel", low: ArrayLike, high: ArrayLike) -> "Diffus
             bounds that are not increasing.
 
     Example:
-        >>> x = dp.sample(key, model.guided(4.0).clipped(0, 256), (16,), context=label)
+        >>> x = dp.sample(key, dp.clipped(dp.guided(model, 4.0), 0, 256), (16,), context=label)
     """
+    check_instance("model", model, DiffusionModel)
     if not isinstance(model.process, GaussianDiffusion):
         raise ValueError(
             f"clipped is for real data, but the process is {type(model.process).__name__}."

@@ -1,26 +1,23 @@
 """Models with classifier-free guidance."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 
-from ..checks.arguments import check_pair
+from ..checks.arguments import check_instance, check_pair
 from ..networks.classifier_free import ClassifierFree
 from ..predictions.prediction import KernelMoments
 from ..processes import GaussianDiffusion
-
-if TYPE_CHECKING:
-    from .model import DiffusionModel
-
+from .model import DiffusionModel
 
 ALL_LEVELS = (0.0, math.inf)  # all ratios of noise to signal
 
 
 def guided(
-    model: "DiffusionModel", weight: Any, noise_to_signal: tuple[float, float] = ALL_LEVELS
-) -> "DiffusionModel":
+    model: DiffusionModel, weight: Any, noise_to_signal: tuple[float, float] = ALL_LEVELS
+) -> DiffusionModel:
     """Return the model with classifier-free guidance: see `networks.classifier_free`.
 
     The result is an ordinary model for samplers, programs and methods. Without a context it equals
@@ -30,8 +27,7 @@ def guided(
         model: a model with an optional context, fit with `losses.ContextDropout`.
         weight: w of (1 + w) conditional - w unconditional; 0 is no guidance.
         noise_to_signal: guide only between these two ratios of noise to signal amplitude: guidance
-            far above the scale of the data reduces diversity. If draws diverge, see
-            `model.clipped`.
+            far above the scale of the data reduces diversity. If draws diverge, see `clipped`.
 
     Raises:
         ValueError: the network requires its context; the prediction is a `KernelMoments`, whose
@@ -39,9 +35,10 @@ def guided(
             two ratios, the smaller first.
 
     Example:
-        >>> x = dp.sample(key, model.guided(1.5), (1_000,), context=jax.nn.one_hot(3, 10))
-        >>> plainer = model.guided(4.0, noise_to_signal=(0.1, 3.0))
+        >>> x = dp.sample(key, dp.guided(model, 1.5), (1_000,), context=jax.nn.one_hot(3, 10))
+        >>> plainer = dp.guided(model, 4.0, noise_to_signal=(0.1, 3.0))
     """
+    check_instance("model", model, DiffusionModel)
     if model.context_shape is None or model.needs_context:
         raise ValueError(
             "guided requires a network with an optional context: wrap it in "

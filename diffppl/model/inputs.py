@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +11,7 @@ from jaxtyping import Array, Float
 
 from ..checks.arrays import Values, as_array, as_numbers, check_range, describe_invalid
 from ..processes.support import check_support
-
-if TYPE_CHECKING:
-    from .model import DiffusionModel
+from .base import AbstractModel
 
 # In standard deviations of the noise. Two modes at this distance are distinguished in 1 of 5 draws.
 MAX_RESIDUAL_SIGNAL = 0.5
@@ -30,7 +28,7 @@ def check_ends_in(
         )
 
 
-def check_data(name: str, x: Any, model: "DiffusionModel") -> Values:
+def check_data(name: str, x: Any, model: AbstractModel) -> Values:
     """Return data of shape `(n, *event_shape)` in the user's units.
 
     Real data stay on the host in their own precision, in which `DiffusionModel.to_model` centres
@@ -52,7 +50,7 @@ def check_data(name: str, x: Any, model: "DiffusionModel") -> Values:
     return as_events(name, values, model)
 
 
-def as_events(name: str, x: Any, model: "DiffusionModel") -> Values:
+def as_events(name: str, x: Any, model: AbstractModel) -> Values:
     """Return data as `check_data` does, of shape `(*batch, *event_shape)`."""
     values, process = as_numbers(name, x), model.process
     check_ends_in(name, values.shape, "event_shape", model.event_shape)
@@ -73,7 +71,7 @@ def as_events(name: str, x: Any, model: "DiffusionModel") -> Values:
 
 
 def required_context_shape(
-    context: Any, model: "DiffusionModel", name: str = "context"
+    context: Any, model: AbstractModel, name: str = "context"
 ) -> tuple[int, ...] | None:
     """Return the shape that a context must end in; None if there is none and none is required.
 
@@ -93,7 +91,7 @@ def required_context_shape(
     return model.context_shape
 
 
-def as_context(name: str, context: Any, model: "DiffusionModel") -> Array | None:
+def as_context(name: str, context: Any, model: AbstractModel) -> Array | None:
     """Return contexts as an array of shape `(*batch, *context_shape)`, or None if not required.
 
     Raises:
@@ -123,7 +121,7 @@ def as_context(name: str, context: Any, model: "DiffusionModel") -> Array | None
 
 
 def check_context(
-    context: Any, model: "DiffusionModel", n: int, name: str = "context"
+    context: Any, model: AbstractModel, n: int, name: str = "context"
 ) -> Array | None:
     """Return contexts as an array, with one for each of `n` data.
 
@@ -142,7 +140,7 @@ def check_context(
 # The end of the chain ---------------------------------------------------------------------------
 
 
-def residual_signal(model: "DiffusionModel", x_0: Array) -> Float[Array, ""]:
+def residual_signal(model: AbstractModel, x_0: Array) -> Float[Array, ""]:
     """Return E|sqrt(alpha_bar_T) x_0|: the signal at t = T, in standard deviations of the noise.
 
     The reverse chain starts from noise without this signal, so it is the error of the initial

@@ -4,8 +4,9 @@
 
 `DiffusionModel` has a small interface: the network's estimate of x_0 (`estimate`, `denoise`), one
 reverse step (`reverse_kernel`), both chains as NumPyro programs (`forward`, `reverse`, `guide`),
-and `__call__`, which returns a NumPyro distribution. `fit`, `sample`, `elbo` and `Posterior` are
-functions and classes that take a model.
+and `__call__`, which returns a NumPyro distribution. What follows from the estimate alone is in
+`base`. `fit`, `sample`, `elbo`, `guided`, `clipped`, `respaced` and `Posterior` are functions and
+classes that take a model.
 
 There are two systems of units. The *user's units* are those of the data, and of x_0 in the public
 interface. The *model's units* are those of the chain, x_1 .. x_T, brought to unit variance by
@@ -13,36 +14,30 @@ interface. The *model's units* are those of the chain, x_1 .. x_T, brought to un
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-import numpyro.distributions as dist
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike
 
-from ..checks.arguments import check_instance, check_shape, check_size, check_time
+from ..checks.arguments import check_instance, check_shape, check_time
 from ..networks.settings import num_classes_of
 from ..predictions.prediction import AbstractPrediction, default_prediction
 from ..predictions.variance import replace_fitted, without_context
 from ..processes import AbstractProcess
 from ..processes.base import Time
 from . import programs
-from .clipped import clipped
+from .base import AbstractModel
 from .compatibility import check_context_scaling, check_parts, check_process, raw_output
-from .guided import ALL_LEVELS, guided
-from .respaced import respaced
+from .distribution import DiffusionDistribution
 from .scaling import Scaling
-
-if TYPE_CHECKING:
-    from ..distribution import DiffusionDistribution
 
 Network = Callable[[Array, Time, Array | None], Array]
 
 
 @final
-class DiffusionModel(eqx.Module):
+class DiffusionModel(AbstractModel):
     """A diffusion probabilistic model of one event.
 
     Args:
@@ -113,13 +108,7 @@ class DiffusionModel(eqx.Module):
         check_context_scaling(context_scaling, self.context_shape)
 
     @property
-    def num_steps(self) -> int:
-        """T, the number of steps of the chain."""
-        return self.process.num_steps
-
-    @property
     def needs_context(self) -> bool:
-        """Whether the network requires a context (see `networks.OptionalContext`)."""
         if self.context_shape is None:
             return False
         # Networks do not declare it, so the network is traced without a context.
@@ -131,20 +120,9 @@ class DiffusionModel(eqx.Module):
 
     @property
     def num_labels(self) -> int | None:
-        """Number of classes if the context is a label (see `num_classes`), else None."""
         return num_classes_of(self.network)
 
-    # Estimates and kernels --------------------------------------------------------------------
-
     def estimate(self, x_t: Array, t: Time, context: Array | None = None) -> Any:
-        """Return the network's estimate of x_0 from x_t, of the type of the process.
-
-        Args:
-            x_t: shape `(*batch, *event_shape)`, model units.
-            t: integer in 1..T.
-            context: shape `(*context_batch, *context_shape)`, broadcast against the batch; user's
-                units.
-        """
         t = jnp.asarray(check_time(t, self.num_steps), jnp.int32)
         # A fitted reverse variance has separate values with and without a context.
         unconditional = replace_fitted(self.prediction, without_context)
@@ -175,56 +153,6 @@ class DiffusionModel(eqx.Module):
             single = jax.vmap(single, in_axes=(0, None if context is None else 0))
         return single(x_t, context)
 
-    def denoise(self, x_t: Array, t: Time, context: Array | None = None) -> Float[Array, "..."]:
-        """Return the model's E[x_0 | x_t], in model units.
-
-        For bits it is P(x_0 = 1 | x_t), and for categories probabilities on a trailing axis.
-        """
-        return self.process.mean(self.estimate(x_t, t, context))
-
-    def reverse_kernel(
-        self, x_t: Array, t: Time, context: Array | None = None
-    ) -> dist.Distribution:
-        """Return p(x_{t-1} | x_t) in model units, for a concrete t >= 1 or a traced t >= 2.
-
-        At `t=1` it is the final step, which requires a concrete `t`.
-        """
-        t = check_time(t, self.num_steps)
-        estimate = self.estimate(x_t, t, context)
-        if isinstance(t, int) and t == 1:
-            return self.as_event(self.process.final_step(x_t, estimate))
-        return self.as_event(self.process.reverse(x_t, estimate, t))
-
-    def as_event(self, kernel: dist.Distribution) -> dist.Distribution:
-        """Reinterpret the coordinates of a kernel as the dimensions of one event."""
-        return kernel.to_event(len(self.event_shape) - kernel.event_dim)
-
-    # From and to the user's units --------------------------------------------------------------
-
-    def to_model(self, x_0: ArrayLike) -> Array:
-        """Convert data from the user's units to the chain's; NumPy data in double precision."""
-        # Data outside JAX stay in NumPy until they are centred, as float32 would round them.
-        x_0 = x_0 if isinstance(x_0, jax.Array) else np.asarray(x_0)
-        return jnp.asarray(x_0 if self.scaling is None else self.scaling.to_model(x_0))
-
-    def to_user(self, x_0: Array) -> Array:
-        """Convert data from the chain's units to the user's."""
-        return x_0 if self.scaling is None else self.scaling.to_user(x_0)
-
-    def in_user_units(self, kernel: dist.Distribution) -> dist.Distribution:
-        """Transform a distribution in model units to one in the user's units."""
-        if self.scaling is None:
-            return kernel
-        return dist.TransformedDistribution(kernel, self.scaling.transforms(self.event_shape))
-
-    def log_abs_det(self) -> Float[Array, ""]:
-        """Return log|det dx_user/dx_model| in nats, to be subtracted from log-densities."""
-        if self.scaling is None:
-            return jnp.zeros(())
-        return self.scaling.log_abs_det(self.event_shape)
-
-    # The chains as NumPyro programs -------------------------------------------------------------
-
     def forward(self, x_0: ArrayLike) -> Array:
         """Run the forward chain from x_0 as a NumPyro program: see `programs.forward`."""
         return programs.forward(self, x_0)
@@ -242,30 +170,12 @@ class DiffusionModel(eqx.Module):
         """Run the guide that matches `reverse` site by site: see `programs.guide`."""
         programs.guide(self, context, obs)
 
-    # Derived models ---------------------------------------------------------------------------
-
-    def respace(self, num_steps: int) -> "DiffusionModel":
-        """Return the model with `num_steps` of its noise levels: see `respaced.respaced`."""
-        return respaced(self, check_size("num_steps", num_steps, least=None))
-
-    def guided(
-        self, weight: Any, noise_to_signal: tuple[float, float] = ALL_LEVELS
-    ) -> "DiffusionModel":
-        """Return the model with classifier-free guidance of `weight`: see `guided.guided`."""
-        return guided(self, weight, noise_to_signal)
-
-    def clipped(self, low: ArrayLike, high: ArrayLike) -> "DiffusionModel":
-        """Return the model with E[x_0 | x_t] clipped to two bounds: see `clipped.clipped`."""
-        return clipped(self, low, high)
-
-    def __call__(self, context: Any = None) -> "DiffusionDistribution":
+    def __call__(self, context: Any = None) -> "DiffusionDistribution[DiffusionModel]":
         """Return the model as a NumPyro distribution over x_0, in the user's units.
 
         Args:
             context: shape `(*batch, *context_shape)`; the distribution then has that batch shape.
         """
-        from ..distribution import DiffusionDistribution  # it imports this module
-
         return DiffusionDistribution(self, context)
 
     def __repr__(self) -> str:

@@ -11,21 +11,17 @@ References:
     Sohl-Dickstein et al. 2015, sections 2.1, 2.2 and 2.4.
 """
 
-from typing import TYPE_CHECKING
-
 import jax.numpy as jnp
 import numpyro
 from jaxtyping import Array, ArrayLike
 from numpyro.contrib.control_flow import scan
 
 from ..checks.arguments import check_shape
+from .base import AbstractModel
 from .inputs import as_events
 
-if TYPE_CHECKING:
-    from .model import DiffusionModel
 
-
-def forward(model: "DiffusionModel", x_0: ArrayLike) -> Array:
+def forward(model: AbstractModel, x_0: ArrayLike) -> Array:
     """Run the forward chain from x_0 (user's units) as a NumPyro program; return x_T.
 
     It has one sample site, `x_t`, in model units, stacked over t = 1..T on a leading axis.
@@ -43,7 +39,7 @@ def forward(model: "DiffusionModel", x_0: ArrayLike) -> Array:
 
 
 def reverse(
-    model: "DiffusionModel",
+    model: AbstractModel,
     context: Array | None = None,
     obs: Array | None = None,
     batch_shape: tuple[int, ...] = (),
@@ -81,7 +77,7 @@ def reverse(
     return jnp.asarray(numpyro.sample("x_0", final_step, obs=obs))
 
 
-def guide(model: "DiffusionModel", context: Array | None = None, obs: Array | None = None) -> None:
+def guide(model: AbstractModel, context: Array | None = None, obs: Array | None = None) -> None:
     """Draw x_T, ..., x_1 from q(. | x_0 = obs), at the latent sites of `reverse`.
 
     The guide has no parameters of its own, and takes the arguments of `reverse`.

@@ -1,18 +1,15 @@
 """Models respaced to fewer of their noise levels."""
 
-from typing import TYPE_CHECKING
-
 import equinox as eqx
 import jax.numpy as jnp
 
+from ..checks.arguments import check_instance, check_size
 from ..networks.wrappers import Respaced
 from ..predictions.prediction import KernelMoments
-
-if TYPE_CHECKING:
-    from .model import DiffusionModel
+from .model import DiffusionModel
 
 
-def respaced(model: "DiffusionModel", num_steps: int) -> "DiffusionModel":
+def respaced(model: DiffusionModel, num_steps: int | None) -> DiffusionModel:
     """Return the model with the same network and `num_steps` of the chain's noise levels.
 
     The result is an ordinary model with a shorter chain: sampling is faster, and the decrease of
@@ -20,12 +17,16 @@ def respaced(model: "DiffusionModel", num_steps: int) -> "DiffusionModel":
 
     Args:
         model: the model.
-        num_steps: number of levels to keep, from 2 to `model.num_steps`.
+        num_steps: number of levels to keep, from 2 to `model.num_steps`; None for all.
 
     Raises:
         ValueError: more steps than the chain has, or a `KernelMoments` prediction, whose
             moments are those of the chain's own steps.
     """
+    check_instance("model", model, DiffusionModel)
+    if num_steps is None:
+        return model
+    num_steps = check_size("num_steps", num_steps, least=None)
     if num_steps == model.num_steps:
         return model
     if isinstance(model.prediction, KernelMoments):

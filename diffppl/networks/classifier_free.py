@@ -21,7 +21,7 @@ distribution.
 At high noise guidance shifts all draws in the same direction, which reduces diversity, and at low
 noise it has little effect; it can be restricted to the levels between, which determine shapes. A
 large w also evaluates the network at states outside its training distribution, and draws diverge (a
-dense network on small digits, w = 4: three in ten pixels out of range); `model.clipped` prevents
+dense network on small digits, w = 4: three in ten pixels out of range); `clipped` prevents
 that.
 
 References:
@@ -30,20 +30,20 @@ References:
 """
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from ..checks.arguments import as_float, check_callable, check_float
 
 
 @final
 class ClassifierFree(eqx.Module):
-    """A network with classifier-free guidance, as created by `model.guided(weight)`.
+    """A network with classifier-free guidance, as created by `guided(model, weight)`.
 
     Without a context it equals the network inside. With one it evaluates the network twice.
 
@@ -66,8 +66,8 @@ class ClassifierFree(eqx.Module):
     def __init__(
         self,
         network: Callable[..., Array],
-        weight: Any,
-        times: tuple[Any, Any] = (0, np.iinfo(np.int32).max),
+        weight: ArrayLike,
+        times: tuple[ArrayLike, ArrayLike] = (0, np.iinfo(np.int32).max),
         *,
         has_variance: bool = False,
     ) -> None:

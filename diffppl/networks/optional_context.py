@@ -28,7 +28,7 @@ class OptionalContext(eqx.Module):
     """A network that accepts a context or None.
 
     Its model represents both p(x_0 | context), `model(context)`, and p(x_0), `model()`. Fit it
-    with `losses.ContextDropout(loss)`, or on data without context; `model.guided(weight)` is
+    with `losses.ContextDropout(loss)`, or on data without context; `guided(model, weight)` is
     classifier-free guidance.
 
     Args:

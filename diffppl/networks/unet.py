@@ -11,7 +11,7 @@ References:
     Ronneberger et al. 2015; Ho et al. 2020, appendix B; Dhariwal and Nichol 2021, section 3.
 """
 
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -121,38 +121,23 @@ class UNet(eqx.Module):
         attention_levels = check_size("attention_levels", attention_levels, least=0)
         check_instance("padding", padding, AbstractPadding)
         check_flag("rematerialise", rematerialise)
-        # Attention at the lowest levels only: its cost is quadratic in the number of pixels.
-        attends = [level >= len(channels) - attention_levels for level in range(len(channels))]
-        num_heads = check_size("num_heads", num_heads)
-        for level, size in enumerate(channels):
-            if attends[level] and size % num_heads:
-                raise ValueError(
-                    f"num_heads={num_heads} must divide the channels of every level with "
-                    f"attention, but channels={channels} includes {size}."
-                )
+        heads = _heads(channels, attention_levels, check_size("num_heads", num_heads))
 
         width = 4 * channels[0]  # of the conditioning vector
         # One key per block on the way down and up; two middle blocks, embedding, first, last.
         keys = iter(jax.random.split(key, 2 * num_blocks * len(channels) + 5))
 
-        def block(inputs: int, level: int, *, attend: bool) -> Block:
-            heads = num_heads if attend else 0
+        def block(inputs: int, level: int, num_heads: int) -> Block:
+            outputs = channels[level]
             residual = ResidualBlock(
-                inputs, channels[level], num_axes, width, heads, key=next(keys), padding=padding
+                inputs, outputs, num_axes, width, num_heads, key=next(keys), padding=padding
             )
             return Rematerialised(residual) if rematerialise else residual
 
-        def level_down(level: int) -> tuple[Block, ...]:
-            above = channels[max(level - 1, 0)]
-            inputs = [above] + [channels[level]] * (num_blocks - 1)
-            return tuple(block(size, level, attend=attends[level]) for size in inputs)
-
-        def level_up(level: int) -> tuple[Block, ...]:
-            below = channels[min(level + 1, len(channels) - 1)]
-            inputs = [below] + [channels[level]] * (num_blocks - 1)
-            # Each input is concatenated with the skip connection, which has this level's channels.
-            sizes = [size + channels[level] for size in inputs]
-            return tuple(block(size, level, attend=attends[level]) for size in sizes)
+        def blocks(level: int, first: int, skip: int) -> tuple[Block, ...]:
+            """Blocks of a level, from the channels of the first input and of skip connections."""
+            inputs = [first] + [channels[level]] * (num_blocks - 1)
+            return tuple(block(size + skip, level, heads[level]) for size in inputs)
 
         self.embedding = Embedding(
             width, key=next(keys), context_shape=context_shape, num_classes=num_classes
@@ -163,11 +148,12 @@ class UNet(eqx.Module):
         )
         self.first = Convolution(inputs, channels[0], num_axes, key=next(keys), padding=padding)
         lowest = len(channels) - 1
-        self.down = tuple(level_down(level) for level in range(len(channels)))
-        self.middle = tuple(
-            block(channels[-1], lowest, attend=attend and attends[-1]) for attend in (True, False)
+        above, below = (channels[0], *channels[:-1]), (*channels[1:], channels[-1])
+        self.down = tuple(blocks(level, above[level], skip=0) for level in range(lowest + 1))
+        self.middle = tuple(block(channels[-1], lowest, num) for num in (heads[-1], 0))
+        self.up = tuple(
+            blocks(level, below[level], skip=channels[level]) for level in range(lowest + 1)
         )
-        self.up = tuple(level_up(level) for level in range(len(channels)))
         self.norm = GroupNorm(channels[0])
         last = Convolution(channels[0], outputs, num_axes, key=next(keys), padding=padding)
         self.last = zeroed(last)
@@ -222,13 +208,28 @@ def _num_patches(space: tuple[int, ...], patch: int) -> tuple[int, ...]:
     return tuple(n // patch for n in space)
 
 
-def _check_channels(channels: Any, space: tuple[int, ...]) -> tuple[int, ...]:
+def _check_channels(channels: object, space: tuple[int, ...]) -> tuple[int, ...]:
     """Return valid channels as a tuple."""
     sizes = check_shape("channels", channels)
     if not sizes:
         raise ValueError("channels=() must have one number for each level, such as (32, 64).")
     _check_levels(f"channels={described(channels)}", len(sizes), space)
     return sizes
+
+
+def _heads(channels: tuple[int, ...], attention_levels: int, num_heads: int) -> list[int]:
+    """Return the number of attention heads at each level: 0 but at the lowest levels."""
+    heads = [
+        num_heads if level >= len(channels) - attention_levels else 0
+        for level in range(len(channels))
+    ]
+    for size, num in zip(channels, heads, strict=True):
+        if num and size % num:
+            raise ValueError(
+                f"num_heads={num_heads} must divide the channels of every level with "
+                f"attention, but channels={channels} includes {size}."
+            )
+    return heads
 
 
 def _check_levels(what: str, num: int, space: tuple[int, ...]) -> None:

@@ -1,17 +1,17 @@
 """Wrappers that change how a network is evaluated.
 
 `MixedPrecision` computes in bfloat16; `Rematerialised` recomputes intermediate values in the
-backward pass; `Respaced` evaluates a network at a subset of its time steps (`model.respace`). All
+backward pass; `Respaced` evaluates a network at a subset of its time steps (`respaced`). All
 may be nested, trained and saved like the network inside.
 """
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from ..checks.arguments import check_callable
 
@@ -42,7 +42,7 @@ class MixedPrecision(eqx.Module):
     def __init__(self, network: Callable[..., Array]) -> None:
         self.network = check_callable("network", network)
 
-    def __call__(self, x_t: Array, t: Any, context: Array | None) -> Array:
+    def __call__(self, x_t: Array, t: int | Int[Array, ""], context: Array | None) -> Array:
         """Return the raw output for one event, in the dtype of x_t if that is floating-point."""
         is_real = jnp.issubdtype(x_t.dtype, jnp.inexact)
         dtype = x_t.dtype if is_real else jnp.result_type(float)
@@ -50,7 +50,7 @@ class MixedPrecision(eqx.Module):
         return _to_bfloat16(self.network)(_to_bfloat16(x_t), t, context).astype(dtype)
 
 
-def _to_bfloat16(tree: Any) -> Any:
+def _to_bfloat16(tree: PyTree) -> PyTree:
     """Cast every floating-point array of a pytree to bfloat16."""
     return jax.tree.map(
         lambda leaf: leaf.astype(jnp.bfloat16) if eqx.is_inexact_array(leaf) else leaf, tree
@@ -78,7 +78,7 @@ class Rematerialised(eqx.Module):
     def __init__(self, network: Callable[..., Array]) -> None:
         self.network = check_callable("network", network)
 
-    def __call__(self, *args: Any) -> Array:
+    def __call__(self, *args: PyTree) -> Array:
         """Return the output of the network."""
         return eqx.filter_checkpoint(self.network)(*args)
 

@@ -67,7 +67,7 @@ class AbstractPrediction(eqx.Module):
         """Return the estimate of x_0 that `process.reverse` takes, for one event."""
 
 
-def _require_gaussian(prediction: Any, process: AbstractProcess) -> None:
+def _require_gaussian(prediction: "AbstractPrediction", process: AbstractProcess) -> None:
     """Raise ValueError for a process of discrete data."""
     if not isinstance(process, GaussianDiffusion):
         name = type(prediction).__name__
@@ -239,7 +239,7 @@ class KernelMoments(AbstractPrediction):
         return GaussianEstimate((mean - c * x_t) / b, (sigma2 - variance) / b**2)
 
 
-def default_prediction(process: AbstractProcess, network: Any) -> AbstractPrediction:
+def default_prediction(process: AbstractProcess, network: object) -> AbstractPrediction:
     """Return the default prediction of a model."""
     # Analytic denoisers output the moments of x_0.
     if isinstance(network, AbstractDenoiser):

@@ -29,7 +29,7 @@ References:
 
 import abc
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -204,7 +204,7 @@ def find_fitted(tree: PyTree) -> FittedVariance | None:
     return next((node for node in nodes if _is_fitted(node)), None)
 
 
-def replace_fitted(tree: PyTree, replace: Callable[[FittedVariance], Any]) -> PyTree:
+def replace_fitted(tree: PyTree, replace: Callable[[FittedVariance], PyTree]) -> PyTree:
     """Apply `replace` to the `FittedVariance` in a prediction or model."""
     return jax.tree.map(
         lambda node: replace(node) if _is_fitted(node) else node, tree, is_leaf=_is_fitted
@@ -221,5 +221,5 @@ def without_context(variance: FittedVariance) -> FittedVariance:
     return variance if variance.without_context is None else variance.without_context
 
 
-def _is_fitted(node: Any) -> bool:
+def _is_fitted(node: object) -> bool:
     return isinstance(node, FittedVariance)

@@ -1,9 +1,10 @@
 """Abstract base class of forward processes."""
 
 import abc
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, Float, Int
 from numpyro.distributions import Distribution
 from numpyro.distributions.constraints import Constraint
@@ -53,7 +54,7 @@ class AbstractProcess(eqx.Module, Generic[E]):
 
     @property
     @abc.abstractmethod
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         """Dtype of the states x_0, ..., x_T."""
 
     @abc.abstractmethod

@@ -12,7 +12,7 @@ divergence of two kernels depends on the ratio of such probabilities. Posterior 
 are therefore parametrised by their log-odds.
 """
 
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -80,7 +80,7 @@ class BernoulliDiffusion(AbstractProcess[BernoulliEstimate]):
         return None
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         return jnp.result_type(int)
 
     def base(self, shape: tuple[int, ...]) -> dist.BernoulliProbs:

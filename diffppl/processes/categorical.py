@@ -17,7 +17,7 @@ References:
 
 import abc
 from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -122,13 +122,13 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
     """
 
     schedule: AbstractSchedule
-    categories: Any = eqx.field(static=True)  # an int or tuples of ints: hashable
+    categories: int | tuple = eqx.field(static=True)  # nested tuples of ints: hashable
     base_distribution: AbstractBase
 
     def __init__(
         self,
         schedule: AbstractSchedule,
-        num_categories: int | Sequence[Any] | np.ndarray | Array,
+        num_categories: int | Sequence | np.ndarray | Array,
         base: AbstractBase = Uniform(),
     ) -> None:
         check_fixed_schedule(schedule, type(self).__name__)
@@ -163,7 +163,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
         return self._pi.shape[-1]
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         return jnp.result_type(int)
 
     @property

@@ -1,12 +1,10 @@
 """Numbers of categories, one for all coordinates or one per coordinate."""
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Bool, Int
 
 from ..checks.arguments import check_size
-from ..checks.arrays import as_numbers, describe_invalid
+from ..checks.arrays import Numbers, as_numbers, describe_invalid
 
 Counts = int | Int[np.ndarray, "..."]
 
@@ -16,7 +14,7 @@ def is_state(num_categories: Counts) -> Bool[np.ndarray, "*counts categories"]:
     return np.arange(np.max(num_categories)) < np.expand_dims(num_categories, -1)
 
 
-def checked_counts(num_categories: Any) -> Any:
+def checked_counts(num_categories: Numbers) -> int | tuple:
     """Return an int, or nested tuples of ints in the shape of the coordinates (hashable).
 
     Raises:
@@ -34,9 +32,9 @@ def checked_counts(num_categories: Any) -> Any:
             "num_categories must be whole numbers, 2 or more, one for each coordinate: "
             f"{describe_invalid(bad, counts)} are not."
         )
-    return _as_tuples(counts.astype(int).tolist())
+    return tuple(map(_as_tuples, counts.astype(int).tolist()))
 
 
-def _as_tuples(nested: Any) -> Any:
+def _as_tuples(nested: int | list) -> int | tuple:
     """Convert nested lists to nested tuples, which a static field of a module requires."""
     return tuple(map(_as_tuples, nested)) if isinstance(nested, list) else nested

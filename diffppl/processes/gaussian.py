@@ -16,10 +16,11 @@ Its variance is v_t at w = 0 and beta_t at w = 1 - alpha_bar_t (data of unit var
 of the entropy bounds in the paper's equation 24.
 """
 
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
@@ -71,7 +72,7 @@ class GaussianDiffusion(AbstractProcess[GaussianEstimate]):
         return None
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         return jnp.result_type(float)
 
     def base(self, shape: tuple[int, ...]) -> dist.Distribution:

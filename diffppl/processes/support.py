@@ -1,7 +1,5 @@
 """Check of data against the support of a process."""
 
-from typing import Any
-
 import numpy as np
 
 from ..checks.arguments import check_broadcast
@@ -9,7 +7,7 @@ from ..checks.arrays import describe_invalid
 from .base import AbstractProcess
 
 
-def check_support(name: str, values: np.ndarray, process: AbstractProcess[Any]) -> None:
+def check_support(name: str, values: np.ndarray, process: AbstractProcess) -> None:
     """Raise a ValueError for data, of any number of events, outside the support of a process."""
     # Of all processes only a categorical one has `counts`, which may differ between coordinates.
     check_broadcast("num_categories", np.shape(getattr(process, "counts", 0)), values.shape)

@@ -5,7 +5,7 @@ which runs any of them.
 
 *The contract*: `AbstractSampler`, or `AbstractChainSampler` for one that visits every level with a
 pure `init`, `step` and `last`. Steps are always t -> t - 1; a sampler with fewer steps uses the
-model at fewer levels (`DiffusionModel.respace`).
+model at fewer levels (`respaced`).
 
 *To add one*: a new file with a final subclass, and a row in `tests/registry.py`, whose tests
 compare its draws with an exact distribution.
@@ -13,8 +13,9 @@ compare its draws with an exact distribution.
 *What does not belong here*: conditioning, and code that depends on the family of a process.
 """
 
-from .ancestral import Ancestral, ancestral
-from .base import AbstractChainSampler, AbstractSampler, SamplerState
+from ..model.ancestral import SamplerState, ancestral
+from .ancestral_sampling import Ancestral
+from .base import AbstractChainSampler, AbstractSampler
 from .ddim import DDIM
 from .dpm_solver import DPMSolver
 from .matched import CovarianceMatched

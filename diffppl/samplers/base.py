@@ -1,22 +1,13 @@
-"""The interface of samplers, and the loop shared by chain samplers."""
+"""The interface of samplers."""
 
 import abc
-from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from ..checks.arguments import check_fields
 from ..model import DiffusionModel
-
-
-class SamplerState(NamedTuple):
-    """State of a chain: x_t, and what the sampler stores of previous steps."""
-
-    x: Array
-    memory: Any
+from ..model.ancestral import SamplerState, run_chain
 
 
 class AbstractSampler(eqx.Module):
@@ -96,27 +87,14 @@ class AbstractChainSampler(AbstractSampler):
         *,
         keep_path: bool,
     ) -> tuple[Array, Array | None]:
-        dtype = model.process.dtype
-        key_steps, key_last = jax.random.split(key)
-
-        def step(state: SamplerState, inputs: tuple[Array, Array]) -> tuple[SamplerState, Any]:
-            key, t = inputs
-            state = self.step(key, model, state, t, context)
-            # A step may promote the dtype, which `scan` does not allow.
-            state = state._replace(x=state.x.astype(dtype))
-            return state, state.x if keep_path else None
-
-        x_T = x_T.astype(dtype)
-        times = jnp.arange(model.num_steps, 1, -1)
-        keys = jax.random.split(key_steps, len(times))
-        state, xs = jax.lax.scan(step, self.init(x_T), (keys, times))
-        x_0 = self.last(key_last, model, state, context).astype(dtype)
-        return x_0, jnp.concatenate([x_T[None], xs, x_0[None]]) if keep_path else None
-
-
-def respaced(model: DiffusionModel, num_steps: int | None) -> DiffusionModel:
-    """Return the model at `num_steps` of its levels, or unchanged for None."""
-    return model if num_steps is None else model.respace(num_steps)
+        return run_chain(
+            key,
+            model,
+            self.init(x_T.astype(model.process.dtype)),
+            lambda key, state, t: self.step(key, model, state, t, context),
+            lambda key, state: self.last(key, model, state, context),
+            keep_path=keep_path,
+        )
 
 
 def require_real(sampler: AbstractSampler, model: DiffusionModel) -> None:

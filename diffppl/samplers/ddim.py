@@ -24,8 +24,9 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Int
 
 from ..checks.arguments import check_float, check_size
-from ..model import DiffusionModel
-from .base import AbstractChainSampler, SamplerState, require_real, respaced
+from ..model import DiffusionModel, respaced
+from ..model.ancestral import SamplerState
+from .base import AbstractChainSampler, require_real
 
 
 @final
@@ -53,7 +54,7 @@ class DDIM(AbstractChainSampler):
         return respaced(model, self.num_steps)
 
     def init(self, x_T: Array) -> SamplerState:
-        return SamplerState(x_T, None)
+        return SamplerState(x_T)
 
     def step(
         self,
@@ -75,7 +76,7 @@ class DDIM(AbstractChainSampler):
         scale = jnp.sqrt(sigma2 + eta2 * b**2 * estimate.variance)
         z = jax.random.normal(key, x.shape, x.dtype)
         x = a_next * estimate.mean + eps_scale * eps + scale * z
-        return SamplerState(x, None)
+        return SamplerState(x)
 
     def last(
         self, key: Array, model: DiffusionModel, state: SamplerState, context: Array | None

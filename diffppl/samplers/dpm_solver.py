@@ -22,8 +22,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from ..checks.arguments import size_field
-from ..model import DiffusionModel
-from .base import AbstractChainSampler, SamplerState, require_real, respaced
+from ..model import DiffusionModel, respaced
+from ..model.ancestral import SamplerState
+from .base import AbstractChainSampler, require_real
 
 
 @final

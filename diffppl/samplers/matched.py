@@ -1,15 +1,16 @@
 """Sampling with covariance-matched steps; see `diffppl.samplers.matched_step`."""
 
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
 from jaxtyping import Array, Int
 
 from ..checks.arguments import size_field
-from ..model import DiffusionModel
+from ..model import DiffusionModel, respaced
+from ..model.ancestral import SamplerState
 from ..processes import GaussianDiffusion
-from .base import AbstractChainSampler, SamplerState, require_real, respaced
+from .base import AbstractChainSampler, require_real
 from .matched_step import MatchedStep, matched_final_step, matched_step
 
 
@@ -22,7 +23,7 @@ class CovarianceMatched(AbstractChainSampler):
     of modes. It is not the chain whose ELBO `fit` maximises. Real data only.
 
     Args:
-        num_steps: number of levels of the chain to use (`model.respace`); None for all.
+        num_steps: number of levels of the chain to use (`respaced`); None for all.
 
     Example:
         >>> x = dp.sample(key, model, (1_000,), sampler=dp.samplers.CovarianceMatched())
@@ -37,7 +38,7 @@ class CovarianceMatched(AbstractChainSampler):
         return respaced(model, self.num_steps)
 
     def init(self, x_T: Array) -> SamplerState:
-        return SamplerState(x_T, None)
+        return SamplerState(x_T)
 
     def step(
         self,
@@ -48,7 +49,7 @@ class CovarianceMatched(AbstractChainSampler):
         context: Array | None,
     ) -> SamplerState:
         step = matched_step(_gaussian(model), t)
-        return SamplerState(_draw(key, model, step, state.x, t, context), None)
+        return SamplerState(_draw(key, model, step, state.x, t, context))
 
     def last(
         self, key: Array, model: DiffusionModel, state: SamplerState, context: Array | None
@@ -57,7 +58,12 @@ class CovarianceMatched(AbstractChainSampler):
 
 
 def _draw(
-    key: Array, model: DiffusionModel, step: MatchedStep, x_t: Array, t: Any, context: Array | None
+    key: Array,
+    model: DiffusionModel,
+    step: MatchedStep,
+    x_t: Array,
+    t: int | Int[Array, ""],
+    context: Array | None,
 ) -> Array:
     """Draw x_{t-1} = b D + c x_t + `scale` (z + `grow` J_x z)."""
     z = jax.random.normal(key, x_t.shape, x_t.dtype)

@@ -1,4 +1,4 @@
-"""Sampling by the probability flow, deterministic in x_T; see `diffppl.samplers.flow_ode`."""
+"""Sampling by the probability flow, deterministic in x_T; see `diffppl.model.probability_flow`."""
 
 from typing import final
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..model import DiffusionModel
+from ..model.probability_flow import Integrator, noise_to_data, noise_to_path
 from .base import AbstractSampler, require_real
-from .flow_ode import Integrator, noise_to_data, noise_to_path
 
 
 @final

@@ -1,19 +1,18 @@
 """The public functions of unconditional sampling."""
 
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
 from ..batching import map_in_blocks
 from ..checks.arguments import check_instance, check_key, check_shape, check_size
 from ..model import DiffusionModel
 from ..model.inputs import as_context, residual_signal, warn_of_residual_signal
-from .ancestral import Ancestral
+from .ancestral_sampling import Ancestral
 from .base import AbstractSampler
 
 
@@ -22,7 +21,7 @@ def sample(
     model: DiffusionModel,
     shape: tuple[int, ...] = (),
     *,
-    context: Any = None,
+    context: ArrayLike | None = None,
     sampler: AbstractSampler = Ancestral(),
     batch_size: int = 1_000,
 ) -> Array:
@@ -59,7 +58,7 @@ def sample_path(
     model: DiffusionModel,
     shape: tuple[int, ...] = (),
     *,
-    context: Any = None,
+    context: ArrayLike | None = None,
     sampler: AbstractSampler = Ancestral(),
     batch_size: int = 1_000,
 ) -> Array:
@@ -77,8 +76,13 @@ def sample_path(
 
 
 def _check(
-    key: Any, model: DiffusionModel, shape: Any, context: Any, sampler: Any, batch_size: Any
-) -> tuple[Any, ...]:
+    key: Array,
+    model: DiffusionModel,
+    shape: tuple[int, ...],
+    context: ArrayLike | None,
+    sampler: AbstractSampler,
+    batch_size: int,
+) -> tuple[Array, DiffusionModel, tuple[int, ...], Array | None, AbstractSampler, int]:
     key = check_key(key)
     check_instance("model", model, DiffusionModel)
     check_instance("sampler", sampler, AbstractSampler)

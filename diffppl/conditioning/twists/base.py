@@ -23,14 +23,14 @@ References:
 """
 
 import abc
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from ...checks.arguments import short_repr
+from ...checks.arguments import check_fields, short_repr
 from ...denoisers import AbstractDenoiser
 from ..program import Values
 from ..target import Estimates, Level, Target
@@ -76,6 +76,9 @@ class Twisted(eqx.Module):
 
 class AbstractTwist(eqx.Module):
     """An approximation to E[r(x_0, u) | x_t]."""
+
+    def __check_init__(self) -> None:
+        check_fields(self)
 
     def __repr__(self) -> str:
         return short_repr(self)
@@ -158,7 +161,7 @@ def noise_of(target: Target, level: Level, names: tuple[str, ...]) -> Values:
     }
 
 
-def time_of(target: Target, level: Level, name: str) -> Any:
+def time_of(target: Target, level: Level, name: str) -> int | Int[Array, ""]:
     """Return the t of a site: that of the level in the running stage, T in later ones."""
     return level.t if name in target.sites(level.stage) else target.num_steps
 
@@ -177,11 +180,11 @@ def learned_noise(target: Target, level: Level, names: tuple[str, ...]) -> Value
     }
 
 
-def _is_analytic(network: Any) -> bool:
+def _is_analytic(network: object) -> bool:
     """Whether a network, without its wrappers, is an analytic denoiser."""
-    while not isinstance(network, AbstractDenoiser) and hasattr(network, "network"):
-        network = network.network  # unwrap, as for a respaced chain
-    return isinstance(network, AbstractDenoiser)
+    while not isinstance(network, AbstractDenoiser | None):
+        network = getattr(network, "network", None)  # unwrap, as for a respaced chain
+    return network is not None
 
 
 def shifted(estimates: Estimates, shifts: Values) -> Estimates:

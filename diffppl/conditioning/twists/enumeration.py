@@ -95,7 +95,9 @@ class JointStates(eqx.Module):
         self.log_probs = jnp.maximum(jnp.concatenate(parts), _MIN_LOG_PROB)
         table = _table(target, self._halves(), latents)
         self.log_scale = jnp.max(table)  # scales the largest entry to 1, against overflow
-        self.likelihood = jnp.exp(table - self.log_scale)
+        # If no state is possible, the mean is 0 and the coordinates are left unconditioned.
+        is_impossible = jnp.isneginf(self.log_scale)
+        self.likelihood = jnp.exp(jnp.where(is_impossible, 0.0, table - self.log_scale))
 
     def log_mean(self) -> Float[Array, ""]:
         """Return the log of the mean likelihood, nats."""

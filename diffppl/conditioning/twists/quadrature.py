@@ -100,8 +100,9 @@ class Quadrature(AbstractTwist):
         factor = flat_like(tweedie_factor(target, level, names), x)
         covariance = factor[:, None] * jacobian  # Tweedie's formula
         values, vectors = linalg.eigh((covariance + covariance.T) / 2)
-        inflation = self.inflation * jnp.min(flat_like(learned_noise(target, level, names), x))
-        root = vectors * jnp.sqrt(jnp.maximum(values, 0.0) + inflation)
+        # Each site has its own eigenvectors, over which its noise is constant.
+        noise = flat_like(learned_noise(target, level, names), x) @ vectors**2
+        root = vectors * jnp.sqrt(jnp.maximum(values, 0.0) + self.inflation * noise)
         narrow = jnp.sqrt(self.kept) * root
 
         def node(unit: Array) -> tuple[Array, Array]:

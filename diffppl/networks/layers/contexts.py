@@ -5,11 +5,12 @@ take contexts raise for any other value; in traced code, which has no values, th
 """
 
 import math
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ...checks.arguments import check_shape, check_size
@@ -84,7 +85,7 @@ def context_embedding(
 
 
 def embed(
-    embedding: ContextEmbedding | None, context: Array | None, dtype: Any
+    embedding: ContextEmbedding | None, context: Array | None, dtype: DTypeLike
 ) -> Float[Array, " width"] | None:
     """Return the vector of a context; None if the network takes no context.
 

@@ -13,7 +13,6 @@ It is bilinear, so derivatives of every order, in both modes, are expressed by t
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +75,9 @@ def _permutation(from_spec: Sequence[int], to_spec: Sequence[int]) -> tuple[int,
     return tuple(axes[i] for i in range(len(axes)))
 
 
-def _abstract(x: Any, weight: Any, *, padding: Padding, layout: ConvDimensionNumbers) -> Any:
+def _abstract(
+    x: ShapedArray, weight: ShapedArray, *, padding: Padding, layout: ConvDimensionNumbers
+) -> ShapedArray:
     """Return the abstract value of the output."""
     (batch, _, *space), (outputs, _, *window) = layout.lhs_spec, layout.rhs_spec
     sizes = [x.shape[batch], weight.shape[outputs]]
@@ -89,12 +90,19 @@ def _abstract(x: Any, weight: Any, *, padding: Padding, layout: ConvDimensionNum
 # Transpose rules: convolutions with exchanged roles of the axes -----------------------------------
 
 
-def _swapped(spec: tuple[int, ...]) -> tuple[int, ...]:
+def _swapped(spec: Sequence[int]) -> tuple[int, ...]:
     """Exchange the first two roles of a layout: batch and channels, or outputs and inputs."""
     return (spec[1], spec[0], *spec[2:])
 
 
-def _transpose_x(ct: Array, x: Any, weight: Array, *, padding: Padding, layout: Any) -> Array:
+def _transpose_x(
+    ct: Array,
+    x: object,
+    weight: Array,
+    *,
+    padding: Padding,
+    layout: ConvDimensionNumbers,
+) -> Array:
     """Convolve the cotangent with the flipped weights, inputs and outputs exchanged."""
     del x
     window = layout.rhs_spec[2:]
@@ -107,7 +115,14 @@ def _transpose_x(ct: Array, x: Any, weight: Array, *, padding: Padding, layout: 
     return _convolve_p.bind(ct, jnp.flip(weight, window), padding=padding, layout=layout)
 
 
-def _transpose_weight(ct: Array, x: Array, weight: Any, *, padding: Padding, layout: Any) -> Array:
+def _transpose_weight(
+    ct: Array,
+    x: Array,
+    weight: object,
+    *,
+    padding: Padding,
+    layout: ConvDimensionNumbers,
+) -> Array:
     """Convolve x with the cotangent as weights, summing over the batch as input channels."""
     del weight
     specs = (layout.lhs_spec, layout.out_spec, layout.rhs_spec)
@@ -118,7 +133,13 @@ def _transpose_weight(ct: Array, x: Array, weight: Any, *, padding: Padding, lay
 # Batching: batches of images extend the batch axis, batches of weights the output channels --------
 
 
-def _batch(args: Any, dims: Any, *, padding: Padding, layout: Any) -> tuple[Array, int]:
+def _batch(
+    args: Sequence[Array],
+    dims: Sequence[int | None],
+    *,
+    padding: Padding,
+    layout: ConvDimensionNumbers,
+) -> tuple[Array, int]:
     (x, weight), (x_dim, weight_dim) = args, dims
     if x_dim is not None and weight_dim is not None:
 
@@ -127,17 +148,18 @@ def _batch(args: Any, dims: Any, *, padding: Padding, layout: Any) -> tuple[Arra
 
         # Each example has its own weights: JAX's batching rule, a grouped convolution.
         return jax.vmap(one, dims)(x, weight), 0
-    if weight_dim is None:
+    if x_dim is not None:
         size, axis = x.shape[x_dim], layout.out_spec[0]
         x = _join(x, x_dim, layout.lhs_spec[0])
     else:
+        assert weight_dim is not None  # the rule is for one batched operand or two
         size, axis = weight.shape[weight_dim], layout.out_spec[1]
         weight = _join(weight, weight_dim, layout.rhs_spec[0])
     y = _convolve_p.bind(x, weight, padding=padding, layout=layout)
     return y.reshape(*y.shape[:axis], size, -1, *y.shape[axis + 1 :]), axis
 
 
-def _join(x: Array, dim: Any, axis: int) -> Array:
+def _join(x: Array, dim: int, axis: int) -> Array:
     """Merge axis `dim` into axis `axis` of the unbatched array, as its slower part."""
     x = jnp.moveaxis(x, dim, axis)
     return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])

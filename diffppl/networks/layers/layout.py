@@ -6,11 +6,12 @@ are spatial: one for a signal, two for an image, three for a volume.
 """
 
 import math
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ...checks.arguments import check_shape, check_size, described, whole_number
@@ -90,7 +91,7 @@ class ImageLayout(eqx.Module):
         """Output channels of the network."""
         return math.prod(self.output_shape) // math.prod(self.space)
 
-    def to_image(self, x_t: Array, dtype: Any) -> Float[Array, "*space inputs"]:
+    def to_image(self, x_t: Array, dtype: DTypeLike) -> Float[Array, "*space inputs"]:
         """Convert one event to the network's input.
 
         Real numbers are unchanged; bits become -1 and 1, and categories one-hot vectors, of type
@@ -135,7 +136,7 @@ class ImageLayout(eqx.Module):
         return None
 
 
-def check_axis(channel_axis: Any, event_shape: tuple[int, ...]) -> int | None:
+def check_axis(channel_axis: object, event_shape: tuple[int, ...]) -> int | None:
     """Return the channel axis counted from the front; ValueError if it is invalid."""
     ndim = len(event_shape)
     if channel_axis is None:

@@ -6,22 +6,24 @@ through `jit`, `vmap` and `scan` like any other distribution.
 """
 
 import warnings
-from typing import Any, final
+from typing import Any, Generic, TypeVar, final
 
 import equinox as eqx
 from jaxtyping import Array, ArrayLike, Float
 from numpyro.distributions import Distribution, constraints
 
-from .checks.arguments import check_instance, check_key
-from .likelihood.flow import flow_log_density
-from .model import DiffusionModel
-from .model.inputs import as_context
-from .processes import GaussianDiffusion
-from .samplers.ancestral import ancestral
+from ..checks.arguments import check_instance, check_key
+from ..processes import GaussianDiffusion
+from .ancestral import ancestral
+from .base import AbstractModel
+from .flow_density import log_density
+from .inputs import as_context
+
+Model = TypeVar("Model", bound=AbstractModel)
 
 
 @final
-class DiffusionDistribution(Distribution):
+class DiffusionDistribution(Distribution, Generic[Model]):
     """p(x_0) of a diffusion model, in the user's units.
 
     Constructed by calling a model: `model()`, or `model(context)`. Sampling runs the reverse chain.
@@ -41,12 +43,12 @@ class DiffusionDistribution(Distribution):
 
     def __init__(
         self,
-        model: DiffusionModel,
+        model: Model,
         context: Any = None,
         *,
         validate_args: bool | None = None,
     ) -> None:
-        check_instance("model", model, DiffusionModel)
+        check_instance("model", model, AbstractModel)
         context = as_context("context", context, model)
         batch_shape: tuple[int, ...] = ()  # that of the contexts
         if context is not None:
@@ -56,7 +58,7 @@ class DiffusionDistribution(Distribution):
         super().__init__(batch_shape, model.event_shape, validate_args=validate_args)
 
     @property
-    def model(self) -> DiffusionModel:
+    def model(self) -> Model:
         """The diffusion model."""
         return eqx.combine(self._arrays, self._static)
 
@@ -97,14 +99,12 @@ class DiffusionDistribution(Distribution):
                 "numpyro.infer.Gibbs.",
                 stacklevel=2,
             )
-        return flow_log_density(model, value, self.context)
+        return log_density(model, value, self.context)
 
 
 # Compiled as a whole, because NumPyro also samples outside of `jit`.
 @eqx.filter_jit
-def _draw(
-    key: Array, model: DiffusionModel, shape: tuple[int, ...], context: Array | None
-) -> Array:
+def _draw(key: Array, model: AbstractModel, shape: tuple[int, ...], context: Array | None) -> Array:
     return model.to_user(ancestral(key, model, shape, context))
 
 
