@@ -7,10 +7,10 @@ from jaxtyping import ArrayLike
 def gaussian_chain_moments(
     mean: ArrayLike, variance: ArrayLike, alpha_bar: ArrayLike, *, lower: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variances of x_0 of a reverse chain with E[x_0 given x_t] of N(mean, variance).
+    """Mean and variances of x_0 of a reverse chain with E[x_0 | x_t] of N(mean, variance).
 
     Its kernels are linear and have the lower variance, so that the number of steps matters, or that
-    of Var[x_0 given x_t]; the final step is the fixed one.
+    of Var[x_0 | x_t]; the final step is the fixed one.
     """
     m, c, abar = (np.asarray(x, np.float64) for x in (mean, variance, alpha_bar))
     at, spread = np.zeros_like(m), np.ones_like(m)
@@ -20,7 +20,7 @@ def gaussian_chain_moments(
         slope, shift, added = np.sqrt(1 - beta), 0.0, beta
         if t > 1:
             b = np.sqrt(before) * beta / (1 - now)
-            gain = np.sqrt(now) * c / (now * c + 1 - now)  # d E[x_0 given x_t] / d x_t
+            gain = np.sqrt(now) * c / (now * c + 1 - now)  # d E[x_0 | x_t] / d x_t
             slope = b * gain + np.sqrt(1 - beta) * (1 - before) / (1 - now)
             shift = b * (1 - np.sqrt(now) * gain) * m
             added = beta * (1 - before) / (1 - now)

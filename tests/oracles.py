@@ -26,7 +26,7 @@ def gaussian_bound_at(
     """K(x_0) per coordinate in nats: data N(mean, variance), their exact reverse kernels for
     t >= 2, and the fixed final step.
 
-    E over q(x_t given x_0) of each KL is in closed form: E[x_0 given x_t] is linear in x_t.
+    E over q(x_t | x_0) of each KL is in closed form: E[x_0 | x_t] is linear in x_t.
     """
     x_0, m, c = (np.asarray(x, np.float64) for x in (x_0, mean, variance))
     abar = np.asarray(alpha_bar, np.float64)
@@ -36,10 +36,10 @@ def gaussian_bound_at(
     for t in range(2, len(abar)):
         b = np.sqrt(abar[t - 1]) * beta[t - 1] / (1 - abar[t])
         v_q = beta[t - 1] * (1 - abar[t - 1]) / (1 - abar[t])
-        gain = c * np.sqrt(abar[t]) / (abar[t] * c + 1 - abar[t])  # d E[x_0 given x_t] / d x_t
+        gain = c * np.sqrt(abar[t]) / (abar[t] * c + 1 - abar[t])  # d E[x_0 | x_t] / d x_t
         left = 1 - gain * np.sqrt(abar[t])
         v_p = v_q + b**2 * left * c
-        miss = (left * (x_0 - m)) ** 2 + gain**2 * (1 - abar[t])  # E (x_0 - E[x_0 given x_t])^2
+        miss = (left * (x_0 - m)) ** 2 + gain**2 * (1 - abar[t])  # E (x_0 - E[x_0 | x_t])^2
         total = total - 0.5 * (np.log(v_p / v_q) + (v_q + b**2 * miss) / v_p - 1)
     return total - normal_kl(np.sqrt(abar[-1]) * x_0, 1 - abar[-1], 0.0, 1.0)
 
@@ -88,7 +88,7 @@ def chain_matrices(beta: ArrayLike, base: ArrayLike) -> tuple[np.ndarray, np.nda
 
 
 def posterior_table(steps: np.ndarray, marginals: np.ndarray, t: int) -> np.ndarray:
-    """q(x_{t-1} given x_t, x_0) by Bayes, shape `(x_t, x_0, x_{t-1})`; NaN where impossible."""
+    """q(x_{t-1} | x_t, x_0) by Bayes, shape `(x_t, x_0, x_{t-1})`; NaN where impossible."""
     joint = marginals[t - 1][None, :, :] * steps[t].T[:, None, :]
     with np.errstate(invalid="ignore", divide="ignore"):
         return joint / joint.sum(-1, keepdims=True)
@@ -121,7 +121,7 @@ def model_marginals(
     """p(x_t) for t = 0..T of a reverse chain, by matrix products over all states.
 
     Args:
-        reverse_table: t -> p(x_{t-1} given x_t), shape `(x_t, x_{t-1})`.
+        reverse_table: t -> p(x_{t-1} | x_t), shape `(x_t, x_{t-1})`.
         start: p(x_T).
         num_steps: T.
     """
@@ -132,7 +132,7 @@ def model_marginals(
 
 
 def discrete_model_tables(model: Any, chain_states: np.ndarray, data_states: np.ndarray) -> Any:
-    """p(x_{t-1} given x_t) of a discrete model over all states, as `model_marginals` takes it."""
+    """p(x_{t-1} | x_t) of a discrete model over all states, as `model_marginals` takes it."""
 
     def table(t: int | Array, states: np.ndarray) -> Array:
         return kernel_table(model.reverse_kernel(jnp.asarray(chain_states), t), states)
@@ -161,7 +161,7 @@ def discrete_bound(
     """Exact K(x_0) of a discrete model at every data state, in nats, by sums over all states.
 
     Args:
-        model: its kernels p(x_{t-1} given x_t) are tabulated.
+        model: its kernels p(x_{t-1} | x_t) are tabulated.
         base: pi of each coordinate, shape `(states, coordinates)`.
         chain_states, data_states: all of them, shapes `(n, coordinates)`.
     """

@@ -1,4 +1,4 @@
-"""A model whose E[x_0 given x_t] stays within bounds."""
+"""A model whose E[x_0 | x_t] stays within bounds."""
 
 import jax
 import jax.numpy as jnp

@@ -33,7 +33,7 @@ def levels(schedule):
 
 
 def answers(network, x, t):
-    """E[x_0 given x_t] and Var[x_0 given x_t] of a batch."""
+    """E[x_0 | x_t] and Var[x_0 | x_t] of a batch."""
     raw = _batched(network, jnp.asarray(x), jnp.int32(t))
     noise = levels(network.schedule)[1][t]
     return np.asarray(raw[:, 0]), noise * np.exp(np.asarray(raw[:, 1]))
@@ -154,7 +154,7 @@ def test_mixture_in_one_dimension_is_a_quadrature(schedule):
 
 @pytest.mark.parametrize("form", ["isotropic", "points", "matrices"])
 def test_the_derivative_is_the_variance(form, schedule):
-    """dE[x_0]/dx_t = sqrt(alpha_bar) Cov[x_0 given x_t] / (1 - alpha_bar), forward and back."""
+    """dE[x_0]/dx_t = sqrt(alpha_bar) Cov[x_0 | x_t] / (1 - alpha_bar), forward and back."""
     network = dp.denoisers.GaussianMixture(schedule, WEIGHTS, MEANS, FORMS[form])
 
     @jax.jit

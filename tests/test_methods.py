@@ -32,7 +32,7 @@ def run(program, method=None, num_samples=4_000, num_chains=1, seed=0, **data) -
 
 
 class Levels(NamedTuple):
-    """Of a schedule, at t = 0..T: q(x_{t-1} given x_t, x_0) = N(b x_0 + c x_t, v)."""
+    """Of a schedule, at t = 0..T: q(x_{t-1} | x_t, x_0) = N(b x_0 + c x_t, v)."""
 
     abar: np.ndarray
     noise: np.ndarray

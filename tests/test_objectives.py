@@ -88,7 +88,7 @@ def test_data_from_the_prior_have_the_bound_of_the_paper_and_never_pass_the_ceil
     alpha_bar = np.asarray(schedule.alpha_bar(), np.float64)
     exact = oracles.gaussian_bound(VARIANCE, alpha_bar).sum()
     assert_within_standard_errors(bound.value, exact, bound.standard_error)
-    ceiling = -np.log(2 * np.pi * np.e * (1 - alpha_bar[1]))  # -H_q(x_1 given x_0), 2 coordinates
+    ceiling = -np.log(2 * np.pi * np.e * (1 - alpha_bar[1]))  # -H_q(x_1 | x_0), 2 coordinates
     assert exact < ceiling
     assert bound.value < ceiling
 

@@ -233,7 +233,7 @@ def test_two_models_in_one_program_run_in_step() -> None:
         b = numpyro.sample("b", second())
         numpyro.sample("y", dist.Normal(a + b, 0.5).to_event(1), obs=y)
 
-    # The model's own chain is exact here: E[x_0 given x_t] is linear and its variance is known.
+    # The model's own chain is exact here: E[x_0 | x_t] is linear and its variance is known.
     method = dp.TwistedSMC(1_000, chain=dp.chains.ModelChain())
     posterior = dp.Posterior(mixture, method, num_chains=8, num_samples=1_000, progress_bar=False)
     posterior.run(jax.random.key(0), y=jnp.array([2.0]))

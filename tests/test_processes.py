@@ -102,7 +102,7 @@ class Discrete:
         self.marginals = np.stack([marginals for _, marginals in matrices], axis=-1)
 
     def posteriors(self, t):
-        """q(x_{t-1} given x_t, x_0) by Bayes: (x_t, x_0, x_{t-1}, coordinate)."""
+        """q(x_{t-1} | x_t, x_0) by Bayes: (x_t, x_0, x_{t-1}, coordinate)."""
         tables = [
             oracles.posterior_table(self.steps[..., j], self.marginals[..., j], t)
             for j in range(WIDTH)

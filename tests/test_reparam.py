@@ -145,7 +145,7 @@ def test_svi_finds_the_mean():
 
 
 class Shifted(eqx.Module):
-    """E[x_0 given x_t] for x_0 ~ N(context, 1)."""
+    """E[x_0 | x_t] for x_0 ~ N(context, 1)."""
 
     schedule: dp.schedules.AbstractSchedule
 

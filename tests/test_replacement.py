@@ -80,7 +80,7 @@ def test_replacement_of_known_entries(name: str) -> None:
     process, num_states = PROCESSES[name]
 
     def known(table: np.ndarray, t: int) -> np.ndarray:
-        """Known entries are drawn from q(x_t given x_0), whatever the kernel says."""
+        """Known entries are drawn from q(x_t | x_0), whatever the kernel says."""
         x_0 = jnp.array([KNOWN[0], 0, KNOWN[1]])[None]
         if t == 0:
             noised = np.asarray(jax.nn.one_hot(x_0, table.shape[1])).swapaxes(1, 2)

@@ -78,7 +78,7 @@ def test_ancestral_draws_have_the_chains_own_moments_last_step_included():
     mean, variance = np.array([0.8, -0.4]), np.array([0.3, 1.5])
     schedule = dp.schedules.Reciprocal(3)  # beta_1 = 1/3
     model = gaussian_model(schedule, mean, variance)
-    # The kernels are exact down to level 1; then comes p(x_0 given x_1) = N(sqrt(2/3) x_1, 1/3).
+    # The kernels are exact down to level 1; then comes p(x_0 | x_1) = N(sqrt(2/3) x_1, 1/3).
     level_1 = 2 / 3 * variance + 1 / 3
     draws = sample(jax.random.key(1), model, (8_000,))
     assert_moments(draws, 2 / 3 * mean, np.diag(2 / 3 * level_1 + 1 / 3))
