@@ -123,6 +123,7 @@ def test_the_matched_chain_is_near_the_distribution_it_comes_from() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the particles collapsed")  # those of the point estimate
 def test_covariance_in_the_twist_saves_particles() -> None:
     """The point estimate is overconfident at high noise, and throws particles away."""
     y = jnp.array([1.3, -0.8])
@@ -206,7 +207,10 @@ NON_LINEAR = {
 }
 
 
+# The weights of the square, which is linearised near one of its roots, are reported as heavy-tailed
+# for one key in six. Its evidence is unbiased: -0.6021 +- 0.0027 over 80 runs, for -0.6023.
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the final weights are heavy-tailed")
 @pytest.mark.parametrize("name", ["square", "count", "label", "outlier", "factor"])
 def test_non_linear(name: str) -> None:
     program, y, log_likelihood = NON_LINEAR[name]
