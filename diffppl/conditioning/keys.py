@@ -1,4 +1,4 @@
-"""Random keys. Each call of `jax.random.split` compiles a loop of its own, so calls are few."""
+"""Random keys of a run. Each call of `jax.random.split` compiles a loop, so calls are combined."""
 
 from typing import final
 

@@ -153,7 +153,7 @@ class TwistedSMC(AbstractMethod):
         temperature is 1.
         """
         level, entry = Level(phase, target.num_steps - i), phase * target.num_steps + i
-        # One call for all keys, since each call compiles a loop of its own.
+        # Each call of `split` compiles a loop, so all keys of the step are from one.
         keys_x, keys_rest = jnp.split(
             jax.random.split(key, self.num_particles + num_keys(self.num_mcmc_steps)),
             [self.num_particles],

@@ -53,7 +53,8 @@ def tempered(
         min_share = jnp.where(i == 0, _MIN_ESS, _TARGET_ESS)
         log_weights = jax.nn.log_softmax(jnp.where(alive, step * log_ratios, -jnp.inf))
         share = effective_sample_size(log_weights) / jnp.sum(alive)
-        is_accepted = ~(share < min_share)  # NaN if all particles are dead, which nothing mends
+        # The share is NaN if all particles are dead, for which tempering is of no use.
+        is_accepted = ~(share < min_share)
         return jnp.where(is_accepted, step, low), jnp.where(is_accepted, high, step)
 
     start = (jnp.zeros_like(remaining), remaining)
@@ -124,10 +125,7 @@ def weight_and_update(
         state = jax.lax.fori_loop(0, num, lambda i, s: update(i, s, own[1 + i], is_new), state)
         state = state._replace(acceptance=state.acceptance / jnp.where(is_new, 1, num))
         state = jax.lax.cond(
-            is_last,
-            lambda state: state,
-            lambda state: weigh(own[0], state, num_done),
-            state,
+            is_last, lambda state: state, lambda state: weigh(own[0], state, num_done), state
         )
         return num_done + 1, state, is_last
 

@@ -178,7 +178,7 @@ class Run:
                 f"the checkpoint at iteration {self._last} could not be written to "
                 f"{str(self._checkpoints.folder)!r} ({type(error).__name__}: {error}). The fit "
                 "continues, and the next checkpoint will be attempted.",
-                stacklevel=6,
+                stacklevel=7,  # the caller of `fit`
             )
 
 
@@ -285,7 +285,7 @@ def _newest(
             warnings.warn(
                 f"the checkpoints at iterations {list(damaged)} in {where} cannot be read "
                 f"({list(damaged.values())[0]}): going on from iteration {iteration}.",
-                stacklevel=4,
+                stacklevel=5 if writing else 4,  # the caller of `fit`, or of `latest`
             )
         # Readers leave the folder alone; a writer will save these iterations again.
         for broken in damaged if writing else ():

@@ -1,5 +1,6 @@
 """The reverse chain of the model."""
 
+import dataclasses
 from typing import final
 
 from jaxtyping import Array, Float
@@ -26,14 +27,7 @@ class ModelChain(AbstractChain):
         return 0  # the estimates are those of the twist
 
     def select(self, twisted: Twisted) -> Twisted:
-        return Twisted(
-            twisted.log_value,
-            twisted.estimates,
-            twisted.guided,
-            twisted.tilts,
-            None,
-            is_joint=twisted.is_joint,
-        )
+        return dataclasses.replace(twisted, linear=None)
 
     def step(
         self, key: Array, target: Target, particle: Particle, level: Level
