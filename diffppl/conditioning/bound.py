@@ -14,6 +14,7 @@ Latent sites are represented by unconstrained coordinates u. The transformation 
 site, during the execution, so the support of a site may depend on any other.
 """
 
+import functools
 from typing import Any, final
 
 import equinox as eqx
@@ -57,10 +58,8 @@ class BoundProgram(eqx.Module):
         data: Values | None = None,
     ) -> None:
         check_program(program)
-        self.traces, self.inputs = traced(
-            lambda arguments: (trace_program(program, arguments), arguments.inputs),
-            Arguments(args, kwargs or {}, data or {}),
-        )
+        arguments = Arguments(args, kwargs or {}, data or {})
+        self.traces, self.inputs = traced(functools.partial(trace_program, program), arguments)
         self.noiseless = _find_noiseless(self.traces, self.inputs)
 
     @property

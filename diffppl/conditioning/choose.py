@@ -3,12 +3,12 @@
 import math
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .compilation import jit_quickly
 from .method import AbstractMethod
 from .program import Values
 from .rejuvenation import can_update_latents
@@ -87,7 +87,7 @@ _FOR_COUPLED_STATES = (
 )
 
 
-@eqx.filter_jit
+@jit_quickly(optimization_level=0)
 def _coupling(key: Array, target: Target) -> Float[Array, ""]:
     """Return the largest additivity error of log r over pairs of random states, in nats.
 

@@ -20,7 +20,14 @@ from .. import linalg
 from .moments import Observations
 from .program import Values
 from .target import Target
-from .twists.normal import MAX_DENSE, conjugate_gradients, log_density, rounding_variance
+from .twists.normal import (
+    MAX_DENSE,
+    conjugate_gradients,
+    log_density,
+    rounding_variance,
+    square_root,
+    whitened,
+)
 
 
 @final
@@ -87,7 +94,7 @@ class ConditionedNormal(eqx.Module):
         if 0 < observed.value.size <= MAX_DENSE:
             jacobian = jax.jacrev(lambda flat: observations(flat).mean)(self.mean)
             residual = observed.value - observed.mean - jacobian @ self.shift
-            self.linear = _Linear(jacobian, residual, observed.covariance.as_matrix(), free)
+            self.linear = _Linear(jacobian, residual, observed.covariance, free)
         elif observed.value.size:
             # c + V H' (H V H' + R)^{-1} (y - h(m) - H c), by products with H = dh/dx_0.
             _, jvp = jax.linearize(lambda flat: observations(flat).mean, self.mean)
@@ -131,18 +138,22 @@ class _Linear(eqx.Module):
 
     jacobian: Float[Array, "m d"]
     residual: Float[Array, " m"]
-    noise_factor: Float[Array, "m m"]
+    noise_root: lx.AbstractLinearOperator
     factor: Float[Array, "m m"]
 
-    def __init__(self, jacobian: Array, residual: Array, noise: Array, free: Array) -> None:
+    def __init__(
+        self, jacobian: Array, residual: Array, noise: lx.AbstractLinearOperator, free: Array
+    ) -> None:
         signal = (jacobian * free) @ jacobian.T
-        noise = noise + rounding_variance(signal)  # redundant observations may be nearly singular
+        rounding = rounding_variance(signal)  # redundant observations may be nearly singular
         self.jacobian, self.residual = jacobian, residual
-        self.noise_factor, self.factor = linalg.cholesky(noise), linalg.cholesky(signal + noise)
+        self.noise_root = square_root(noise, rounding)
+        total = signal + noise.as_matrix() + rounding * jnp.eye(len(signal))
+        self.factor = linalg.cholesky(total)
 
     def correction(self, key: Array, step: Array, free: Array) -> Float[Array, " d"]:
         """Return the correction that conditions a draw of the step, by Matheron's rule."""
-        noise = self.noise_factor @ jax.random.normal(key, self.residual.shape, step.dtype)
+        noise = self.noise_root.mv(jax.random.normal(key, self.residual.shape, step.dtype))
         simulated = self.jacobian @ step + noise
         solved = linalg.cholesky_solve(self.factor, self.residual - simulated)
         return free * (self.jacobian.T @ solved)
@@ -151,8 +162,8 @@ class _Linear(eqx.Module):
         """Return the log marginal density of the residual less its log-density at a step."""
         error = self.residual - self.jacobian @ step
         white = linalg.solve_triangular(self.factor, self.residual)
-        white_error = linalg.solve_triangular(self.noise_factor, error)
-        return log_density(white, self.factor) - log_density(white_error, self.noise_factor)
+        log_error = log_density(whitened(self.noise_root, error), lx.diagonal(self.noise_root))
+        return log_density(white, jnp.diagonal(self.factor)) - log_error
 
 
 def draw_conditioned(
@@ -184,10 +195,7 @@ def draw_conditioned(
         _, jvp = jax.linearize(lambda flat: observe(flat).mean, flat)
         vjp = jax.linear_transpose(jvp, flat)
         error = jax.random.normal(key_y, observed.value.shape, flat.dtype)
-        if isinstance(observed.covariance, lx.DiagonalLinearOperator):
-            error = jnp.sqrt(lx.diagonal(observed.covariance)) * error
-        else:
-            error = linalg.cholesky(observed.covariance.as_matrix()) @ error
+        error = square_root(observed.covariance).mv(error)
         solved = conjugate_gradients(
             lambda v: jvp(free * vjp(v)[0]) + observed.covariance.mv(v),
             observed.value - observed.mean - jvp(step) - error,

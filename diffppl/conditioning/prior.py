@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .arguments import Arguments, traced
+from .compilation import jit_quickly
 from .program import Program, Values, execute, is_observed
 from .traced import Traced
 
@@ -35,6 +35,6 @@ def draw_prior(
     return _draw(jax.random.split(key, num), draw, inputs)
 
 
-@eqx.filter_jit
+@jit_quickly(optimization_level=0)
 def _draw(keys: Array, draw: Traced, inputs: PyTree) -> Values:
     return jax.vmap(lambda key: draw(key, inputs))(keys)

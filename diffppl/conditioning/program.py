@@ -63,7 +63,14 @@ def execute(
         handlers.trace() as trace,
         _FillSites(fill, key=key, predict=predict),
     ):
-        program(*args, **kwargs)
+        try:
+            program(*args, **kwargs)
+        except ValueError as error:
+            if "invalid scale parameter" not in str(error):
+                raise
+            raise ValueError(
+                f"{error} Use numpyro.distributions.Delta(x[rows]) to observe without noise."
+            ) from error
     return trace
 
 

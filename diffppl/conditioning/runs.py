@@ -17,6 +17,7 @@ from jaxtyping import Array, Int, PyTree
 from tqdm.auto import tqdm
 
 from ..model.inputs import residual_signal
+from .compilation import jit_quickly
 from .diagnostics import Fault, root_mean_square, tail_indices
 from .keys import ChainKeys, chain_keys
 from .method import AbstractMethod, Draws, iterate
@@ -136,7 +137,7 @@ def _next_chunk(length: int, seconds: float) -> int:
     return max(1, min(2 * length, round(length * _CHUNK_SECONDS / max(seconds, 1e-9))))
 
 
-@eqx.filter_jit
+@jit_quickly(optimization_level=0)
 def _chain_keys(
     key: Array, num_chains: int, chain: Int[Array, ""], phases: tuple[int, ...]
 ) -> ChainKeys:
@@ -149,7 +150,7 @@ def _stack(chains: list[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jax.device_put(np.stack(leaves)), *chains)
 
 
-@eqx.filter_jit
+@jit_quickly(optimization_level=0)
 def _init(key: Array, target: Target, method: AbstractMethod, num_samples: int) -> PyTree:
     return _strongly_typed(method.init(key, target, num_samples))
 
@@ -167,7 +168,7 @@ def _advance(
     return iterate(key, target, method, state, phase, start, stop)
 
 
-@eqx.filter_jit
+@jit_quickly(optimization_level=1)
 def _end(
     key: Array, target: Target, method: AbstractMethod, state: PyTree, phase: int, num_samples: int
 ) -> PyTree:
@@ -179,7 +180,7 @@ def _strongly_typed(state: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), state)
 
 
-@eqx.filter_jit
+@jit_quickly(optimization_level=0)
 def _report(
     key: Array, target: Target, method: AbstractMethod, draws: Draws, num_samples: int
 ) -> Report:
@@ -203,7 +204,7 @@ def _report(
 # Functions of the draws ---------------------------------------------------------------------------
 
 
-@eqx.filter_jit
+@jit_quickly(optimization_level=0)
 def predict(key: Array, target: Target, x_0: Values, latents: Array) -> Values:
     """Draw every observed site once for each posterior draw, shape `(chains, draws, ...)`."""
     keys = jax.random.split(key, latents.shape[:2])
@@ -214,7 +215,7 @@ def predict(key: Array, target: Target, x_0: Values, latents: Array) -> Values:
     return jax.vmap(jax.vmap(draw))(keys, x_0, latents)
 
 
-@eqx.filter_jit
+@jit_quickly(optimization_level=0)
 def log_likelihoods(target: Target, x_0: Values, latents: Array) -> Values:
     """Return log-densities of observations at each posterior draw, except Deltas and factors."""
     structure, factors = target.structure, target.bound.traces.factors

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..model import DiffusionModel, respaced
 from .bound import BoundProgram
+from .compilation import jit_quickly
 from .keys import split
 from .moments import Moments, Observations, concatenate_moments
 from .program import Values
@@ -160,8 +161,7 @@ class Target(eqx.Module):
 
     def observed_entries(self) -> dict[str, tuple[Bool[Array, "..."], Array]]:
         """Return masks and values (model units, 0 elsewhere) of noiselessly observed entries."""
-        known = self.bound.observed_entries()
-        if not known:
+        if not (known := self.bound.observed_entries()):
             return {name: (jnp.zeros(x.shape, bool), x) for name, x in self.bound.origin().items()}
         return {
             name: (mask, jnp.where(mask, self.models[name].to_model(value), 0))
@@ -287,7 +287,7 @@ class Target(eqx.Module):
         return Moments(value, mean, jnp.where(without, 1.0, variance), constant)
 
 
-@eqx.filter_jit
+@jit_quickly(optimization_level=0)
 def _networks_at_origin(bound: BoundProgram) -> Networks:
     latents = {name: jnp.zeros(shape) for name, shape in bound.traces.latents.items()}
     evaluation = bound.evaluate(bound.origin(), latents)

@@ -86,19 +86,8 @@ class Traces(NamedTuple):
     predict: Traced
 
 
-def trace_program(program: Program, arguments: Arguments) -> Traces:
-    """Trace a program by four executions on abstract values."""
-    try:
-        return _trace_program(program, arguments)
-    except ValueError as error:
-        if "invalid scale parameter" in str(error):
-            raise ValueError(
-                f"{error} Use numpyro.distributions.Delta(x[rows]) to observe without noise."
-            ) from error
-        raise
-
-
-def _trace_program(program: Program, arguments: Arguments) -> Traces:
+def trace_program(program: Program, arguments: Arguments) -> tuple[Traces, PyTree]:
+    """Trace a program by four executions on abstract values; also return `arguments.inputs`."""
     tracer, key = _Tracer(program, arguments), jax.random.key(0)
     inputs = arguments.inputs
     prior = Traced(tracer.prior, key, inputs)
@@ -121,7 +110,7 @@ def _trace_program(program: Program, arguments: Arguments) -> Traces:
         _unnamed(key), _unnamed(inputs), _named(x_0), _named(u), _unnamed(known)
     )
     structure = find_structure(roles, {name: x.shape for name, x in x_0.items()}, provenance.models)
-    return Traces(
+    traces = Traces(
         structure,
         tuple(tracer.labels),
         tracer.factors,
@@ -134,6 +123,7 @@ def _trace_program(program: Program, arguments: Arguments) -> Traces:
         density,
         predict,
     )
+    return traces, inputs
 
 
 def _named(values: Values) -> dict[str, frozenset[str]]:
@@ -162,9 +152,6 @@ class _Tracer:
         self.scored: tuple[str, ...] = ()
         self.returned: tuple[str, ...] = ()
 
-    def execute(self, key: Array, inputs: PyTree, fill: Fill, *, predict: bool = False) -> Trace:
-        return execute(key, self.program, self.arguments, inputs, fill, predict=predict)
-
     def prior(self, key: Array, inputs: PyTree) -> dict[str, tuple[Array, Array]]:
         """Draw the open sites except diffusion sites, unconstrained, with their log-densities."""
 
@@ -176,7 +163,7 @@ class _Tracer:
             return found.model.to_user(jnp.zeros(site_shape(site), dtype))
 
         drawn = {}
-        for name, site in self.execute(key, inputs, fill).items():
+        for name, site in execute(key, self.program, self.arguments, inputs, fill).items():
             if not is_open(site):
                 continue
             self.shapes[name] = jax.ShapeDtypeStruct(site["value"].shape, site["value"].dtype)
@@ -196,7 +183,7 @@ class _Tracer:
         def fill(site: Site) -> Array:
             return _at_index(site, values[site["name"]])
 
-        self.trace = self.execute(jax.random.key(0), inputs, fill)
+        self.trace = execute(jax.random.key(0), self.program, self.arguments, inputs, fill)
         observed = {name: site for name, site in self.trace.items() if is_observed(site)}
         return {
             "on": dependences(self.trace),
@@ -215,7 +202,7 @@ class _Tracer:
         log_dets: Values = {}
         found: dict[str, DiffusionDistribution] = {}
         fill = self._fill_values(x_0, latents, known, found, log_dets)
-        trace = self.execute(key, inputs, fill)
+        trace = execute(key, self.program, self.arguments, inputs, fill)
         # `_fill_values` adds a factor with the log-determinant of each latent in a NumPyro loop.
         loops = [name for name in trace if name not in self.trace and is_observed(trace[name])]
         log_densities = {name: log_density(trace[name]) for name in [*self.scored, *loops]}
@@ -248,7 +235,7 @@ class _Tracer:
         """Draw the observed sites."""
         key, key_loops = jax.random.split(key)
         fill = self._fill_values(x_0, latents, known, {}, {})
-        trace = self.execute(key, inputs, fill, predict=True)
+        trace = execute(key, self.program, self.arguments, inputs, fill, predict=True)
         drawn = {}
         for number, name in enumerate(self.observed):
             site = trace[name]

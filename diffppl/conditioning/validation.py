@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
 from .bound import BoundProgram, locations
+from .compilation import jit_quickly
 from .keys import split
 from .noiseless import num_entries, split_entries
 from .program import Program, Values
@@ -51,7 +51,7 @@ def check_observations(bound: BoundProgram) -> None:
             )
 
 
-@eqx.filter_jit
+@jit_quickly(optimization_level=0)
 def _inspect(key: Array, bound: BoundProgram) -> dict[str, PyTree]:
     """Compute all checked quantities in one compiled call."""
     structure, traces = bound.structure, bound.traces

@@ -5,6 +5,7 @@ from typing import final
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
@@ -16,7 +17,7 @@ from ..program import Values
 from ..target import Level, Target
 from ..twists import AbstractTwist, Twisted
 from ..twists.base import flat_like, tweedie_factor
-from ..twists.normal import MAX_DENSE, log_density, rounding_variance
+from ..twists.normal import MAX_DENSE, log_density, rounding_variance, square_root, whitened
 from .base import AbstractChain, Particle
 
 _MAX_EXPLAINED = 0.98
@@ -130,15 +131,15 @@ class CovarianceMatched(AbstractChain):
         cross = jax.vmap(transposed)(jacobian)
         # Noiseless entries, which come last, have variance 0 and must be matched exactly; those
         # without effect have residual 0 and variance 1, and their constant is removed below.
-        noisy = observe(mean, noiseless=())
-        first = slice(noisy.value.size)
-        noise = noisy.covariance.as_matrix() + rounding_variance(cross @ cross.T)[first, first]
-        without = target.is_ignored(names)
-        noise = jax.scipy.linalg.block_diag(noise, jnp.diag(jnp.where(without, 1.0, 0.0)))
-        residual, noise_factor = observed.value - observed.mean, _semidefinite_root(noise)
+        noisy, without = observe(mean, noiseless=()), target.is_ignored(names)
+        rounding = rounding_variance(cross @ cross.T)
+        root = square_root(noisy.covariance, rounding)
+        ignored = jnp.diag(jnp.where(without, 1.0, 0.0))
+        noise_factor = jax.scipy.linalg.block_diag(root.as_matrix(), ignored)
+        residual = observed.value - observed.mean
         white, log_det = (residual, cross, noise_factor), jnp.zeros(())
         if residual.size:
-            factor = linalg.cholesky(cross @ cross.T + noise)
+            factor = linalg.cholesky(cross @ cross.T + noise_factor @ noise_factor.T)
             columns = jnp.column_stack([residual, cross, noise_factor])
             solved = linalg.solve_triangular(factor, columns)
             white = solved[:, 0], solved[:, 1 : 1 + len(mean)], solved[:, 1 + len(mean) :]
@@ -147,9 +148,8 @@ class CovarianceMatched(AbstractChain):
         num_free = residual.size - jnp.sum(without)
         log_ratio -= 0.5 * (log_det + jnp.log(2 * jnp.pi) * num_free)
         if noisy.value.size:
-            noise_factor = noise_factor[first, first]
-            white = linalg.solve_triangular(noise_factor, (residual - cross @ z)[first])
-            log_ratio -= log_density(white, noise_factor)
+            error = (residual - cross @ z)[: noisy.value.size]
+            log_ratio -= log_density(whitened(root, error), lx.diagonal(root))
         x_0 = unravel(mean + step.scale * (z + step.grow * jvp(z)))
         return target.clamp(x_0), log_ratio
 
@@ -211,10 +211,3 @@ def _draw_conditioned(
         log_normaliser = -0.5 * (centred @ centred)
         e = e + cross.T @ (centred - cross @ e - noise_factor @ error)
     return u + e, log_normaliser - jnp.sum(u * (0.5 * u + e))
-
-
-def _semidefinite_root(covariance: Float[Array, "m m"]) -> Float[Array, "m m"]:
-    """Return a square root of a covariance that may have rows of zeros."""
-    variance = jnp.diagonal(covariance)
-    empty = jnp.diag(jnp.where(variance > 0, 0.0, 1.0))
-    return linalg.cholesky(covariance + empty) * (variance > 0)[:, None]

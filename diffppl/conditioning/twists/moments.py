@@ -118,11 +118,11 @@ class MomentMatching(AbstractTwist):
             else:
                 jacobian_t = None
                 projected = jax.vmap(times_covariance)(jacobian) @ jacobian.T
-            noise = observations.covariance.as_matrix()
-            total = projected + rounding_variance(projected) + noise
+            rounding = rounding_variance(projected) * jnp.eye(residual.size)
+            total = projected + rounding + observations.covariance.as_matrix()
             factor = linalg.cholesky(total)
             white = linalg.solve_triangular(factor, residual)
-            value = log_density(white, factor)
+            value = log_density(white, jnp.diagonal(factor))
             solved = linalg.solve_triangular(factor, white, transpose=True)
             if jacobian_t is None:
                 score = denoised.pull_back(jacobian.T @ solved)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 from jaxtyping import Array, Float
 
 from ... import linalg
@@ -15,19 +16,36 @@ _MAX_ITERATIONS = 30
 _TOLERANCE = 1e-5  # on the norm of the residual, relative to that of the vector
 
 
-def rounding_variance(covariance: Float[Array, "m m"]) -> Float[Array, "m m"]:
-    """Return a multiple of the identity that keeps `covariance` plus small noise positive definite.
+def rounding_variance(covariance: Float[Array, "m m"]) -> Float[Array, ""]:
+    """Return a variance that keeps `covariance` plus small noise positive definite.
 
     Without it the solution for nearly noiseless observations of the same number is arbitrary. It is
     only used in proposals and twists, and so changes no target.
     """
     largest = jnp.max(jnp.diagonal(covariance), initial=0.0)
-    return 100 * jnp.finfo(covariance.dtype).eps * largest * jnp.eye(len(covariance))
+    return 100 * float(jnp.finfo(covariance.dtype).eps) * largest
 
 
-def log_density(white: Float[Array, " m"], factor: Float[Array, "m m"]) -> Float[Array, ""]:
-    """Return log N(L white; 0, L L') in nats, from the lower Cholesky factor L."""
-    return -0.5 * (white @ white + linalg.log_det(factor) + white.size * jnp.log(2 * jnp.pi))
+def square_root(
+    covariance: lx.AbstractLinearOperator, variance: Float[Array, ""] | float = 0.0
+) -> lx.AbstractLinearOperator:
+    """Return a lower triangular M with M M' = covariance + variance I; diagonal if that is."""
+    if isinstance(covariance, lx.DiagonalLinearOperator):
+        return lx.DiagonalLinearOperator(jnp.sqrt(lx.diagonal(covariance) + variance))
+    matrix = covariance.as_matrix() + variance * jnp.eye(covariance.out_size())
+    return lx.MatrixLinearOperator(linalg.cholesky(matrix), lx.lower_triangular_tag)
+
+
+def whitened(root: lx.AbstractLinearOperator, vector: Float[Array, " m"]) -> Float[Array, " m"]:
+    """Return M^{-1} vector for a result M of `square_root`."""
+    if isinstance(root, lx.DiagonalLinearOperator):
+        return vector / lx.diagonal(root)
+    return linalg.solve_triangular(root.as_matrix(), vector)
+
+
+def log_density(white: Float[Array, " m"], diagonal: Float[Array, " m"]) -> Float[Array, ""]:
+    """Return log N(L white; 0, L L') in nats, from the diagonal of the lower triangular L."""
+    return -0.5 * (white @ white + white.size * jnp.log(2 * jnp.pi)) - jnp.sum(jnp.log(diagonal))
 
 
 def conjugate_gradients(
