@@ -231,8 +231,7 @@ def dense_digits(
         loss=dp.losses.SimpleLoss(),
         optimizer=dp.default_optimizer(iterations, learning_rate=2e-3),
     )
-    sampler = dp.samplers.Ancestral(num_steps=kept)
-    drawn = np.asarray(dp.sample(jax.random.key(3), model, (num,), sampler=sampler))
+    drawn = np.asarray(dp.sample(jax.random.key(3), model, (num,), num_steps=kept))
     pixels = np.clip(directions.inverse_transform(drawn), 0, 1)
     return pixels.reshape(num, *train.shape[1:]), model, seconds, iterations
 
