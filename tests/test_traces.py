@@ -22,7 +22,7 @@ from diffppl.conditioning.method import iterate
 
 from .registry import METHODS
 
-SCHEDULE = dp.schedules.Cosine(6)
+SCHEDULE = dp.schedules.cosine(6)
 
 
 class Counter:
