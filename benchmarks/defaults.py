@@ -28,7 +28,7 @@ STEPS = 100  # length of the chains for tabular data
 def network(num_columns: int, num_steps: int) -> dp.DiffusionModel:
     """Return a model with a dense network and all defaults."""
     return dp.DiffusionModel(
-        process=dp.GaussianDiffusion(dp.schedules.LogSNRLinear(num_steps)),
+        process=dp.GaussianDiffusion(dp.schedules.log_snr_linear(num_steps)),
         network=dp.networks.MLP((num_columns,), key=jax.random.key(0)),
         event_shape=(num_columns,),
     )
@@ -36,7 +36,7 @@ def network(num_columns: int, num_steps: int) -> dp.DiffusionModel:
 
 def exact(num_steps: int) -> dp.DiffusionModel:
     """Return N(0, 1) with its analytic denoiser, exact up to the discretisation of the chain."""
-    schedule = dp.schedules.LogSNRLinear(num_steps)
+    schedule = dp.schedules.log_snr_linear(num_steps)
     known = dp.denoisers.Gaussian(schedule, np.zeros(1), 1.0)
     return dp.DiffusionModel(dp.GaussianDiffusion(schedule), known, (1,), scaling=dp.Scaling())
 

@@ -65,7 +65,7 @@ class NoInformation(eqx.Module):
 def energies(rng: np.random.Generator, prior: str, size: int, num: int) -> Iterator[Problem]:
     """Yield problems with evidence sum_b p(b) exp(b' J b / 2 + h' b), over spins b in {-1, 1}^N."""
     states = np.array(list(itertools.product([0, 1], repeat=size)))
-    schedule = dp.schedules.Reciprocal(NUM_STEPS)
+    schedule = dp.schedules.reciprocal(NUM_STEPS)
     weights = np.exp(1.5 * rng.normal(size=len(states)) * (prior == "table"))
     weights /= weights.sum()
     process: Any = dp.BernoulliDiffusion(schedule)
@@ -111,7 +111,7 @@ def mixtures(
     rng: np.random.Generator, observed: int, num: int, num_steps: int = NUM_STEPS
 ) -> Iterator[Problem]:
     """Yield problems with `observed` of 64 coordinates observed with noise 0.1 to 1."""
-    schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.02, 100.0))
+    schedule = dp.schedules.log_snr_linear(num_steps, noise_to_signal=(0.02, 100.0))
     means = rng.normal(size=(COMPONENTS, DIMENSIONS))
     weights = rng.dirichlet(np.ones(COMPONENTS))
     network = dp.denoisers.GaussianMixture(schedule, weights, means, np.full(COMPONENTS, VARIANCE))

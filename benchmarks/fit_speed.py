@@ -26,7 +26,7 @@ def main(dim: int, width: int, depth: int, num_steps: int, batch_size: int, roun
     key = jax.random.key(0)
     data = dp.data.InMemory(np.random.default_rng(0).standard_normal((10_000, dim)))
     model = dp.DiffusionModel(
-        process=dp.GaussianDiffusion(dp.schedules.Cosine(num_steps)),
+        process=dp.GaussianDiffusion(dp.schedules.cosine(num_steps)),
         network=dp.networks.MLP((dim,), width, depth, key=key),
         event_shape=(dim,),
     )

@@ -36,7 +36,7 @@ def library(data: np.ndarray, channels: tuple[int, ...], num_steps: int, batch_s
     event_shape = data.shape[1:]
     key = jax.random.key(0)
     model = dp.DiffusionModel(
-        process=dp.GaussianDiffusion(dp.schedules.Cosine(num_steps)),
+        process=dp.GaussianDiffusion(dp.schedules.cosine(num_steps)),
         network=dp.networks.UNet(event_shape, channels, num_heads=NUM_HEADS, key=key),
         event_shape=event_shape,
         scaling=dp.Scaling(0.0, 1.0),
@@ -55,7 +55,7 @@ def library(data: np.ndarray, channels: tuple[int, ...], num_steps: int, batch_s
 
 
 def plain(data: np.ndarray, channels: tuple[int, ...], num_steps: int, batch_size: int) -> Pair:
-    alpha_bar = jnp.asarray(dp.schedules.Cosine(num_steps).alpha_bar())
+    alpha_bar = jnp.asarray(dp.schedules.cosine(num_steps).alpha_bar())
     network = PlainUNet(channels, NUM_HEADS, jax.random.key(0))
     optimizer, images = optax.adam(1e-3), jnp.asarray(data, dtype=jnp.float32)
 
@@ -109,7 +109,7 @@ def in_torch(data: np.ndarray, channels: tuple[int, ...], num_steps: int, batch_
     from plain.torch_unet import PlainUNet
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    alpha_bar = torch.tensor(np.asarray(dp.schedules.Cosine(num_steps).alpha_bar()))
+    alpha_bar = torch.tensor(np.asarray(dp.schedules.cosine(num_steps).alpha_bar()))
     network, images = PlainUNet(channels, NUM_HEADS), torch.tensor(data, dtype=torch.float32)
 
     def train(num: int) -> None:

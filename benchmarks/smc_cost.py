@@ -36,7 +36,7 @@ def main() -> None:
     width, steps, particles, repeats = (16, 5, 20, 1) if args.tiny else (256, 100, 1_000, 7)
 
     model = dp.DiffusionModel(
-        process=dp.GaussianDiffusion(dp.schedules.LogSNRLinear(steps)),
+        process=dp.GaussianDiffusion(dp.schedules.log_snr_linear(steps)),
         network=dp.networks.MLP(event_shape=(8, 8), width=width, key=jax.random.key(0)),
         event_shape=(8, 8),
     )

@@ -12,9 +12,9 @@ follow without loss of precision at either end:
 
 All are indexed by `t = 0..T`; `t = 0` is the data (`log_snr` is infinite, `beta` is 0).
 
-To add a schedule, subclass `AbstractSchedule`, mark it `typing.final`, implement `num_steps` and
-`log_snr()`, and add a row to the tests' registry. What does not belong here: the kind of noise.
-Schedules are shared by all processes, continuous and discrete.
+To add a schedule, write a function that returns a `Schedule`, or a final subclass of
+`AbstractSchedule` if its levels are not fixed, and add a row to the tests' registry. What does not
+belong here: the kind of noise. Schedules are shared by all processes, continuous and discrete.
 
 References:
     Sohl-Dickstein et al. 2015, section 2.4.1 (reciprocal and learned rates).
@@ -23,7 +23,8 @@ References:
 
 import abc
 import math
-from typing import final
+import warnings
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -32,8 +33,19 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
-from .checks.arguments import check_float, check_pair, check_size
+from .checks.arguments import check_float, check_instance, check_pair, check_size
 from .checks.arrays import as_numbers
+
+__all__ = [
+    "AbstractSchedule",
+    "Learned",
+    "Schedule",
+    "cosine",
+    "linear",
+    "log_snr_linear",
+    "reciprocal",
+    "sohl_dickstein",
+]
 
 
 class AbstractSchedule(eqx.Module):
@@ -80,93 +92,71 @@ class AbstractSchedule(eqx.Module):
         kept = np.linspace(1, self.num_steps, num_steps).round().astype(np.int32)
         return np.concatenate([np.zeros(1, np.int32), kept])
 
-    def respace(self, num_steps: int) -> "AbstractSchedule":
+    def respace(self, num_steps: int) -> "Schedule":
         """Return the schedule of `num_steps` of the noise levels (see `times`)."""
-        return FromLogSNR(self.log_snr()[self.times(num_steps)][1:])
+        return Schedule(self.log_snr()[self.times(num_steps)][1:])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(num_steps={self.num_steps})"
 
 
-def _table(log_snr: np.ndarray) -> Array:
-    """Check the levels t = 1..T, and prepend that of t = 0."""
-    check_levels(log_snr)
-    return jnp.asarray(np.concatenate([[np.inf], log_snr]), dtype=float)
-
-
-def check_levels(log_snr: np.ndarray) -> None:
-    """Raise a ValueError for levels t = 1..T that are out of range or do not decrease."""
-    info = jnp.finfo(jnp.result_type(float))
-    # Beyond it, sqrt(alpha_bar) and sqrt(1 - alpha_bar) differ by more than a factor of 1 / eps, so
-    # adding the smaller of signal and noise to the larger has no effect.
-    limit = -2 * math.log(info.eps)
-    levels = np.asarray(log_snr, info.dtype).astype(np.float64)
-    inside = np.abs(levels) <= limit
-    inside[-1] |= levels[-1] < 0  # the last level may have no signal at all
-    with np.errstate(invalid="ignore"):  # the difference of two infinities
-        falls = -np.diff(levels) > 8 * info.eps * np.maximum(np.abs(levels[:-1]), 1.0)
-    limits = f"lie between -{limit:.3g} and {limit:.3g} for {info.dtype}, or below at t = T alone"
-    for good, what in ((inside, limits), (falls, "fall at each step, by more than rounding")):
-        if not np.all(good):
-            t = int(np.argmin(good))
-            found = ", ".join(f"{level:.7g}" for level in levels[t : t + 2])
-            raise ValueError(f"log_snr must {what}. From t = {t + 1} on it is {found}.")
-
-
-def _from_beta(beta: np.ndarray) -> Array:
-    """Return the levels for beta_1..beta_T, computed from log alpha_bar in float64."""
-    log_alpha_bar = np.cumsum(np.log1p(-beta.astype(np.float64)))
-    return _table(log_alpha_bar - np.log(-np.expm1(log_alpha_bar)))
-
-
 @final
-class Linear(AbstractSchedule):
-    """Linear schedule of beta_t (Ho et al. 2020, section 4, there with T = 1000).
+class Schedule(AbstractSchedule):
+    """Fixed schedule, such as `cosine(num_steps)` or one of the other functions returns.
 
-    The defaults have the customary scaling by `1000 / num_steps`, so that short chains also end in
-    noise.
+    Args:
+        log_snr: log signal-to-noise ratios at t = 1..T: decreasing, -inf allowed at T.
     """
 
     num_steps: int = eqx.field(static=True)
     _log_snr: Array
 
-    def __init__(
-        self, num_steps: int, beta_start: float | None = None, beta_end: float | None = None
-    ) -> None:
-        self.num_steps = num_steps = check_size("num_steps", num_steps)
-        start = min(0.1 / num_steps, 0.5) if beta_start is None else beta_start
-        end = min(20.0 / num_steps, 0.999) if beta_end is None else beta_end
-        start = check_float("beta_start", start, 0.0, 1.0)
-        end = check_float("beta_end", end, 0.0, 1.0)
-        if start > end:
-            raise ValueError(f"beta_start={start:g} must not be more than beta_end={end:g}.")
-        self._log_snr = _from_beta(np.linspace(start, end, num_steps))
+    def __init__(self, log_snr: ArrayLike) -> None:
+        levels = as_numbers("log_snr", log_snr)
+        if levels.ndim != 1 or levels.size == 0:
+            raise ValueError(f"log_snr has shape {levels.shape}; it needs shape (num_steps,).")
+        is_traced = isinstance(levels, Tracer)
+        if not is_traced:
+            check_levels(np.asarray(levels))
+        self.num_steps = levels.size
+        concatenate = jnp.concatenate if is_traced else np.concatenate
+        self._log_snr = jnp.asarray(concatenate([np.full(1, np.inf), levels]), dtype=float)
 
     def log_snr(self) -> Array:
         return self._log_snr
 
 
-@final
-class Cosine(AbstractSchedule):
+def linear(
+    num_steps: int, beta_start: float | None = None, beta_end: float | None = None
+) -> Schedule:
+    """Linear schedule of beta_t (Ho et al. 2020, section 4, there with T = 1000).
+
+    The defaults have the customary scaling by `1000 / num_steps`, so that short chains also end in
+    noise.
+    """
+    num_steps = check_size("num_steps", num_steps)
+    start = min(0.1 / num_steps, 0.5) if beta_start is None else beta_start
+    end = min(20.0 / num_steps, 0.999) if beta_end is None else beta_end
+    start = check_float("beta_start", start, 0.0, 1.0)
+    end = check_float("beta_end", end, 0.0, 1.0)
+    if start > end:
+        raise ValueError(f"beta_start={start:g} must not be more than beta_end={end:g}.")
+    return _from_beta(np.linspace(start, end, num_steps))
+
+
+def cosine(num_steps: int, offset: float = 0.008, beta_max: float = 0.999) -> Schedule:
     """Squared-cosine schedule of alpha_bar_t (Nichol and Dhariwal 2021, equation 17)."""
-
-    num_steps: int = eqx.field(static=True)
-    _log_snr: Array
-
-    def __init__(self, num_steps: int, offset: float = 0.008, beta_max: float = 0.999) -> None:
-        self.num_steps = num_steps = check_size("num_steps", num_steps)
-        offset = check_float("offset", offset, 0.0, closed=True)
-        beta_max = check_float("beta_max", beta_max, 0.0, 1.0)
-        angle = (np.arange(num_steps + 1) / num_steps + offset) / (1 + offset) * np.pi / 2
-        log_cosine = 2 * np.log(np.cos(angle))
-        self._log_snr = _from_beta(np.minimum(-np.expm1(np.diff(log_cosine)), beta_max))
-
-    def log_snr(self) -> Array:
-        return self._log_snr
+    num_steps = check_size("num_steps", num_steps)
+    offset = check_float("offset", offset, 0.0, closed=True)
+    beta_max = check_float("beta_max", beta_max, 0.0, 1.0)
+    angle = (np.arange(num_steps + 1) / num_steps + offset) / (1 + offset) * np.pi / 2
+    log_cosine = 2 * np.log(np.cos(angle))
+    return _from_beta(np.minimum(-np.expm1(np.diff(log_cosine)), beta_max))
 
 
-@final
-class LogSNRLinear(AbstractSchedule):
+def log_snr_linear(
+    num_steps: int, noise_to_signal: tuple[float, float] = (0.01, 100.0)
+) -> Schedule:
     """Linear schedule of the log signal-to-noise ratio: noise levels in equal ratios.
 
     Args:
@@ -178,84 +168,41 @@ class LogSNRLinear(AbstractSchedule):
     References:
         Kingma et al. 2021, "Variational Diffusion Models", section 3.2.
     """
-
-    num_steps: int = eqx.field(static=True)
-    _log_snr: Array
-
-    def __init__(
-        self, num_steps: int, noise_to_signal: tuple[float, float] = (0.01, 100.0)
-    ) -> None:
-        self.num_steps = num_steps = check_size("num_steps", num_steps)
-        low, high = check_pair("noise_to_signal", noise_to_signal)
-        self._log_snr = _table(-2 * np.linspace(np.log(low), np.log(high), num_steps))
-
-    def log_snr(self) -> Array:
-        return self._log_snr
+    num_steps = check_size("num_steps", num_steps)
+    low, high = check_pair("noise_to_signal", noise_to_signal)
+    return Schedule(-2 * np.linspace(np.log(low), np.log(high), num_steps))
 
 
-@final
-class Reciprocal(AbstractSchedule):
+def reciprocal(num_steps: int) -> Schedule:
     """Reciprocal schedule beta_t = 1 / (T - t + 1): each step removes 1/T of the original signal.
 
     alpha_bar_t = (T - t) / T, so no signal is left after the last step (beta_T = 1 exactly). The
     paper's schedule for binary data (Sohl-Dickstein et al. 2015, section 2.4.1).
     """
-
-    num_steps: int = eqx.field(static=True)
-    _log_snr: Array
-
-    def __init__(self, num_steps: int) -> None:
-        self.num_steps = num_steps = check_size("num_steps", num_steps)
-        steps = np.arange(1, num_steps + 1)
-        with np.errstate(divide="ignore"):  # log 0 at t = T
-            log_snr = np.log((num_steps - steps) / steps)
-        self._log_snr = _table(log_snr)
-
-    def log_snr(self) -> Array:
-        return self._log_snr
+    num_steps = check_size("num_steps", num_steps)
+    steps = np.arange(1, num_steps + 1)
+    with np.errstate(divide="ignore"):  # log 0 at t = T
+        return Schedule(np.log((num_steps - steps) / steps))
 
 
-@final
-class SohlDickstein(AbstractSchedule):
+def sohl_dickstein(num_steps: int, beta_1: float = 1e-3) -> Schedule:
     """Fixed schedule of the public code of the 2015 paper (there with T = 1000).
 
     beta_t = floor_t + sigmoid(logit(1/linspace(T, 2, T)_t)) (1 - floor_t - 1e-5), with a floor
     of 1e-6, to which `beta_1` is added at t = 1.
     """
-
-    num_steps: int = eqx.field(static=True)
-    _log_snr: Array
-
-    def __init__(self, num_steps: int, beta_1: float = 1e-3) -> None:
-        self.num_steps = num_steps = check_size("num_steps", num_steps)
-        beta_1 = check_float("beta_1", beta_1, 0.0, 0.5, closed=(True, False))
-        floor = np.full(num_steps, 1e-6)
-        floor[0] += beta_1
-        baseline = 1 / np.linspace(num_steps, 2, num_steps)
-        self._log_snr = _from_beta(floor + baseline * (1 - floor - 1e-5))
-
-    def log_snr(self) -> Array:
-        return self._log_snr
+    num_steps = check_size("num_steps", num_steps)
+    beta_1 = check_float("beta_1", beta_1, 0.0, 0.5, closed=(True, False))
+    floor = np.full(num_steps, 1e-6)
+    floor[0] += beta_1
+    baseline = 1 / np.linspace(num_steps, 2, num_steps)
+    return _from_beta(floor + baseline * (1 - floor - 1e-5))
 
 
-@final
-class FromLogSNR(AbstractSchedule):
-    """Schedule of given log signal-to-noise ratios at t = 1..T: decreasing, -inf allowed at T."""
-
-    num_steps: int = eqx.field(static=True)
-    _log_snr: Array
-
-    def __init__(self, log_snr: ArrayLike) -> None:
-        levels = as_numbers("log_snr", log_snr)
-        if levels.ndim != 1 or levels.size == 0:
-            raise ValueError(f"log_snr has shape {levels.shape}; it needs shape (num_steps,).")
-        if not isinstance(levels, Tracer):
-            check_levels(np.asarray(levels))
-        self.num_steps = levels.size
-        self._log_snr = jnp.concatenate([jnp.full(1, jnp.inf), jnp.asarray(levels, dtype=float)])
-
-    def log_snr(self) -> Array:
-        return self._log_snr
+def _from_beta(beta: np.ndarray) -> Schedule:
+    """Return the schedule for beta_1..beta_T, computed from log alpha_bar in float64."""
+    log_alpha_bar = np.cumsum(np.log1p(-beta.astype(np.float64)))
+    return Schedule(log_alpha_bar - np.log(-np.expm1(log_alpha_bar)))
 
 
 @final
@@ -295,3 +242,51 @@ class Learned(AbstractSchedule):
         first = jax.lax.stop_gradient(self.log_snr_1)
         later = first - jnp.cumsum(jax.nn.softplus(self.raw_drops))
         return jnp.concatenate([jnp.full(1, jnp.inf), first[None], later])
+
+
+def check_schedule(schedule: object) -> None:
+    """Raise a TypeError unless the argument `schedule` is a schedule."""
+    remedy = ", such as schedules.cosine(num_steps=100)"
+    check_instance("schedule", schedule, AbstractSchedule, remedy=remedy)
+
+
+def check_levels(log_snr: np.ndarray) -> None:
+    """Raise a ValueError for levels t = 1..T that are out of range or do not decrease."""
+    info = jnp.finfo(jnp.result_type(float))
+    # Beyond it, sqrt(alpha_bar) and sqrt(1 - alpha_bar) differ by more than a factor of 1 / eps, so
+    # adding the smaller of signal and noise to the larger has no effect.
+    limit = -2 * math.log(info.eps)
+    levels = np.asarray(log_snr, info.dtype).astype(np.float64)
+    inside = np.abs(levels) <= limit
+    inside[-1] |= levels[-1] < 0  # the last level may have no signal at all
+    with np.errstate(invalid="ignore"):  # the difference of two infinities
+        falls = -np.diff(levels) > 8 * info.eps * np.maximum(np.abs(levels[:-1]), 1.0)
+    limits = f"lie between -{limit:.3g} and {limit:.3g} for {info.dtype}, or below at t = T alone"
+    for good, what in ((inside, limits), (falls, "fall at each step, by more than rounding")):
+        if not np.all(good):
+            t = int(np.argmin(good))
+            found = ", ".join(f"{level:.7g}" for level in levels[t : t + 2])
+            raise ValueError(f"log_snr must {what}. From t = {t + 1} on it is {found}.")
+
+
+# Until the next release: the classes that the functions replace.
+RENAMED = {
+    "Cosine": cosine,
+    "FromLogSNR": Schedule,
+    "Linear": linear,
+    "LogSNRLinear": log_snr_linear,
+    "Reciprocal": reciprocal,
+    "SohlDickstein": sohl_dickstein,
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.")
+    new = RENAMED[name]
+    warnings.warn(
+        f"schedules.{name} is now schedules.{new.__name__}; the next release drops the old name.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return new

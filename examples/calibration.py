@@ -40,7 +40,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     num_steps, particles, num = (6, 100, 20) if args.tiny else (50, 1_000, 500)
 
-    schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.03, 30.0))
+    schedule = dp.schedules.log_snr_linear(num_steps, noise_to_signal=(0.03, 30.0))
     denoiser = dp.denoisers.GaussianMixture(schedule, WEIGHTS, MEANS, VARIANCES)
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, event_shape=(2,))
 

@@ -54,7 +54,7 @@ def fit(images: np.ndarray, labels: np.ndarray, *, tiny: bool) -> dp.DiffusionMo
     network = dp.networks.MLP((8, 8), width, context_shape=(11,), key=jax.random.key(0))
     model = dp.DiffusionModel(
         process=dp.GaussianDiffusion(
-            dp.schedules.LogSNRLinear(20 if tiny else 100, noise_to_signal=(0.02, 60.0))
+            dp.schedules.log_snr_linear(20 if tiny else 100, noise_to_signal=(0.02, 60.0))
         ),
         network=dp.networks.OptionalContext(network, context_shape=(10,)),
         event_shape=(8, 8),

@@ -71,7 +71,7 @@ def main() -> None:
     exact = solve(prior, y, grid)
 
     # The analytic denoiser of the prior takes the place of a fitted network.
-    schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.03, 30.0))
+    schedule = dp.schedules.log_snr_linear(num_steps, noise_to_signal=(0.03, 30.0))
     denoiser = dp.denoisers.GaussianMixture(schedule, prior.weights, prior.means, TEXTURE**2)
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, event_shape=(SIZE,))
 

@@ -42,7 +42,7 @@ def make_priors() -> dict[str, Mixture]:
 
 
 def define(prior: Mixture, num_steps: int) -> dp.DiffusionModel:
-    schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.03, 30.0))
+    schedule = dp.schedules.log_snr_linear(num_steps, noise_to_signal=(0.03, 30.0))
     denoiser = dp.denoisers.GaussianMixture(schedule, *prior)
     return dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, event_shape=(SIZE,))
 

@@ -38,7 +38,7 @@ def main() -> None:
     num_steps, iterations, repeats = (50, 100, 2) if args.tiny else (2_000, 8_000, 500)
 
     # The base has the mean of the data; every step resamples 1/T of the sequence.
-    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(num_steps), rate=0.2)
+    process = dp.BernoulliDiffusion(dp.schedules.reciprocal(num_steps), rate=0.2)
     network = dp.networks.MLP((20,), width=64, depth=2, key=jax.random.key(0))
     result = dp.fit(
         jax.random.key(1),

@@ -52,7 +52,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     num_steps, particles = (20, 50) if args.tiny else (500, 600)
 
-    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(num_steps), rate=0.2)
+    process = dp.BernoulliDiffusion(dp.schedules.reciprocal(num_steps), rate=0.2)
     denoiser = dp.denoisers.Enumerated(process, STATES, PRIOR)
     model = dp.DiffusionModel(process, denoiser, event_shape=(SIZE,))
 

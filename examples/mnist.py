@@ -39,7 +39,7 @@ def fit(data: np.ndarray, output: pathlib.Path, *, tiny: bool) -> dp.DiffusionMo
     """Fit a network of four dense layers, with periodic checkpoints."""
     num_steps, width, iterations = (10, 16, 10) if tiny else (1_000, 512, 4_000)
     model = dp.DiffusionModel(
-        process=dp.GaussianDiffusion(dp.schedules.Cosine(num_steps)),
+        process=dp.GaussianDiffusion(dp.schedules.cosine(num_steps)),
         network=dp.networks.MLP(data.shape[1:], width, depth=4, key=jax.random.key(0)),
         event_shape=data.shape[1:],
         # A common scale for all components, so that the loss weights them by their variance.

@@ -74,7 +74,7 @@ def main() -> None:
 
     test, _ = ROLL.batch(jax.random.key(1), num_test)
     result = fit(dp.schedules.Learned(T, BETA_1, noise_to_signal=8.0), iterations)
-    fixed = fit(dp.schedules.Reciprocal(T), iterations).model
+    fixed = fit(dp.schedules.reciprocal(T), iterations).model
     model, schedule = result.model, result.model.process.schedule
     bound, other = (dp.elbo(jax.random.key(2), each, test) for each in (model, fixed))
     # Common random numbers (the same key) reduce the error of the difference.
@@ -111,7 +111,7 @@ def draw(result: dp.FitResult, bound: dp.Estimate, data: np.ndarray) -> plt.Figu
         axis.quiver(*x.T, *drift.T, color="#2f4b7c", width=0.005)
         axis.set(xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), aspect="equal", title=f"t = {t}")
     axes[2, 0].set_ylabel("drift of a reverse step")
-    schedules = {"learned": schedule, "1 / (T-t+1)": dp.schedules.Reciprocal(T)}
+    schedules = {"learned": schedule, "1 / (T-t+1)": dp.schedules.reciprocal(T)}
     dp.plots.schedule(schedules, ax=axes[0, 3])
     dp.plots.bound_terms(bound, ax=axes[1, 3])
     dp.plots.history(result.history, ax=axes[2, 3])

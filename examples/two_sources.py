@@ -55,7 +55,7 @@ def solve(priors: dict[str, Mixture], y: np.ndarray) -> tuple[Mixture, float]:
 
 
 def define(prior: Mixture, num_steps: int) -> dp.DiffusionModel:
-    schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.03, 30.0))
+    schedule = dp.schedules.log_snr_linear(num_steps, noise_to_signal=(0.03, 30.0))
     denoiser = dp.denoisers.GaussianMixture(schedule, prior.weights, prior.means, TEXTURE**2)
     return dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, event_shape=(SIZE,))
 

@@ -23,12 +23,12 @@ from . import oracles
 
 # num_steps -> schedule
 SCHEDULES: dict[str, Callable[[int], AbstractSchedule]] = {
-    "linear": dp.schedules.Linear,
-    "cosine": dp.schedules.Cosine,
-    "log-snr-linear": dp.schedules.LogSNRLinear,
-    "reciprocal": dp.schedules.Reciprocal,
-    "sohl-dickstein": dp.schedules.SohlDickstein,
-    "from-log-snr": lambda num_steps: dp.schedules.FromLogSNR(
+    "linear": dp.schedules.linear,
+    "cosine": dp.schedules.cosine,
+    "log-snr-linear": dp.schedules.log_snr_linear,
+    "reciprocal": dp.schedules.reciprocal,
+    "sohl-dickstein": dp.schedules.sohl_dickstein,
+    "from-log-snr": lambda num_steps: dp.schedules.Schedule(
         5.0 - 9.0 * np.linspace(1 / num_steps, 1, num_steps) ** 2
     ),
     "learned": lambda num_steps: dp.schedules.Learned(num_steps, beta_1=0.01),

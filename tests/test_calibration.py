@@ -25,7 +25,7 @@ from . import chain_oracles, oracles, statistics
 from .lower import lower_model
 from .marks import slow
 
-SCHEDULE = dp.schedules.LogSNRLinear(8, noise_to_signal=(0.3, 20.0))
+SCHEDULE = dp.schedules.log_snr_linear(8, noise_to_signal=(0.3, 20.0))
 MEAN, VARIANCE, SCALE = np.array([1.0, -2.0]), np.array([1.0, 0.3]), 0.7
 MODEL = lower_model(SCHEDULE, MEAN, VARIANCE, scaling=dp.Scaling(10.0, 3.0))
 NUM_STEPS = 3
@@ -250,7 +250,7 @@ def test_new_numbers_compile_nothing(right: dp.Calibration):
 
 # Discrete sites --------------------------------------------------------------------------------
 
-PROCESS = dp.BernoulliDiffusion(dp.schedules.Reciprocal(NUM_STEPS), rate=0.2)
+PROCESS = dp.BernoulliDiffusion(dp.schedules.reciprocal(NUM_STEPS), rate=0.2)
 STATES = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]])
 BITS = dp.DiffusionModel(
     PROCESS, dp.denoisers.Enumerated(PROCESS, STATES, np.array([0.4, 0.3, 0.2, 0.1])), (3,)

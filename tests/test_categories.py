@@ -29,7 +29,7 @@ TABLE = np.stack([FIRST, SECOND, (SECOND + (RNG.uniform(size=3_000) < 0.2)) % 3]
 
 
 def make_process(base: str, num_steps: int = 20) -> dp.CategoricalDiffusion:
-    return dp.CategoricalDiffusion(dp.schedules.Reciprocal(num_steps), COUNTS, BASES[base])
+    return dp.CategoricalDiffusion(dp.schedules.reciprocal(num_steps), COUNTS, BASES[base])
 
 
 def make_model(base: str) -> dp.DiffusionModel:
@@ -70,7 +70,7 @@ def test_a_fitted_table_has_only_categories_that_there_are(base: str, tmp_path: 
 @pytest.mark.parametrize("base", BASES)
 def test_importance_bounds_are_between_the_bound_and_the_likelihood(base: str):
     known = KNOWN[f"listed-{NAMES[base]}"]
-    model = known.model(dp.schedules.Reciprocal(5))
+    model = known.model(dp.schedules.reciprocal(5))
     process = model.process
     data, states = (oracles.all_states(n, 3) for n in (4, process.num_states))
     log_prob = oracles.discrete_model_log_prob(model, states, data)
@@ -138,7 +138,7 @@ def test_networks_and_events_must_suit_the_numbers():
 @pytest.mark.parametrize("base", BASES)
 def test_a_posterior_is_that_of_the_enumeration(base: str):
     known = KNOWN[f"listed-{NAMES[base]}"]
-    model = known.model(dp.schedules.Reciprocal(10))
+    model = known.model(dp.schedules.reciprocal(10))
     table = jnp.array([0.1, 1.5, 3.0, -1.0])
 
     def program(y: Any = None) -> None:

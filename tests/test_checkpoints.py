@@ -23,7 +23,7 @@ from diffppl.fitting.losses import AbstractLoss
 from diffppl.fitting.result import FitResult, NonFiniteLossError
 
 NUM_STEPS = 6
-SCHEDULE = dp.schedules.LogSNRLinear(NUM_STEPS, noise_to_signal=(0.1, 20.0))
+SCHEDULE = dp.schedules.log_snr_linear(NUM_STEPS, noise_to_signal=(0.1, 20.0))
 DATA = np.random.default_rng(0).normal(size=(500, 2)) * [3.0, 1.0] + [10.0, -4.0]
 KEY = jax.random.key(1)
 

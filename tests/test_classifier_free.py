@@ -21,7 +21,7 @@ from diffppl.samplers import ancestral
 from .oracles import linear_gaussian_posterior
 from .statistics import assert_mean, assert_moments, assert_within_standard_errors
 
-SCHEDULE = dp.schedules.LogSNRLinear(20, noise_to_signal=(0.05, 30.0))
+SCHEDULE = dp.schedules.log_snr_linear(20, noise_to_signal=(0.05, 30.0))
 WITHIN, MEAN, WHOLE = 0.4, -0.3, 1.1  # x_0 given c is N(c, WITHIN), x_0 is N(MEAN, WHOLE)
 CONTEXT = jnp.array([0.9])
 KEY = jax.random.key(0)
@@ -155,7 +155,7 @@ def flow(model: Any, x_T: Any, context: Any) -> Any:
 @pytest.mark.usefixtures("x64")
 def test_the_guided_flow_in_closed_form():
     """dz/du = ((1 + w) (z - c) / (v + u) - w (z - m) / (V + u)) / 2, z = x / a, u = (s / a)^2."""
-    schedule = dp.schedules.LogSNRLinear(200, noise_to_signal=(1e-3, 1e3))
+    schedule = dp.schedules.log_snr_linear(200, noise_to_signal=(1e-3, 1e3))
     model = exact_model(schedule)
     alpha_bar, noise = (
         np.asarray(x)[[1, -1]] for x in (schedule.alpha_bar(), schedule.one_minus_alpha_bar())
@@ -211,7 +211,7 @@ def two_classes(schedule: Any, *variance: Any) -> dp.DiffusionModel:
 
 @pytest.mark.usefixtures("x64")
 def test_the_guided_flow_of_two_classes_is_its_differential_equation():
-    schedule = dp.schedules.LogSNRLinear(200, noise_to_signal=(0.03, 30.0))
+    schedule = dp.schedules.log_snr_linear(200, noise_to_signal=(0.03, 30.0))
     model, starts, w = two_classes(schedule), np.array([-1.5, -0.2, 0.4, 1.1]), 2.0
     x_T, first = jnp.asarray(starts)[:, None], np.array([1.0, 0.0])
     guided, plain = (flow(dp.guided(model, v), x_T, jnp.asarray(first))[:, 0] for v in (w, 0.0))
@@ -240,7 +240,7 @@ def test_guided_bits_have_log_odds_that_are_combined():
         def __call__(self, x_t: Any, t: Any, context: Any) -> Any:
             return jnp.array([0.3, -0.4, 1.0]) if context is None else context
 
-    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(5), rate=0.2)
+    process = dp.BernoulliDiffusion(dp.schedules.reciprocal(5), rate=0.2)
     model = dp.DiffusionModel(process, LogOdds(), (3,), context_shape=(3,))
     log_odds, w = np.array([1.2, -0.1, -np.inf]), 1.5
     found = dp.guided(model, w).denoise(jnp.array([0, 1, 1]), 3, jnp.asarray(log_odds))

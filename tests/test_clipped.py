@@ -12,7 +12,7 @@ from .statistics import assert_mean
 
 KEY = jax.random.key(0)
 LOC, SCALE = 3.0, 2.0  # user units
-PROCESS = dp.GaussianDiffusion(dp.schedules.LogSNRLinear(30, noise_to_signal=(0.05, 8.0)))
+PROCESS = dp.GaussianDiffusion(dp.schedules.log_snr_linear(30, noise_to_signal=(0.05, 8.0)))
 
 
 def normal(scale: float = SCALE) -> dp.DiffusionModel:
@@ -77,7 +77,7 @@ def test_a_guided_model_may_be_clipped_and_stays_a_prior():
 
 def test_what_cannot_be_clipped_is_refused():
     bits = dp.DiffusionModel(
-        dp.BernoulliDiffusion(dp.schedules.Reciprocal(5)), dp.networks.MLP((2,), key=KEY), (2,)
+        dp.BernoulliDiffusion(dp.schedules.reciprocal(5)), dp.networks.MLP((2,), key=KEY), (2,)
     )
     with pytest.raises(ValueError, match=r"clipped is for real data.*BernoulliDiffusion"):
         dp.clipped(bits, 0, 1)

@@ -27,11 +27,11 @@ KEY = jax.random.key(0)
 
 
 def real_model() -> dp.DiffusionModel:
-    return registry.KNOWN["gaussian"].model(dp.schedules.LogSNRLinear(6))
+    return registry.KNOWN["gaussian"].model(dp.schedules.log_snr_linear(6))
 
 
 def bit_model() -> dp.DiffusionModel:
-    return registry.KNOWN["listed-bernoulli"].model(dp.schedules.Reciprocal(6))
+    return registry.KNOWN["listed-bernoulli"].model(dp.schedules.reciprocal(6))
 
 
 def real(y=None):
@@ -136,7 +136,7 @@ def test_observations_that_no_state_allows_have_no_evidence() -> None:
 
 
 def test_an_analytic_denoiser_leaves_the_inflation_of_a_network() -> None:
-    schedule, y = dp.schedules.LogSNRLinear(6), 0.9
+    schedule, y = dp.schedules.log_snr_linear(6), 0.9
     network = registry.NETWORKS["mlp"](KEY, (1,), (1,), 6)
     learned = dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (1,))
 

@@ -160,7 +160,7 @@ def test_the_papers_number_is_converted():
 
 
 def test_bits_of_a_bound_are_its_own():
-    schedule = dp.schedules.LogSNRLinear(5, noise_to_signal=(0.1, 20.0))
+    schedule = dp.schedules.log_snr_linear(5, noise_to_signal=(0.1, 20.0))
     denoiser = dp.denoisers.Gaussian(schedule, np.zeros(24), np.ones(24))
     scaling = dp.Scaling(100.0, 60.0)
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, (24,), scaling=scaling)
@@ -463,7 +463,7 @@ def test_cifar_is_read_from_its_files(tmp_path):
 # In a fit -----------------------------------------------------------------------------------------
 
 NUM_STEPS = 6
-SCHEDULE = dp.schedules.LogSNRLinear(NUM_STEPS, noise_to_signal=(0.1, 40.0))
+SCHEDULE = dp.schedules.log_snr_linear(NUM_STEPS, noise_to_signal=(0.1, 40.0))
 
 
 class SquareLoss(AbstractLoss):
@@ -492,7 +492,7 @@ def make_model(event_shape=(2,), context_shape=None):
 
 
 def make_bits(event_shape):
-    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(NUM_STEPS), rate=0.2)
+    process = dp.BernoulliDiffusion(dp.schedules.reciprocal(NUM_STEPS), rate=0.2)
     network = dp.networks.MLP(event_shape, width=8, depth=1, key=jax.random.key(0))
     return dp.DiffusionModel(process, network, event_shape)
 

@@ -128,7 +128,7 @@ def test_a_final_class_overrides_nothing_that_is_implemented(cls):
 
 def rows(kind):
     """The classes that the registry makes, of one kind."""
-    schedule = dp.schedules.Reciprocal(4)
+    schedule = dp.schedules.reciprocal(4)
     made = {
         dp.schedules.AbstractSchedule: lambda: [make(4) for make in registry.SCHEDULES.values()],
         AbstractProcess: lambda: [make(schedule) for make in registry.PROCESSES.values()],

@@ -34,7 +34,7 @@ class Shifted(dp.denoisers.AbstractDenoiser):
 
 
 def shifted_model():
-    schedule = dp.schedules.Cosine(24)
+    schedule = dp.schedules.cosine(24)
     process = dp.GaussianDiffusion(schedule)
     return dp.DiffusionModel(
         process, Shifted(schedule), (2,), scaling=dp.Scaling(3.0, 2.0), context_shape=(2,)
@@ -42,8 +42,8 @@ def shifted_model():
 
 
 MODELS = {
-    "gaussian": registry.KNOWN["gaussian"].model(dp.schedules.Cosine(6)),
-    "bits": registry.KNOWN["listed-bernoulli"].model(dp.schedules.Reciprocal(4)),
+    "gaussian": registry.KNOWN["gaussian"].model(dp.schedules.cosine(6)),
+    "bits": registry.KNOWN["listed-bernoulli"].model(dp.schedules.reciprocal(4)),
     "context": shifted_model(),
 }
 CONTEXT = jnp.array([[1.0, -2.0], [0.0, 4.0], [3.0, 3.0]])
@@ -169,7 +169,7 @@ def test_numpyros_scan_carries_it():
 
 def test_draws_have_the_chains_moments():
     # Exact kernels of a diagonal normal, the last step too.
-    schedule = dp.schedules.Reciprocal(4)
+    schedule = dp.schedules.reciprocal(4)
     network = dp.denoisers.Gaussian(schedule, np.array([1.0, -0.5]), np.array([0.2, 2.0]))
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (2,))
     level_1 = 0.75 * np.array([0.2, 2.0]) + 0.25

@@ -16,7 +16,7 @@ from .statistics import assert_within_standard_errors
 
 MEAN, VARIANCE = np.array([0.5, -0.3, 0.1]), np.array([1.4, 0.3, 0.8])
 SCALING = dp.Scaling(3.0, 2.0)
-SCHEDULE = dp.schedules.LogSNRLinear(40, noise_to_signal=(0.01, 50.0))
+SCHEDULE = dp.schedules.log_snr_linear(40, noise_to_signal=(0.01, 50.0))
 MODEL = dp.DiffusionModel(
     dp.GaussianDiffusion(SCHEDULE),
     dp.denoisers.Gaussian(SCHEDULE, MEAN, VARIANCE),
@@ -118,7 +118,7 @@ def test_sites_keep_their_models_whatever_their_names() -> None:
 def test_known_bits_are_honoured() -> None:
     states = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]])
     weights = np.array([0.4, 0.3, 0.2, 0.1])
-    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(200), rate=0.5)
+    process = dp.BernoulliDiffusion(dp.schedules.reciprocal(200), rate=0.5)
     network = dp.denoisers.Enumerated(process, states, weights)
     model = dp.DiffusionModel(process, network, (3,))
 

@@ -22,7 +22,7 @@ from .statistics import assert_within_standard_errors
 
 # One small model and one optimiser, so that most tests below share one compiled call.
 NUM_STEPS = 6
-SCHEDULE = dp.schedules.LogSNRLinear(NUM_STEPS, noise_to_signal=(0.1, 20.0))
+SCHEDULE = dp.schedules.log_snr_linear(NUM_STEPS, noise_to_signal=(0.1, 20.0))
 OPTIMIZER = optax.adam(3e-3)
 DATA = np.random.default_rng(0).normal(size=(500, 2)) * [3.0, 1.0] + [10.0, -4.0]
 KEY = jax.random.key(1)
@@ -83,7 +83,7 @@ def assert_identical(a: Any, b: Any) -> None:
 
 
 def test_fit_approaches_the_exact_model_and_does_not_pass_it():
-    schedule = dp.schedules.LogSNRLinear(10, noise_to_signal=(0.1, 20.0))
+    schedule = dp.schedules.log_snr_linear(10, noise_to_signal=(0.1, 20.0))
     network = dp.networks.MLP((2,), width=32, depth=1, output_shape=(2, 2), key=jax.random.key(0))
     learned = dp.predictions.Velocity(dp.predictions.LearnedVariance())
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (2,), prediction=learned)
@@ -114,7 +114,7 @@ def test_fit_approaches_the_exact_model_and_does_not_pass_it():
 def test_bits_are_fit_beyond_their_independent_rates():
     states, probs = np.array([[0, 0], [1, 1], [0, 1]]), np.array([0.3, 0.6, 0.1])
     data = states[np.random.default_rng(0).choice(3, size=2000, p=probs)]
-    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(10), rate=data.mean(0))
+    process = dp.BernoulliDiffusion(dp.schedules.reciprocal(10), rate=data.mean(0))
     network = dp.networks.MLP((2,), width=16, depth=1, key=jax.random.key(0))
     model = dp.DiffusionModel(process, network, (2,))
     result = fit(KEY, model, data, num_iterations=500, batch_size=128, progress=False)
@@ -141,7 +141,7 @@ def test_only_the_network_is_trained():
 
 
 def test_default_trainable_leaves_rates_and_known_answers_alone():
-    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(4), rate=0.3)
+    process = dp.BernoulliDiffusion(dp.schedules.reciprocal(4), rate=0.3)
     network = dp.networks.MLP((2,), width=4, depth=1, key=jax.random.key(0))
     spec = default_trainable(dp.DiffusionModel(process, network, (2,)))
     assert not any(jax.tree.leaves(spec.process))
@@ -191,7 +191,7 @@ def test_warns_of_data_off_unit_scale():
 @pytest.mark.parametrize(("end", "warns"), [(3.0, True), (6.0, False)])
 def test_warns_of_a_chain_that_does_not_end_in_noise(end: float, warns: bool):
     # E|x_0|^2 = 2 in model units, so KL is about 1 / end^2 nats: 0.11 and 0.028
-    model = make_model(dp.schedules.LogSNRLinear(NUM_STEPS, noise_to_signal=(0.1, end)))
+    model = make_model(dp.schedules.log_snr_linear(NUM_STEPS, noise_to_signal=(0.1, end)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         short_fit(1, model=model)
@@ -287,7 +287,7 @@ def test_validation_in_blocks_visits_every_datum_once():
     short = eqx.tree_at(
         lambda model: model.process,
         model,
-        dp.GaussianDiffusion(dp.schedules.FromLogSNR(np.zeros(1))),
+        dp.GaussianDiffusion(dp.schedules.Schedule(np.zeros(1))),
     )
     whole = bound(KEY, short, x_0, None, dp.AllSteps()).value
     np.testing.assert_allclose(mean_elbo(KEY, short, x_0, None, dp.AllSteps(), 5), whole, rtol=1e-5)
@@ -440,7 +440,7 @@ def best_bound_of_constant_variances(schedule: Any, data: np.ndarray) -> float:
 @pytest.mark.parametrize("prediction", ["Data", "Noise", "Velocity"])
 def test_simple_loss_is_the_squared_error_of_the_noise(prediction: str, name: str):
     """Differences of weighted divergences are differences of squared errors, at every step."""
-    schedule = dp.schedules.Cosine(7)
+    schedule = dp.schedules.cosine(7)
     process = dp.GaussianDiffusion(schedule)
     kind = getattr(dp.predictions, prediction)(getattr(dp.predictions, name)())
     network = dp.networks.MLP((1,), width=4, depth=1, key=KEY)
@@ -495,7 +495,7 @@ def test_weighted_loss_with_weights_of_one_is_the_elbo_without_its_constants():
 
 @pytest.mark.parametrize("loss", [SimpleLoss(), WeightedLoss(np.ones(NUM_STEPS - 1))])
 def test_other_losses_are_for_real_data_and_fixed_schedules(loss: AbstractLoss):
-    process = dp.BernoulliDiffusion(dp.schedules.Linear(NUM_STEPS))
+    process = dp.BernoulliDiffusion(dp.schedules.linear(NUM_STEPS))
     model = dp.DiffusionModel(process, MODEL.network, (2,))
     with pytest.raises(ValueError, match="is for real data, but the process is BernoulliDiff"):
         fit(KEY, model, DATA > 0, num_iterations=1, loss=loss)
@@ -509,7 +509,7 @@ def test_losses_refuse_what_they_cannot_weigh():
     with pytest.raises(ValueError, match="none of them negative"):
         WeightedLoss(np.array([1.0, -1.0]))
     with pytest.raises(ValueError, match="alpha_bar_T = 0"):
-        short_fit(1, model=make_model(dp.schedules.Reciprocal(NUM_STEPS)), loss=SimpleLoss())
+        short_fit(1, model=make_model(dp.schedules.reciprocal(NUM_STEPS)), loss=SimpleLoss())
 
 
 # Bad input ----------------------------------------------------------------------------------------
@@ -581,7 +581,7 @@ def test_nothing_to_train_is_refused():
 def test_discrete_processes_refuse_scalings_and_learned_schedules():
     with pytest.raises(ValueError, match="cannot learn its schedule"):
         dp.BernoulliDiffusion(dp.schedules.Learned(5, 0.1))
-    process = dp.BernoulliDiffusion(dp.schedules.Linear(NUM_STEPS))
+    process = dp.BernoulliDiffusion(dp.schedules.linear(NUM_STEPS))
     model = dp.DiffusionModel(process, MODEL.network, (2,))
     with pytest.raises(ValueError, match="scaling was given, but the data of Bernoulli"):
         fit(KEY, model, DATA > 0, num_iterations=1, scaling=dp.Scaling())
@@ -660,7 +660,7 @@ def test_what_a_source_rarely_draws_stops_the_fit():
         def batch(self, key: Any, size: int) -> Any:
             return jnp.where(jax.random.uniform(key, (size, 2)) < 1e-4, self.value, 1.0), None
 
-    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(4), rate=0.9)
+    process = dp.BernoulliDiffusion(dp.schedules.reciprocal(4), rate=0.9)
     model = dp.DiffusionModel(process, MODEL.network, (2,))
     options = {"num_iterations": 400, "batch_size": 64, "progress": False, "loss": ToyLoss()}
     good = fit(jax.random.key(0), model, Rare(0.0), **options)
@@ -701,7 +701,7 @@ def test_what_cannot_be_resumed_is_refused():
     with pytest.raises(ValueError, match="scaling was given, but a resumed fit keeps its own"):
         short_fit(20, resume=result, scaling=dp.Scaling())
     with pytest.raises(ValueError, match="model is not the one"):
-        short_fit(20, resume=result, model=make_model(dp.schedules.LogSNRLinear(7)))
+        short_fit(20, resume=result, model=make_model(dp.schedules.log_snr_linear(7)))
     spec = eqx.tree_at(lambda m: m.network.last, jax.tree.map(lambda _: False, MODEL), replace=True)
     with pytest.raises(ValueError, match="trainable names other arrays"):
         short_fit(20, resume=result, trainable=spec)

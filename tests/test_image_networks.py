@@ -136,7 +136,7 @@ def test_both_modes_of_derivatives_agree_with_differences(make_one, x64):
     ids=["velocity-upper", "kernel-moments"],
 )
 def test_an_untrained_reverse_chain_is_the_forward_one(make, prediction):
-    process = dp.GaussianDiffusion(dp.schedules.Cosine(T))
+    process = dp.GaussianDiffusion(dp.schedules.cosine(T))
     shape = prediction.output_shape(process, (6, 4))
     network = make(KEY, (6, 4), shape, T)
     model = dp.DiffusionModel(process, network, (6, 4), prediction=prediction)
@@ -209,7 +209,7 @@ def test_bits_are_centered_and_categories_one_hot():
 @pytest.mark.parametrize("make_one", [paper, *slow(unet)])
 def test_categories_with_a_mask(make_one):
     process = dp.CategoricalDiffusion(
-        dp.schedules.Reciprocal(T), num_categories=3, base=dp.Absorbing()
+        dp.schedules.reciprocal(T), num_categories=3, base=dp.Absorbing()
     )
     network = randomised(make_one((6, 4), num_categories=4, output_shape=(6, 4, 3)))
     model = dp.DiffusionModel(process, network, (6, 4))
@@ -391,7 +391,7 @@ def test_labels_are_names():
             assert np.max(np.abs(outputs[i] - outputs[j])) > 1e-3
     # `fit` and programs have contexts of real numbers
     np.testing.assert_array_equal(call(network, x, 1, jnp.asarray(2.0)), outputs[2])
-    process = dp.GaussianDiffusion(dp.schedules.Cosine(T))
+    process = dp.GaussianDiffusion(dp.schedules.cosine(T))
     model = dp.DiffusionModel(process, network, (6, 4), context_shape=())
     draws = dp.sample(KEY, model, (2,), context=jnp.array([0.0, 1.0, 2.0]))
     assert draws.shape == (2, 3, 6, 4)
@@ -430,7 +430,7 @@ def test_a_unet_learns_a_gaussian_field():
     root = np.linalg.cholesky(covariance)
     rng = np.random.default_rng(0)
     data, test = ((rng.standard_normal((n, size**2)) @ root.T) for n in (5_000, 500))
-    schedule = dp.schedules.Cosine(10)
+    schedule = dp.schedules.cosine(10)
     process, scaling = dp.GaussianDiffusion(schedule), dp.Scaling(0.0, 1.0)
     exact = dp.DiffusionModel(
         process,

@@ -22,7 +22,7 @@ TIMES = range(1, T + 1)
 
 @pytest.fixture
 def schedule(x64):
-    return dp.schedules.LogSNRLinear(T, noise_to_signal=(0.1, 10.0))
+    return dp.schedules.log_snr_linear(T, noise_to_signal=(0.1, 10.0))
 
 
 def levels(schedule):
@@ -58,7 +58,7 @@ SINGULAR = np.outer([1.0, -2.0, 0.5], [1.0, -2.0, 0.5])
 def test_gaussian_is_the_conditional_normal(covariance, x64):
     mean = np.array([0.5, -1.0, 2.0])
     full = np.diag(np.broadcast_to(covariance, 3)) if np.ndim(covariance) < 2 else covariance
-    schedule = dp.schedules.LogSNRLinear(T)
+    schedule = dp.schedules.log_snr_linear(T)
     network = dp.denoisers.Gaussian(schedule, mean, covariance)
     x = np.random.default_rng(0).normal(size=(5, 3))
     abar, noise = levels(schedule)
@@ -190,7 +190,7 @@ def pairs_on_a_grid(size):
 def test_float32_serves_in_800_dimensions(variances):
     size = 800
     weights, means = pairs_on_a_grid(size)
-    schedule = dp.schedules.LogSNRLinear(8, noise_to_signal=(0.3, 100.0))
+    schedule = dp.schedules.log_snr_linear(8, noise_to_signal=(0.3, 100.0))
     network = dp.denoisers.GaussianMixture(schedule, weights, means, variances)
     abar, noise = levels(schedule)
     rng, undecided = np.random.default_rng(5), 0
@@ -251,7 +251,7 @@ def test_components_without_weight_do_not_count(schedule):
 
 
 def test_pure_noise_leaves_the_prior(x64):
-    schedule = dp.schedules.Reciprocal(4)  # alpha_bar_T = 0
+    schedule = dp.schedules.reciprocal(4)  # alpha_bar_T = 0
     x = jnp.array([3.0, -2.0])
     normal = dp.denoisers.Gaussian(schedule, MEANS[0], FULL[0])
     call = eqx.filter_jit(lambda network: network(x, 4, None))
@@ -292,7 +292,7 @@ PROBABILITIES = np.array([0.4, 0.3, 0.2, 0.1])
 
 def listed(kind):
     """A process, its states, and the base probabilities of each coordinate."""
-    schedule = dp.schedules.Reciprocal(T)
+    schedule = dp.schedules.reciprocal(T)
     if kind == "bits":
         rates = np.array([0.1, 0.6, 0.3])
         return dp.BernoulliDiffusion(schedule, rates), BITS, np.stack([1 - rates, rates], axis=1)
@@ -331,7 +331,7 @@ def test_enumeration_is_bayes(kind, schedule):
 
 
 def test_enumerated_states_may_repeat_and_have_any_shape(x64):
-    process = dp.BernoulliDiffusion(dp.schedules.Cosine(T), rate=0.2)
+    process = dp.BernoulliDiffusion(dp.schedules.cosine(T), rate=0.2)
     square = np.array([[[1, 0], [0, 0]], [[0, 1], [1, 1]]])
     network = dp.denoisers.Enumerated(process, square, [0.3, 0.7])
     repeated = dp.denoisers.Enumerated(
@@ -344,7 +344,7 @@ def test_enumerated_states_may_repeat_and_have_any_shape(x64):
 
 
 def test_what_is_certain_stays_finite():
-    process = dp.BernoulliDiffusion(dp.schedules.Cosine(T), rate=0.2)
+    process = dp.BernoulliDiffusion(dp.schedules.cosine(T), rate=0.2)
     network = dp.denoisers.Enumerated(process, [[1, 0, 1], [1, 1, 0]], [0.5, 0.5])
     first, *others = np.asarray(network(jnp.array([0, 0, 1]), 3, None))
     assert first == 30.0

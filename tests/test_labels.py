@@ -24,7 +24,7 @@ DATA = (CENTERS[LABELS] + SPREAD * RNG.normal(size=2_000))[:, None]
 def make_model(network: Any, *, optional: bool) -> dp.DiffusionModel:
     if optional:
         network = dp.networks.OptionalContext(network, context_shape=())
-    process = dp.GaussianDiffusion(dp.schedules.LogSNRLinear(20, (0.02, 20.0)))
+    process = dp.GaussianDiffusion(dp.schedules.log_snr_linear(20, (0.02, 20.0)))
     return dp.DiffusionModel(process, network, (1,), context_shape=())
 
 
@@ -116,7 +116,7 @@ def test_labels_from_a_source(fitted: dp.DiffusionModel):
 def test_a_u_net_takes_labels_the_same_way():
     network = dp.networks.UNet((4, 4), (4, 8), num_heads=2, num_classes=3, key=KEY)
     network = dp.networks.OptionalContext(dp.networks.MixedPrecision(network), context_shape=())
-    process = dp.GaussianDiffusion(dp.schedules.Cosine(5))
+    process = dp.GaussianDiffusion(dp.schedules.cosine(5))
     model = dp.DiffusionModel(process, network, (4, 4), context_shape=())
     assert model.num_labels == 3
     assert not model.needs_context

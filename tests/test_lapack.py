@@ -21,12 +21,12 @@ import warnings
 import jax, jax.numpy as jnp, numpy as np, numpyro, numpyro.distributions as dist
 import diffppl as dp
 
-S = dp.schedules.LogSNRLinear(4, noise_to_signal=(0.05, 60.0))
+S = dp.schedules.log_snr_linear(4, noise_to_signal=(0.05, 60.0))
 MODEL = dp.DiffusionModel(
     dp.GaussianDiffusion(S), dp.denoisers.Gaussian(S, np.zeros(6), np.ones(6)), (6,)
 )
 NETWORK = dp.networks.MLP((3,), key=jax.random.key(0))
-BITS = dp.DiffusionModel(dp.BernoulliDiffusion(dp.schedules.Linear(4)), NETWORK, (3,))
+BITS = dp.DiffusionModel(dp.BernoulliDiffusion(dp.schedules.linear(4)), NETWORK, (3,))
 
 def real(y=None):
     x = numpyro.sample("x", MODEL())

@@ -34,7 +34,7 @@ def gaussian_model(schedule, mean, covariance, *, scaling=None):
 
 def test_exact_kernels_leave_no_noise_in_the_elbo(x64):
     # Where the data are the base, every kernel is exact, the fixed last step too.
-    model = gaussian_model(dp.schedules.Cosine(7), np.zeros(3), 1.0)
+    model = gaussian_model(dp.schedules.cosine(7), np.zeros(3), 1.0)
     x_0 = jnp.array([0.4, -1.3, 2.0])
     exact = scipy.stats.norm.logpdf(x_0).sum()
     loss = jax.jit(lambda key: Trace_ELBO().loss(key, {}, model.reverse, model.guide, None, x_0))
@@ -49,7 +49,7 @@ def test_exact_kernels_leave_only_the_last_steps_noise_for_any_normal_data(x64):
     # With alpha_bar_T = 0 the reverse chain down to x_1 is q's own, so that along every path
     #   log p(path) - log q(path) = log p(x_0|x_1) + log q(x_1) - log q(x_1|x_0).
     mean, variance = np.array([0.8, -0.4, 2.0]), np.array([0.3, 1.5, 0.01])
-    schedule = dp.schedules.Reciprocal(6)
+    schedule = dp.schedules.reciprocal(6)
     model = gaussian_model(schedule, mean, variance, scaling=dp.Scaling(5.0, 2.0))
     x_user = jnp.array([7.0, 3.5, 9.2])
     x_0 = (np.asarray(x_user) - 5) / 2
@@ -74,7 +74,7 @@ def test_exact_kernels_leave_only_the_last_steps_noise_for_any_normal_data(x64):
 
 def test_work_is_minus_the_elbo_on_average():
     mean, variance = np.array([0.8, -0.4]), np.array([0.3, 1.5])
-    schedule = dp.schedules.Cosine(10)
+    schedule = dp.schedules.cosine(10)
     model = gaussian_model(schedule, mean, variance, scaling=dp.Scaling(5.0, 2.0))
     x_0 = np.array([[0.1, -0.9], [1.5, 1.0]])
     bounds = oracles.gaussian_bound_at(x_0, mean, variance, schedule.alpha_bar()).sum(1)
@@ -89,7 +89,7 @@ def test_work_is_minus_the_elbo_on_average():
 @pytest.fixture(scope="module")
 def bits():
     """A model of three bits, its states, and their exact probabilities under the model."""
-    model = registry.KNOWN["listed-bernoulli"].model(dp.schedules.Reciprocal(5))
+    model = registry.KNOWN["listed-bernoulli"].model(dp.schedules.reciprocal(5))
     states = oracles.all_states(2, 3)
     return model, states, oracles.discrete_model_log_prob(model, states, states)
 
@@ -127,7 +127,7 @@ def test_likelihoods_order(bits):
 def test_a_chain_of_bits_in_equilibrium_dissipates_nothing(x64):
     # Data from the base, reverse = forward: every path says log base(x_0). For real data this
     # is `test_exact_kernels_leave_no_noise_in_the_elbo`.
-    process = registry.PROCESSES["bernoulli-per-bit"](dp.schedules.SohlDickstein(6))
+    process = registry.PROCESSES["bernoulli-per-bit"](dp.schedules.sohl_dickstein(6))
     states = oracles.all_states(2, 3)
     log_base = np.asarray(process.base((3,)).log_prob(jnp.asarray(states)).sum(-1))
     probs = np.exp(log_base) / np.exp(log_base).sum()
@@ -141,7 +141,7 @@ def test_a_chain_of_bits_in_equilibrium_dissipates_nothing(x64):
 @pytest.mark.slow
 def test_the_heartbeat_has_the_likelihood_of_the_oracle():
     # Twenty bits, one beat in five, T = 500: -2.3589 bits, by enumeration of all count states.
-    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(500), rate=0.2)
+    process = dp.BernoulliDiffusion(dp.schedules.reciprocal(500), rate=0.2)
     states = np.array([(np.arange(20) % 5 == phase).astype(int) for phase in range(5)])
     network = dp.denoisers.Enumerated(process, states, np.full(5, 0.2))
     model = dp.DiffusionModel(process, network, (20,))
@@ -174,7 +174,7 @@ def test_an_estimate_of_a_trace_is_unbiased(name):
 
 
 def test_the_flow_density_of_normal_data_is_exact(x64):
-    schedule = dp.schedules.Reciprocal(300)
+    schedule = dp.schedules.reciprocal(300)
     mean, covariance = registry.MEAN, registry.COVARIANCE
     model = gaussian_model(
         schedule, mean, covariance, scaling=dp.Scaling(5.0, np.array([2.0, 0.5]))
@@ -198,7 +198,7 @@ def test_the_flow_density_of_normal_data_is_exact(x64):
 @pytest.mark.slow
 def test_the_flow_density_is_that_of_the_flows_own_draws(x64):
     # Whatever the denoiser: log p(x_0) = log N(x_T) - log|det dx_0/dx_T|.
-    model = registry.KNOWN["mixture"].model(dp.schedules.Cosine(12))
+    model = registry.KNOWN["mixture"].model(dp.schedules.cosine(12))
     x_T = np.array([[0.3, -0.8], [-1.4, 0.1], [2.0, 1.0]])
     steps = 5e-3 * np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]])
     flow = eqx.filter_jit(noise_to_data)
@@ -212,7 +212,7 @@ def test_the_flow_density_is_that_of_the_flows_own_draws(x64):
 
 @pytest.mark.slow
 def test_the_flow_density_of_a_mixture():
-    schedule, key = dp.schedules.Cosine(100), jax.random.key(0)
+    schedule, key = dp.schedules.cosine(100), jax.random.key(0)
     model = registry.KNOWN["mixture"].model(schedule)
     noise = float(schedule.one_minus_alpha_bar()[1] / schedule.alpha_bar()[1])
     prior = registry.KNOWN["mixture"].prior
@@ -235,7 +235,7 @@ def test_the_flow_density_of_a_mixture():
 
 
 def test_a_chain_of_one_step_has_a_density():
-    schedule = dp.schedules.FromLogSNR(np.array([-4.0]))
+    schedule = dp.schedules.Schedule(np.array([-4.0]))
     model = gaussian_model(schedule, np.array([0.5]), np.array([2.0]))
     abar = 1 / (1 + math.exp(4.0))
     exact = scipy.stats.norm.logpdf(1.5, 0, 1 / math.sqrt(abar))
@@ -254,7 +254,7 @@ def test_a_chain_of_one_step_has_a_density():
 def test_the_bracket_of_normal_data(x64):
     # Independent coordinates of unit second moment on average.
     variance = np.array([0.4, 1.6])
-    schedule = dp.schedules.Reciprocal(20)
+    schedule = dp.schedules.reciprocal(20)
     model = gaussian_model(schedule, np.zeros(2), variance)
     data = np.random.default_rng(0).normal(size=(5, 2))
     bracket = dp.entropy_bounds(jax.random.key(0), model, data)
@@ -282,7 +282,7 @@ def test_the_bracket_of_bits():
     # The rate is the data's mean, bit by bit; then the upper bound holds too.
     table = registry.KNOWN["listed-bernoulli"].prior
     rate = table.probabilities @ table.states
-    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(5), rate=rate)
+    process = dp.BernoulliDiffusion(dp.schedules.reciprocal(5), rate=rate)
     network = dp.denoisers.Enumerated(process, table.states, table.probabilities)
     model = dp.DiffusionModel(process, network, (3,))
     data = np.repeat(table.states, (table.probabilities * 1_000).round().astype(int), axis=0)
@@ -343,7 +343,7 @@ def test_bad_input_is_named(bits):
         dp.flow_log_density(model, jnp.asarray(states))
     with pytest.raises(ValueError, match="num_probes=0 must be"):
         Hutchinson(0)
-    absorbing = registry.KNOWN["listed-categorical-absorbing"].model(dp.schedules.Reciprocal(5))
+    absorbing = registry.KNOWN["listed-categorical-absorbing"].model(dp.schedules.reciprocal(5))
     with pytest.raises(ValueError, match="an absorbing chain"):
         dp.entropy_bounds(key, absorbing, states)
 

@@ -59,8 +59,8 @@ MAP, NOISE = np.array([[1.0, -0.7, 0.4], [0.2, 0.9, -1.1]]), np.array([0.3, 0.6]
 Y = np.array([1.3, -0.8])
 
 
-def log_linear(num_steps: int) -> dp.schedules.LogSNRLinear:
-    return dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.01, 50.0))
+def log_linear(num_steps: int) -> dp.schedules.log_snr_linear:
+    return dp.schedules.log_snr_linear(num_steps, noise_to_signal=(0.01, 50.0))
 
 
 def normal_model(schedule, mean, covariance, scaling=None) -> dp.DiffusionModel:
@@ -386,7 +386,7 @@ def test_the_choice_is_explained() -> None:
 
 @pytest.mark.slow
 def test_a_posterior_without_a_method(capsys: pytest.CaptureFixture[str]) -> None:
-    posterior = run(seen_once(dp.schedules.Linear(20), 1.0), num_samples=100, y=3.0)
+    posterior = run(seen_once(dp.schedules.linear(20), 1.0), num_samples=100, y=3.0)
     assert getattr(posterior.method, "num_particles", 0) == 1_000
     posterior.print_summary()
     assert posterior.explanation != "the method was given"
@@ -397,7 +397,7 @@ def test_a_posterior_without_a_method(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.slow
 def test_no_evidence_is_not_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     posterior = run(
-        seen_once(dp.schedules.Linear(20), 1.0), dp.Guidance(), num_samples=50, num_chains=2, y=3.0
+        seen_once(dp.schedules.linear(20), 1.0), dp.Guidance(), num_samples=50, num_chains=2, y=3.0
     )
     assert posterior.exactness is dp.Exactness.APPROXIMATE
     assert repr(posterior.log_evidence) == "none"

@@ -10,7 +10,7 @@ import diffppl as dp
 
 from .registry import PROCESSES
 
-SCHEDULE = dp.schedules.Reciprocal(6)
+SCHEDULE = dp.schedules.reciprocal(6)
 
 
 class Echo(eqx.Module):

@@ -96,7 +96,7 @@ def test_time_matters(make):
     ids=["velocity-upper", "velocity-learned", "kernel-moments"],
 )
 def test_an_untrained_reverse_chain_is_the_forward_one(make, prediction):
-    process = dp.GaussianDiffusion(dp.schedules.Cosine(T))
+    process = dp.GaussianDiffusion(dp.schedules.cosine(T))
     shape = prediction.output_shape(process, (2,))
     model = dp.DiffusionModel(process, make(KEY, (2,), shape, T), (2,), prediction=prediction)
     x = jnp.array([[0.4, -2.0], [1.5, 0.1]])
@@ -109,7 +109,7 @@ def test_an_untrained_reverse_chain_is_the_forward_one(make, prediction):
 
 
 def test_a_wrong_output_shape_is_named_beside_the_right_one(make):
-    process = dp.GaussianDiffusion(dp.schedules.Cosine(T))
+    process = dp.GaussianDiffusion(dp.schedules.cosine(T))
     with pytest.raises(ValueError, match=r"returns shape \(5,\).*needs shape \(2, 3\)"):
         dp.DiffusionModel(
             process,
@@ -120,7 +120,7 @@ def test_a_wrong_output_shape_is_named_beside_the_right_one(make):
 
 
 def test_a_wrong_event_shape_is_named(make):
-    process = dp.GaussianDiffusion(dp.schedules.Cosine(T))
+    process = dp.GaussianDiffusion(dp.schedules.cosine(T))
     with pytest.raises(ValueError, match=r"network could not be called.*shape \(4,\)"):
         dp.DiffusionModel(process, make(KEY, (3,), (4,), T), (4,))
 
@@ -170,7 +170,7 @@ def test_categories_are_one_hot():
     # a category is a name: three of them are not on a line
     assert not np.allclose(outputs[2] - outputs[1], outputs[3] - outputs[2], rtol=0.1)
     process = dp.CategoricalDiffusion(
-        dp.schedules.Reciprocal(T), num_categories=3, base=dp.Absorbing()
+        dp.schedules.reciprocal(T), num_categories=3, base=dp.Absorbing()
     )
     model = dp.DiffusionModel(process, network, (2,))
     np.testing.assert_allclose(model.denoise(jnp.array([[3, 3]]), T).sum(-1), 1.0, rtol=1e-6)

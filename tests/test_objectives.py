@@ -33,7 +33,7 @@ def repeated(x_0, n):
 
 
 @pytest.mark.parametrize("steps", [dp.AllSteps(), dp.SampledSteps(), dp.SampledSteps(4)], ids=str)
-@pytest.mark.parametrize("schedule", [dp.schedules.Reciprocal(8), dp.schedules.LogSNRLinear(8)])
+@pytest.mark.parametrize("schedule", [dp.schedules.reciprocal(8), dp.schedules.log_snr_linear(8)])
 def test_the_bound_of_one_datum_has_the_mean_of_the_closed_form(schedule, steps):
     model = normal_model(schedule, scaling=dp.Scaling(np.array([3.0, -1.0]), 2.0))
     x_user = 2.0 * X_0 + np.array([3.0, -1.0])
@@ -43,7 +43,7 @@ def test_the_bound_of_one_datum_has_the_mean_of_the_closed_form(schedule, steps)
 
 
 def test_the_terms_of_the_bound_are_those_of_the_closed_form():
-    schedule = dp.schedules.Cosine(8)
+    schedule = dp.schedules.cosine(8)
     alpha_bar, beta = (np.asarray(x, np.float64) for x in (schedule.alpha_bar(), schedule.beta()))
     model, data = normal_model(schedule), repeated(X_0, 1_000)
     bounds = [dp.elbo(key, model, data) for key in jax.random.split(jax.random.key(1), 16)]
@@ -68,7 +68,7 @@ def test_the_terms_of_the_bound_are_those_of_the_closed_form():
 
 @pytest.mark.parametrize("variance", [np.array([1.6, 0.4]), np.array([2.0, 0.1])])
 def test_the_oracles_agree_with_each_other(variance):
-    alpha_bar = np.asarray(dp.schedules.Cosine(8).alpha_bar(), np.float64)
+    alpha_bar = np.asarray(dp.schedules.cosine(8).alpha_bar(), np.float64)
     nodes, weights = np.polynomial.hermite_e.hermegauss(4)  # K is quadratic in x_0
     at = oracles.gaussian_bound_at(
         np.sqrt(variance) * nodes[:, None], np.zeros(2), variance, alpha_bar
@@ -82,7 +82,7 @@ def test_the_oracles_agree_with_each_other(variance):
 
 
 def test_data_from_the_prior_have_the_bound_of_the_paper_and_never_pass_the_ceiling():
-    schedule = dp.schedules.LogSNRLinear(12, noise_to_signal=(0.1, 20.0))
+    schedule = dp.schedules.log_snr_linear(12, noise_to_signal=(0.1, 20.0))
     x_0 = np.random.default_rng(0).normal(size=(20_000, 2)) * np.sqrt(VARIANCE)
     bound = dp.elbo(jax.random.key(2), normal_model(schedule, np.zeros(2)), x_0)
     alpha_bar = np.asarray(schedule.alpha_bar(), np.float64)
@@ -94,7 +94,7 @@ def test_data_from_the_prior_have_the_bound_of_the_paper_and_never_pass_the_ceil
 
 
 def test_the_null_model_of_real_data_has_the_likelihood_of_its_base():
-    schedule = dp.schedules.SohlDickstein(50)
+    schedule = dp.schedules.sohl_dickstein(50)
     network = dp.networks.MLP((2,), width=4, depth=1, key=jax.random.key(0))  # says zero at first
     model = dp.DiffusionModel(
         dp.GaussianDiffusion(schedule),
@@ -107,7 +107,7 @@ def test_the_null_model_of_real_data_has_the_likelihood_of_its_base():
 
 
 def test_a_shorter_chain_has_the_bound_of_its_own_levels():
-    schedule = dp.schedules.LogSNRLinear(40)
+    schedule = dp.schedules.log_snr_linear(40)
     model = dp.respaced(normal_model(schedule), 9)
     bound = dp.elbo(jax.random.key(4), model, repeated(X_0, 4_000))
     alpha_bar = schedule.alpha_bar()[schedule.times(9)]
@@ -116,8 +116,8 @@ def test_a_shorter_chain_has_the_bound_of_its_own_levels():
 
 @pytest.mark.parametrize("steps", [dp.AllSteps(), dp.SampledSteps()], ids=str)
 def test_a_chain_of_one_step_has_an_edge_and_an_end(steps):
-    schedule = dp.schedules.LogSNRLinear(2).respace(2)
-    schedule = dp.schedules.FromLogSNR(schedule.log_snr()[1:2])
+    schedule = dp.schedules.log_snr_linear(2).respace(2)
+    schedule = dp.schedules.Schedule(schedule.log_snr()[1:2])
     bound = dp.elbo(jax.random.key(5), normal_model(schedule), X_0[None], steps=steps)
     exact = oracles.gaussian_bound_at(X_0, MEAN, VARIANCE, schedule.alpha_bar()).sum()
     np.testing.assert_allclose(bound.per_example, [exact], rtol=1e-5)
@@ -136,7 +136,7 @@ def test_a_chain_of_one_step_has_an_edge_and_an_end(steps):
     ],
 )
 def test_the_bound_of_states_is_that_of_the_enumeration(name):
-    schedule = dp.schedules.Reciprocal(5)
+    schedule = dp.schedules.reciprocal(5)
     process = PROCESSES[name](schedule)
     model = KNOWN[f"listed-{name}"].model(schedule)
     num_data, num_states = process.num_categories or 2, getattr(process, "num_states", 2)
@@ -153,7 +153,7 @@ def test_the_bound_of_states_is_that_of_the_enumeration(name):
 
 @pytest.mark.parametrize("name", ["bernoulli-per-bit", "categorical-uniform", "categorical-counts"])
 def test_the_null_model_of_states_has_the_likelihood_of_its_base(name):
-    process = PROCESSES[name](dp.schedules.Cosine(6))
+    process = PROCESSES[name](dp.schedules.cosine(6))
     num = process.num_categories or 2
     states = oracles.all_states(num, 3)
     base = np.asarray(oracles.kernel_table(process.base((1, 3)), np.arange(num)), np.float64)[0]
@@ -172,7 +172,7 @@ def test_the_null_model_of_states_has_the_likelihood_of_its_base(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_is_a_number_with_a_gradient(name):
     key_net, key_data, key_context, key_loss = jax.random.split(jax.random.key(0), 4)
-    process = PROCESSES["gaussian"](dp.schedules.Cosine(6))
+    process = PROCESSES["gaussian"](dp.schedules.cosine(6))
     network = NETWORKS["optional-context"](key_net, EVENT_SHAPE, EVENT_SHAPE, 6)
     model = dp.DiffusionModel(process, network, EVENT_SHAPE, context_shape=(3,))
     x_0, context = (jax.random.normal(key, (5, 3)) for key in (key_data, key_context))
@@ -207,8 +207,8 @@ def test_units_of_a_bound():
 
 # What it refuses ----------------------------------------
 
-GAUSSIAN = normal_model(dp.schedules.Cosine(4))
-BITS = KNOWN["listed-bernoulli"].model(dp.schedules.Reciprocal(4))
+GAUSSIAN = normal_model(dp.schedules.cosine(4))
+BITS = KNOWN["listed-bernoulli"].model(dp.schedules.reciprocal(4))
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_contexts_are_checked():
             return jnp.stack([context, jnp.full_like(context, -50.0)])
 
     model = dp.DiffusionModel(
-        dp.GaussianDiffusion(dp.schedules.Cosine(4)), Shifted(), (2,), context_shape=(2,)
+        dp.GaussianDiffusion(dp.schedules.cosine(4)), Shifted(), (2,), context_shape=(2,)
     )
     x_0, key = np.zeros((3, 2)), jax.random.key(0)
     for context, message in (

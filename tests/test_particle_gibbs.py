@@ -23,7 +23,7 @@ MAP, NOISE = np.array([[1.0, -0.7]]), 0.4
 
 def gaussian_model(num_steps: int = 12, **settings) -> dp.DiffusionModel:
     """Few steps: the chain is exact for normal data however few."""
-    schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.05, 50.0))
+    schedule = dp.schedules.log_snr_linear(num_steps, noise_to_signal=(0.05, 50.0))
     network = dp.denoisers.Gaussian(schedule, MEAN, VARIANCE)
     return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (2,), **settings)
 
@@ -145,7 +145,7 @@ def test_bits_and_exact_entries() -> None:
     """Three bits, of which one is seen as it is and one through flips, by enumeration."""
     states = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]])
     weights = np.array([0.4, 0.3, 0.2, 0.1])
-    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(200), rate=0.5)
+    process = dp.BernoulliDiffusion(dp.schedules.reciprocal(200), rate=0.5)
     network = dp.denoisers.Enumerated(process, states, weights)
     model = dp.DiffusionModel(process, network, (3,))
 

@@ -48,14 +48,14 @@ def perturbed_moments(schedule, power, noise: float) -> tuple[float, float]:
 )
 def test_the_paper_s_rule_in_a_thousand_steps(noise, power, known) -> None:
     """Known for kernels multiplied by r in closed form; here they are moved by its gradient."""
-    found = perturbed_moments(dp.schedules.Reciprocal(1_000), POWERS[power][1], noise)
+    found = perturbed_moments(dp.schedules.reciprocal(1_000), POWERS[power][1], noise)
     np.testing.assert_allclose(found, known, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", ["constant", *slow("linear")])
 def test_perturbed_guidance_follows_its_recursion(name: str) -> None:
     power, a = POWERS[name]
-    schedule = dp.schedules.Linear(60)
+    schedule = dp.schedules.linear(60)
     posterior = run(seen_once(schedule, 0.7), dp.Guidance(dp.twists.Perturbation(power)), y=3.0)
     x = (posterior.get_samples()["x"] - 1) / 2
     mean, variance = perturbed_moments(schedule, a, 0.7)
@@ -65,7 +65,7 @@ def test_perturbed_guidance_follows_its_recursion(name: str) -> None:
 @pytest.mark.slow
 def test_weights_make_the_paper_s_rule_consistent() -> None:
     method = dp.TwistedSMC(1_000, twist=dp.twists.Perturbation())
-    program = seen_once(dp.schedules.Linear(60), 1.0)
+    program = seen_once(dp.schedules.linear(60), 1.0)
     posterior = run(program, method, num_samples=1_000, num_chains=8, y=3.0)
     x = (np.asarray(posterior.get_samples(group_by_chain=True)["x"][..., 0]) - 1) / 2
     assert_mean(x.mean(1), 0.5, num=4.5)
@@ -79,7 +79,7 @@ def test_weights_make_the_paper_s_rule_consistent() -> None:
 
 STATES = np.array([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]])
 STATE_WEIGHTS = np.array([0.4, 0.3, 0.2, 0.1])
-SCHEDULE = dp.schedules.Reciprocal(30)
+SCHEDULE = dp.schedules.reciprocal(30)
 PROCESSES = {
     "bernoulli": (dp.BernoulliDiffusion(SCHEDULE, jnp.array([0.6, 0.5, 0.4])), 2),
     "uniform": (dp.CategoricalDiffusion(SCHEDULE, 3), 3),

@@ -77,14 +77,14 @@ def test_bound_terms():
 
 
 def test_schedules():
-    reciprocal = dp.schedules.Reciprocal(4)
-    ax = dp.plots.schedule({"a": dp.schedules.Linear(10), "b": reciprocal})
+    reciprocal = dp.schedules.reciprocal(4)
+    ax = dp.plots.schedule({"a": dp.schedules.linear(10), "b": reciprocal})
     x, y = lines(ax)["b, T = 4"]
     np.testing.assert_array_equal(x, [0.25, 0.5, 0.75, 1.0])
     np.testing.assert_allclose(y[:3], np.sqrt([1 / 3, 1.0, 3.0]), rtol=1e-6)
     assert np.isnan(y[3])  # no signal is left
     assert ax.get_yscale() == "log"
-    assert "Cosine, T = 5" in lines(dp.plots.schedule(dp.schedules.Cosine(5)))
+    assert "Schedule, T = 5" in lines(dp.plots.schedule(dp.schedules.cosine(5)))
 
 
 def test_images_stand_in_a_grid():
@@ -184,7 +184,7 @@ def test_pictures_are_drawn_where_they_are_told():
     for draw in (
         lambda: dp.plots.history(make_history(ELBOLoss()), ax=ax),
         lambda: dp.plots.bound_terms(bound, ax=ax),
-        lambda: dp.plots.schedule(dp.schedules.Linear(3), ax=ax),
+        lambda: dp.plots.schedule(dp.schedules.linear(3), ax=ax),
         lambda: dp.plots.events(np.eye(3), ax=ax),
         lambda: dp.plots.work(dp.PathWork(jnp.arange(8.0).reshape(2, 4)), ax=ax),
     ):
@@ -195,4 +195,4 @@ def test_pictures_are_drawn_where_they_are_told():
 def test_without_matplotlib_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"needs matplotlib: pip install diffppl\[plots\]"):
-        dp.plots.schedule(dp.schedules.Linear(3))
+        dp.plots.schedule(dp.schedules.linear(3))

@@ -11,7 +11,7 @@ import pytest
 import diffppl as dp
 from diffppl.conditioning import runs
 
-SCHEDULE = dp.schedules.LogSNRLinear(20, noise_to_signal=(0.05, 30.0))
+SCHEDULE = dp.schedules.log_snr_linear(20, noise_to_signal=(0.05, 30.0))
 MODEL = dp.DiffusionModel(
     dp.GaussianDiffusion(SCHEDULE),
     dp.denoisers.Gaussian(SCHEDULE, jnp.array([1.0, -2.0]), jnp.array([1.0, 0.5])),
@@ -219,8 +219,8 @@ def test_a_collapse_warns_with_figures_and_remedy() -> None:
 @pytest.mark.slow
 def test_two_models_in_one_program_run_in_step() -> None:
     """Sources of different chain lengths; only their sum is seen."""
-    long = dp.schedules.LogSNRLinear(60, noise_to_signal=(0.01, 50.0))
-    short = dp.schedules.LogSNRLinear(40, noise_to_signal=(0.01, 50.0))
+    long = dp.schedules.log_snr_linear(60, noise_to_signal=(0.01, 50.0))
+    short = dp.schedules.log_snr_linear(40, noise_to_signal=(0.01, 50.0))
 
     def prior(schedule, mean, variance):
         network = dp.denoisers.Gaussian(schedule, jnp.array([mean]), jnp.array([variance]))

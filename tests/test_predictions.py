@@ -25,7 +25,7 @@ RAW_VARIANCE = np.array([0.3, -0.5, -2.0])
 
 @pytest.fixture
 def process(x64):
-    return dp.GaussianDiffusion(dp.schedules.Cosine(T))
+    return dp.GaussianDiffusion(dp.schedules.cosine(T))
 
 
 def levels(process, t):
@@ -100,7 +100,7 @@ FORWARD_AT_ZERO = [
 ]
 
 
-@pytest.mark.parametrize("schedule", [dp.schedules.SohlDickstein, dp.schedules.Cosine])
+@pytest.mark.parametrize("schedule", [dp.schedules.sohl_dickstein, dp.schedules.cosine])
 @pytest.mark.parametrize("name", FORWARD_AT_ZERO)
 def test_zero_output_is_the_forward_kernel(name, schedule):
     process, x_t = dp.GaussianDiffusion(schedule(100)), jnp.asarray(EPS, jnp.float32)
@@ -137,8 +137,8 @@ def bits_lost_at_zero(prediction, process):
 @pytest.mark.parametrize(
     ("schedule", "bits"),
     [
-        (dp.schedules.SohlDickstein(1000), 1.10),
-        (dp.schedules.SohlDickstein(40), 0.54),
+        (dp.schedules.sohl_dickstein(1000), 1.10),
+        (dp.schedules.sohl_dickstein(40), 0.54),
     ],
 )
 def test_the_printed_head_starts_far_below_the_null_model(schedule, bits, x64):
@@ -164,7 +164,7 @@ def test_shape_of_the_raw_output(name, process):
 
 
 def test_raw_output_of_bits_and_categories_is_logits():
-    reciprocal = dp.schedules.Reciprocal(T)
+    reciprocal = dp.schedules.reciprocal(T)
     bits, masked = (PROCESSES[n](reciprocal) for n in ("bernoulli", "categorical-absorbing"))
     assert predictions.Data().output_shape(bits, (2, 5)) == (2, 5)
     assert predictions.Data().output_shape(masked, (2, 5)) == (2, 5, 3)
@@ -178,19 +178,19 @@ def test_raw_output_of_bits_and_categories_is_logits():
 
 @pytest.mark.parametrize("name", [name for name in PREDICTIONS if not name.startswith("data")])
 def test_predictions_of_real_data_refuse_bits(name):
-    prediction, bits = PREDICTIONS[name](), dp.BernoulliDiffusion(dp.schedules.Reciprocal(T))
+    prediction, bits = PREDICTIONS[name](), dp.BernoulliDiffusion(dp.schedules.reciprocal(T))
     with pytest.raises(ValueError, match=r"prediction=\w+\(\) is for real data.*BernoulliDiffus"):
         prediction.output_shape(bits, EVENT_SHAPE)
 
 
 @pytest.mark.parametrize("name", ["data-upper", "data-learned"])
 def test_bits_have_no_variance(name):
-    bits = dp.BernoulliDiffusion(dp.schedules.Reciprocal(T))
+    bits = dp.BernoulliDiffusion(dp.schedules.reciprocal(T))
     with pytest.raises(ValueError, match=r"sets a variance, which BernoulliDiffusion"):
         PREDICTIONS[name]().output_shape(bits, EVENT_SHAPE)
 
 
 def test_noise_cannot_start_from_pure_noise():
-    process = dp.GaussianDiffusion(dp.schedules.Reciprocal(T))
+    process = dp.GaussianDiffusion(dp.schedules.reciprocal(T))
     with pytest.raises(ValueError, match=r"Noise\(\) cannot be used .* alpha_bar_T = 0"):
         predictions.Noise().output_shape(process, EVENT_SHAPE)

@@ -34,7 +34,7 @@ def make(process, schedule, num_steps=T):
 def bare(process):
     """With the levels alone, so that all schedules share one compilation."""
     levels = process.schedule.log_snr()[1:]
-    return process.with_schedule(dp.schedules.FromLogSNR(levels))
+    return process.with_schedule(dp.schedules.Schedule(levels))
 
 
 def absorbing(process):
@@ -260,7 +260,7 @@ def test_padding_has_probability_zero_everywhere(name):
 
 
 def test_one_number_of_categories_for_all_is_one_for_each(x64):
-    schedule, x = dp.schedules.Reciprocal(5), jnp.array([[0, 1, 2], [2, 2, 0]])
+    schedule, x = dp.schedules.reciprocal(5), jnp.array([[0, 1, 2], [2, 2, 0]])
     for base in (dp.Uniform(), dp.Absorbing()):
         one = dp.CategoricalDiffusion(schedule, 3, base)
         each = dp.CategoricalDiffusion(schedule, np.array([3, 3, 3]), base)
@@ -275,13 +275,13 @@ def test_one_number_of_categories_for_all_is_one_for_each(x64):
 
 
 def test_numbers_of_categories_broadcast_against_the_event():
-    columns = dp.CategoricalDiffusion(dp.schedules.Reciprocal(5), (2, 3))
+    columns = dp.CategoricalDiffusion(dp.schedules.reciprocal(5), (2, 3))
     x_0 = jnp.array([[[1, 2], [0, 1]], [[0, 0], [1, 1]]])
     assert columns.marginal(x_0, 2).probs.shape == (2, 2, 2, 3)
     assert bool(jnp.all(columns.support(x_0)))
     assert not bool(jnp.any(columns.support(jnp.array([2, 3]))))
     assert columns.base((4, 2)).probs.shape == (4, 2, 3)
-    square = dp.CategoricalDiffusion(dp.schedules.Reciprocal(5), [[2, 3], [4, 5]])
+    square = dp.CategoricalDiffusion(dp.schedules.reciprocal(5), [[2, 3], [4, 5]])
     np.testing.assert_array_equal(square.counts, [[2, 3], [4, 5]])
     assert hash(square.categories) == hash(((2, 3), (4, 5)))
 
@@ -527,7 +527,7 @@ def test_ratios_near_zero_cost_what_they_should_in_single_precision():
 @pytest.mark.parametrize("levels", [[16.0, 0.0, -5.0], [9.0, 8.9999, -9.0], [30.0, 0.0, -30.0]])
 @pytest.mark.parametrize("name", ["bernoulli", "categorical-uniform"])
 def test_bounds_are_finite_whatever_the_levels(name, levels):
-    process = PROCESSES[name](dp.schedules.FromLogSNR(np.array(levels)))
+    process = PROCESSES[name](dp.schedules.Schedule(np.array(levels)))
     number = process.num_categories or 2
     x_0, x_t = jnp.array([0, 1, 1]), jnp.array([1, 1, 0])
     shape = (3,) if process.num_categories is None else (3, number)
@@ -541,7 +541,7 @@ def test_bounds_are_finite_whatever_the_levels(name, levels):
         kl = divergence(process, jnp.zeros(shape), t)
         assert np.all(np.asarray(kl) >= 0)
         with jax.enable_x64(True):
-            wide = PROCESSES[name](dp.schedules.FromLogSNR(np.array(levels)))
+            wide = PROCESSES[name](dp.schedules.Schedule(np.array(levels)))
             truth = divergence(wide, jnp.zeros(shape), t)
         np.testing.assert_allclose(kl, truth, rtol=2e-3, atol=1e-5)
 
@@ -560,7 +560,7 @@ def test_states_of_probability_zero_cost_what_they_should(x64):
 @pytest.mark.parametrize("t", [2, 1000, 2000])
 def test_bits_of_long_chains_are_told_from_certain_ones_in_single_precision(t):
     # At t = 2 a beat goes missing once in 25 million: less than float32 has next to 1.
-    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(2000), rate=0.2)
+    process = dp.BernoulliDiffusion(dp.schedules.reciprocal(2000), rate=0.2)
     x_0, x_t = jnp.array([[0, 0, 1, 1]] * 3), jnp.array([[0, 1, 0, 1]] * 3)
     logits = jnp.where(x_0 == 1, 1.0, -1.0) * jnp.array([[14.0], [30.0], [100.0]])
     divergence = process.kl(
@@ -594,7 +594,7 @@ def bit_kernels(x_t, x_0, logits, t, num_steps=2000, rate=0.2):
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.2, np.nan, np.array([0.5, 1.5])])
 def test_rates_lie_between_zero_and_one(rate):
     with pytest.raises(ValueError, match="rate must lie strictly between 0 and 1.*of . values"):
-        dp.BernoulliDiffusion(dp.schedules.Reciprocal(5), rate=rate)
+        dp.BernoulliDiffusion(dp.schedules.reciprocal(5), rate=rate)
 
 
 def test_discrete_processes_cannot_learn_their_schedule():
@@ -607,19 +607,19 @@ def test_discrete_processes_cannot_learn_their_schedule():
 
 def test_one_category_is_refused():
     with pytest.raises(ValueError, match="num_categories=1 must be a whole number, 2 or more"):
-        dp.CategoricalDiffusion(dp.schedules.Reciprocal(5), num_categories=1)
+        dp.CategoricalDiffusion(dp.schedules.reciprocal(5), num_categories=1)
 
 
 def test_absorbing_chains_must_end_masked():
-    with pytest.raises(ValueError, match="schedule ends with alpha_bar_T = .*Reciprocal"):
-        dp.CategoricalDiffusion(dp.schedules.Cosine(5), num_categories=3, base=dp.Absorbing())
+    with pytest.raises(ValueError, match="schedule ends with alpha_bar_T = .*reciprocal"):
+        dp.CategoricalDiffusion(dp.schedules.cosine(5), num_categories=3, base=dp.Absorbing())
 
 
 @pytest.mark.parametrize("num_steps", [20, 2_000])
 @pytest.mark.parametrize("gap", [25.0, 60.0, 1e4])
 def test_a_network_that_is_surely_wrong_still_has_a_gradient(gap: float, num_steps: int):
     """An absorbing chain pays the whole log-probability of what the network ruled out."""
-    process = dp.CategoricalDiffusion(dp.schedules.Reciprocal(num_steps), 2, dp.Absorbing())
+    process = dp.CategoricalDiffusion(dp.schedules.reciprocal(num_steps), 2, dp.Absorbing())
     x_0, masked, t = jnp.array([0]), jnp.array([2]), num_steps // 2
 
     def loss(logits: jax.Array) -> jax.Array:
@@ -639,7 +639,7 @@ def test_a_network_that_is_surely_wrong_still_has_a_gradient(gap: float, num_ste
 def test_states_of_no_probability_are_never_drawn():
     """A uniform number in float32 is exactly 0 once in 2^23 draws: here about four times."""
     probs = jnp.broadcast_to(jnp.array([0.0, 0.75, 0.0, 0.25]), (2**25, 4))
-    certain = dp.CategoricalDiffusion(dp.schedules.Reciprocal(4), 4).marginal(jnp.array(2), 0)
+    certain = dp.CategoricalDiffusion(dp.schedules.reciprocal(4), 4).marginal(jnp.array(2), 0)
     draw = jax.jit(lambda key, probs: type(certain)(probs).sample(key))
     counts = np.bincount(np.asarray(draw(jax.random.key(0), probs)), minlength=4)
     assert counts[0] == counts[2] == 0

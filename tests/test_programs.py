@@ -27,7 +27,7 @@ from .marks import quick_and_slow
 from .statistics import assert_within_standard_errors
 
 norm = scipy.stats.norm
-SCHEDULE = dp.schedules.LogSNRLinear(30, noise_to_signal=(0.02, 30.0))
+SCHEDULE = dp.schedules.log_snr_linear(30, noise_to_signal=(0.02, 30.0))
 PROCESS = dp.GaussianDiffusion(SCHEDULE)
 
 

@@ -33,7 +33,7 @@ from .marks import slow
 ContextDropout, ELBOLoss = dp.losses.ContextDropout, dp.losses.ELBOLoss
 SimpleLoss, WeightedLoss = dp.losses.SimpleLoss, dp.losses.WeightedLoss
 KEY, NAN = jax.random.key(0), float("nan")
-S, R = schedules.Cosine(8), schedules.Reciprocal(6)
+S, R = schedules.cosine(8), schedules.reciprocal(6)
 G, B = dp.GaussianDiffusion(S), dp.BernoulliDiffusion(R, 0.3)
 C = dp.CategoricalDiffusion(R, 3)
 
@@ -349,11 +349,11 @@ refuse(
 refuse(
     ValueError,
     [
-        "1 = schedules.Linear(@)",
-        "1 = schedules.Cosine(@)",
-        "1 = schedules.LogSNRLinear(@)",
-        "1 = schedules.Reciprocal(@)",
-        "1 = schedules.SohlDickstein(@)",
+        "1 = schedules.linear(@)",
+        "1 = schedules.cosine(@)",
+        "1 = schedules.log_snr_linear(@)",
+        "1 = schedules.reciprocal(@)",
+        "1 = schedules.sohl_dickstein(@)",
         "2 = schedules.Learned(@, beta_1=0.1)",
     ],
     """
@@ -373,11 +373,11 @@ refuse(
 refuse(
     TypeError,
     [
-        "beta_start = schedules.Linear(8, @)",
-        "beta_end = schedules.Linear(8, beta_end=@)",
-        "offset = schedules.Cosine(8, @)",
-        "beta_max = schedules.Cosine(8, beta_max=@)",
-        "beta_1 = schedules.SohlDickstein(8, @)",
+        "beta_start = schedules.linear(8, @)",
+        "beta_end = schedules.linear(8, beta_end=@)",
+        "offset = schedules.cosine(8, @)",
+        "beta_max = schedules.cosine(8, beta_max=@)",
+        "beta_1 = schedules.sohl_dickstein(8, @)",
         "beta_1 = schedules.Learned(8, @)",
         "noise_to_signal = schedules.Learned(8, 0.1, @)",
         "eta = samplers.DDIM(eta=@)",
@@ -403,27 +403,27 @@ refuse(
     ValueError,
     ALONE,
     """
-    schedules.Linear(8, NAN) -> beta_start=nan must lie between 0 and 1
-    schedules.Linear(8, 0.0) -> beta_start=0.0 must lie between 0 and 1
-    schedules.Linear(8, 0.4, 0.1) -> beta_start=0.4 must not be more than beta_end=0.1
-    schedules.Cosine(8, np.inf) -> offset=inf must be 0 or more
-    schedules.Cosine(8, beta_max=NAN) -> beta_max=nan must lie between 0 and 1
-    schedules.SohlDickstein(8, -1) -> beta_1=-1 must lie between 0 and 0.5
+    schedules.linear(8, NAN) -> beta_start=nan must lie between 0 and 1
+    schedules.linear(8, 0.0) -> beta_start=0.0 must lie between 0 and 1
+    schedules.linear(8, 0.4, 0.1) -> beta_start=0.4 must not be more than beta_end=0.1
+    schedules.cosine(8, np.inf) -> offset=inf must be 0 or more
+    schedules.cosine(8, beta_max=NAN) -> beta_max=nan must lie between 0 and 1
+    schedules.sohl_dickstein(8, -1) -> beta_1=-1 must lie between 0 and 0.5
     schedules.Learned(8, 0.1, NAN) -> noise_to_signal=nan must be more than 0
     schedules.Learned(8, 0.9, 0.1) -> noise_to_signal=0.1 is less noise than beta_1=0.9
-    schedules.LogSNRLinear(8, (1e-30, 1e30)) -> log_snr must lie between
-    schedules.FromLogSNR([3.0, 3.0, 1.0]) -> log_snr must fall at each step | t = 1 on it is 3, 3
-    schedules.FromLogSNR([3.0, 1.0, 1.0 - 1e-7]) -> log_snr must fall at each step | From t = 2
-    schedules.FromLogSNR([1.0, 2.0]) -> log_snr must fall at each step | From t = 1 on it is 1, 2
-    schedules.FromLogSNR([np.inf, 3.0, 1.0]) -> log_snr must lie between | From t = 1 on it is inf
-    schedules.FromLogSNR([3.0, -np.inf, -np.inf]) -> or below at t = T alone | it is -inf, -inf
-    schedules.FromLogSNR([1000.0, 3.0]) -> log_snr must lie between -31.9 and 31.9 for float32
-    schedules.FromLogSNR([40.0, 3.0]) -> log_snr must lie between | From t = 1 on it is 40, 3
-    schedules.FromLogSNR([3.0, -1000.0, -1001.0]) -> log_snr must lie between | From t = 2
-    schedules.FromLogSNR([3.0, NAN, 1.0]) -> log_snr must lie between | From t = 2 on it is nan
-    schedules.FromLogSNR(8) -> log_snr has shape (); it needs shape (num_steps,)
-    schedules.FromLogSNR([]) -> log_snr has shape (0,)
-    schedules.FromLogSNR([[1.0], [2.0, 3.0]]) -> log_snr has rows of different lengths
+    schedules.log_snr_linear(8, (1e-30, 1e30)) -> log_snr must lie between
+    schedules.Schedule([3.0, 3.0, 1.0]) -> log_snr must fall at each step | t = 1 on it is 3, 3
+    schedules.Schedule([3.0, 1.0, 1.0 - 1e-7]) -> log_snr must fall at each step | From t = 2
+    schedules.Schedule([1.0, 2.0]) -> log_snr must fall at each step | From t = 1 on it is 1, 2
+    schedules.Schedule([np.inf, 3.0, 1.0]) -> log_snr must lie between | From t = 1 on it is inf
+    schedules.Schedule([3.0, -np.inf, -np.inf]) -> or below at t = T alone | it is -inf, -inf
+    schedules.Schedule([1000.0, 3.0]) -> log_snr must lie between -31.9 and 31.9 for float32
+    schedules.Schedule([40.0, 3.0]) -> log_snr must lie between | From t = 1 on it is 40, 3
+    schedules.Schedule([3.0, -1000.0, -1001.0]) -> log_snr must lie between | From t = 2
+    schedules.Schedule([3.0, NAN, 1.0]) -> log_snr must lie between | From t = 2 on it is nan
+    schedules.Schedule(8) -> log_snr has shape (); it needs shape (num_steps,)
+    schedules.Schedule([]) -> log_snr has shape (0,)
+    schedules.Schedule([[1.0], [2.0, 3.0]]) -> log_snr has rows of different lengths
     S.respace(2.0) -> num_steps=2.0 must be a whole number
     dp.respaced(M, 2.0) -> num_steps=2.0 must be a whole number
     dp.respaced(M, "2") -> num_steps='2' must be a whole number
@@ -434,14 +434,14 @@ refuse(
 )
 refuse(
     TypeError,
-    ["schedules.FromLogSNR(@)"],
+    ["schedules.Schedule(@)"],
     """
     "abc" -> log_snr has dtype <U3; it must hold real numbers
     np.ma.array([3.0, 2.0], mask=[0, 1]) -> log_snr is a masked array
     """,
 )
 TAKE_PAIRS = [
-    "noise_to_signal = schedules.LogSNRLinear(8, @)",
+    "noise_to_signal = schedules.log_snr_linear(8, @)",
     "radii = DeadLeaves((8, 8), @)",
 ]
 refuse(
@@ -485,7 +485,8 @@ refuse(
     None -> schedule=None must be an AbstractSchedule
     G -> schedule=<GaussianDiffusion> must be an AbstractSchedule: pass its .schedule
     M -> schedule=<DiffusionModel> must be an AbstractSchedule
-    schedules.Cosine -> schedule=<class Cosine> must be an AbstractSchedule, and not its
+    schedules.Learned -> schedule=<class Learned> must be an AbstractSchedule, and not its
+    schedules.cosine -> schedule=<function> must be an AbstractSchedule | write cosine(..)
     np.linspace(0, 1, 9) -> schedule=<array of shape (9,)> must be an AbstractSchedule
     """,
 )
@@ -496,7 +497,8 @@ refuse(
     dp.BernoulliDiffusion(R, "x") -> rate has dtype <U1; it must hold real numbers
     dp.BernoulliDiffusion(R, None) -> rate=None must be an array of real numbers
     dp.BernoulliDiffusion(R, PAIR) -> rate is a masked array
-    dp.CategoricalDiffusion(3, R) -> schedule=3 must be an AbstractSchedule, such as Cosine
+    dp.CategoricalDiffusion(3, R)
+    -> schedule=3 must be an AbstractSchedule, such as schedules.cosine(
     dp.CategoricalDiffusion(R, "3") -> num_categories has dtype <U1; it must hold real numbers
     dp.CategoricalDiffusion(R, None) -> num_categories=None must be an array of real numbers
     dp.CategoricalDiffusion(R, 3, dp.Absorbing) -> base=<class Absorbing> | write Absorbing(..)
@@ -522,7 +524,7 @@ refuse(
     dp.CategoricalDiffusion(R, (2, NAN)) -> must be whole numbers, 2 or more | (nan at [1])
     dp.CategoricalDiffusion(R, ()) -> num_categories is empty
     dp.CategoricalDiffusion(R, [[2], [3, 4]]) -> num_categories has rows of different lengths
-    dp.CategoricalDiffusion(S, 3, dp.Absorbing()) -> schedule ends with | Reciprocal
+    dp.CategoricalDiffusion(S, 3, dp.Absorbing()) -> schedule ends with | reciprocal
     dp.DiffusionModel(dp.BernoulliDiffusion(R, [0.1, 0.2, 0.3]), NET, (2,)) -> process.rate has
     dp.DiffusionModel(dp.CategoricalDiffusion(R, (2, 3, 3)), STATES.network, (2,))
     -> process.num_categories has shape (3,), which does not broadcast against event_shape=(2,)
@@ -535,7 +537,7 @@ refuse(
     TypeError,
     ALONE,
     """
-    dp.DiffusionModel(S, NET, (2,)) -> process=<Cosine> | GaussianDiffusion(Cosine(num_steps=8))
+    dp.DiffusionModel(S, NET, (2,)) -> process=<Schedule> | GaussianDiffusion(schedule)
     dp.DiffusionModel(NET, G, (2,)) -> process=<MLP> | process is the first argument
     dp.DiffusionModel(dp.GaussianDiffusion, NET, (2,)) -> process=<class GaussianDiffusion> | write
     dp.DiffusionModel(None, NET, (2,)) -> process=None must be an AbstractProcess, such as
@@ -647,9 +649,9 @@ refuse(
     dp.DiffusionModel(dp.CategoricalDiffusion(R, 3, dp.Absorbing()), STATES.network, (2,))
     -> with num_categories=3, but the chain of CategoricalDiffusion has 4 states
     dp.DiffusionModel(G, mlp(num_categories=3), (2,)) -> with num_categories=3 | make it without
-    dp.DiffusionModel(G, denoisers.Gaussian(schedules.Linear(8), np.zeros(2), 1.0), (2,))
+    dp.DiffusionModel(G, denoisers.Gaussian(schedules.linear(8), np.zeros(2), 1.0), (2,))
     -> network is denoisers.Gaussian for another schedule than the process's | process.schedule
-    dp.DiffusionModel(G, denoisers.Gaussian(schedules.Cosine(9), np.zeros(2), 1.0), (2,))
+    dp.DiffusionModel(G, denoisers.Gaussian(schedules.cosine(9), np.zeros(2), 1.0), (2,))
     -> another schedule than the process's
     M.denoise(jnp.zeros(3), 1) -> x_t has shape (3,); it must end in (2,)
     M.denoise(1, jnp.zeros(2)) -> t=<array of shape (2,)> must be a whole number
@@ -706,10 +708,9 @@ refuse(
         "num_scales = multi_scale(num_scales=@)",
         "conv_channels = multi_scale(conv_channels=@)",
         "num_bumps = multi_scale(num_bumps=@)",
-        "num_steps = samplers.Ancestral(num_steps=@)",
-        "num_steps = samplers.DDIM(num_steps=@)",
-        "num_steps = samplers.DPMSolver(num_steps=@)",
-        "num_steps = samplers.CovarianceMatched(num_steps=@)",
+        "num_steps = dp.sample(KEY, M, num_steps=@)",
+        "num_steps = dp.sample_path(KEY, M, num_steps=@)",
+        "num_steps = dp.sample(KEY, M, sampler=samplers.DDIM(), num_steps=@)",
         "batch_size = dp.sample(KEY, M, (2,), batch_size=@)",
         "batch_size = dp.elbo(KEY, M, X, batch_size=@)",
         "batch_size = dp.jarzynski(KEY, M, X, num_trajectories=2, batch_size=@)",
@@ -743,10 +744,9 @@ refuse(
 refuse(
     ValueError,
     [
-        "samplers.Ancestral(@)",
-        "samplers.DDIM(@)",
-        "samplers.DPMSolver(@)",
-        "samplers.CovarianceMatched(@)",
+        "dp.sample(KEY, M, num_steps=@)",
+        "dp.sample_path(KEY, M, num_steps=@)",
+        "dp.sample(KEY, M, sampler=samplers.DDIM(), num_steps=@)",
     ],
     "0 -> num_steps=0 must be a whole number, 1 or more",
 )
@@ -855,7 +855,7 @@ refuse(
     ["denoisers.Enumerated(@, [[0, 1]], [1.0])"],
     """
     dp.BernoulliDiffusion -> process=<class BernoulliDiffusion> | not its class
-    R -> process=<Reciprocal> must be an AbstractProcess
+    R -> process=<Schedule> must be an AbstractProcess
     G -> process=<GaussianDiffusion> must be a process of bits or | denoisers.GaussianMixture
     """,
 )
@@ -1114,7 +1114,7 @@ refuse(
     dp.plots.history(RESULT) -> history=<FitResult> must be a History: pass its .history
     dp.plots.bound_terms(RESULT) -> bound=<FitResult> must be an Estimate, as elbo returns it
     dp.plots.schedule(G) -> schedules=<GaussianDiffusion> must be an AbstractSchedule
-    dp.plots.schedule(schedules.Cosine) -> schedules=<class Cosine> | write Cosine(..)
+    dp.plots.schedule(schedules.cosine) -> schedules=<function> | write cosine(..)
     dp.plots.schedule([S]) -> a dictionary of them by name
     dp.plots.chain([X]) -> panels=<list> must be a Mapping: a dictionary
     dp.plots.work(RESULT) -> result=<FitResult> must be a PathWork, as jarzynski returns it
@@ -1161,18 +1161,15 @@ accept(
 # Whole numbers of any integer type
 accept(
     [
-        "schedules.Linear(@)",
-        "schedules.Cosine(@)",
-        "schedules.LogSNRLinear(@)",
-        "schedules.Reciprocal(@)",
-        "schedules.SohlDickstein(@)",
+        "schedules.linear(@)",
+        "schedules.cosine(@)",
+        "schedules.log_snr_linear(@)",
+        "schedules.reciprocal(@)",
+        "schedules.sohl_dickstein(@)",
         "schedules.Learned(@, 0.1)",
         "S.respace(@)",
         "dp.respaced(M, @)",
-        "samplers.Ancestral(@)",
-        "samplers.DDIM(@)",
-        "samplers.DPMSolver(@)",
-        "samplers.CovarianceMatched(@)",
+        "dp.sample(KEY, M, num_steps=@)",
         "dp.SampledSteps(@)",
         "Hutchinson(@)",
         "dp.Integrator(max_steps=@)",
@@ -1202,7 +1199,7 @@ accept(
         "unet(channels=(@, @), patch=1)",
         "multi_scale(num_bumps=@, conv_depth=@)",
         "dp.sample(KEY, M, (@, 2), batch_size=@)",
-        "dp.sample(KEY, M, (2,), sampler=samplers.DDIM(num_steps=@))",
+        "dp.sample(KEY, M, (2,), sampler=samplers.DDIM(), num_steps=@)",
         "dp.elbo(KEY, M, X, batch_size=@)",
         "dp.importance_bound(KEY, M, X[:2], num_particles=@, batch_size=@)",
         "dp.jarzynski(KEY, M, X[:2], num_trajectories=@)",
@@ -1221,11 +1218,11 @@ accept(["Crops(IMAGES, (4, 5), channel_axis=@).batch(KEY, 5)"], "-1 -> None")
 # Numbers of any real type
 accept(
     [
-        "schedules.Cosine(8, offset=@)",
-        "schedules.Linear(8, beta_start=@, beta_end=0.9)",
-        "schedules.LogSNRLinear(8, (@, 3.0))",
-        "schedules.LogSNRLinear(8, [@, 3.0])",
-        "schedules.LogSNRLinear(8, np.array([@, 3.0]))",
+        "schedules.cosine(8, offset=@)",
+        "schedules.linear(8, beta_start=@, beta_end=0.9)",
+        "schedules.log_snr_linear(8, (@, 3.0))",
+        "schedules.log_snr_linear(8, [@, 3.0])",
+        "schedules.log_snr_linear(8, np.array([@, 3.0]))",
         "samplers.DDIM(eta=@)",
         "dp.Integrator(rtol=@, atol=@)",
         "ContextDropout(rate=@)",
@@ -1305,7 +1302,7 @@ accept(
     """,
 )
 accept(
-    ["schedules.FromLogSNR(@)"],
+    ["schedules.Schedule(@)"],
     """
     [3, 1, -2] -> np.array([3.0, 1.0, -2.0])
     pd.Series([3.0, 1.0, -2.0]) -> np.array([3.0, 1.0, -2.0])
@@ -1348,7 +1345,7 @@ C_1, X_2 = jnp.array([[0.5], [-1.0]]), jnp.asarray(X[:2], dtype=float)
 TRACED = [
     "dp.sample(KEY, TOLD, (3,), context=c)",
     "dp.sample_path(KEY, TOLD, (3,), context=c)",
-    "dp.sample(KEY, TOLD, (3,), context=c, sampler=samplers.DDIM(num_steps=4))",
+    "dp.sample(KEY, TOLD, (3,), context=c, sampler=samplers.DDIM(), num_steps=4)",
     "dp.elbo(KEY, TOLD, x, context=c).value",
     "dp.elbo(KEY, M, x, steps=dp.SampledSteps(2)).per_example",
     "dp.elbo(KEY, BITS, x > 0).per_example",
@@ -1371,7 +1368,7 @@ TRACED = [
     "InMemory(x, context=c).batch(KEY, 3)[0]",
     "SwissRoll(0.1).batch(KEY, 3)[0] + x[0]",
     "dp.BernoulliDiffusion(R, jax.nn.sigmoid(x[0])).base((2,)).probs",
-    "schedules.FromLogSNR(-jnp.cumsum(jnp.exp(x.reshape(-1)))).alpha_bar()",
+    "schedules.Schedule(-jnp.cumsum(jnp.exp(x.reshape(-1)))).alpha_bar()",
 ]
 TRACED_FLOWS = [
     "dp.flow_likelihood(KEY, M, x, trace=ExactTrace()).per_example",

@@ -18,7 +18,7 @@ from diffppl.conditioning.validation import bind
 from .test_programs import FOLLOWER, M1, M2, model
 
 BITS = dp.DiffusionModel(
-    dp.BernoulliDiffusion(dp.schedules.Reciprocal(5)),
+    dp.BernoulliDiffusion(dp.schedules.reciprocal(5)),
     dp.networks.MLP((3,), width=4, depth=1, key=jax.random.key(0)),
     (3,),
 )
@@ -87,7 +87,7 @@ def subsampled():
 
 def process_from_latent():
     rate = numpyro.sample("rate", dist.Beta(2.0, 2.0))
-    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(5), rate=rate)
+    process = dp.BernoulliDiffusion(dp.schedules.reciprocal(5), rate=rate)
     return numpyro.sample("x", dp.DiffusionModel(process, BITS.network, (3,))())
 
 

@@ -21,7 +21,7 @@ import diffppl as dp
 from . import chain_oracles, oracles, statistics
 from .lower import lower_model
 
-SCHEDULE = dp.schedules.LogSNRLinear(10, noise_to_signal=(0.3, 20.0))
+SCHEDULE = dp.schedules.log_snr_linear(10, noise_to_signal=(0.3, 20.0))
 MEAN, VARIANCE = np.array([1.0, -2.0]), np.array([1.0, 0.3])
 SCALING = dp.Scaling(10.0, 3.0)
 # y = x_0 + x_1 / 2 + shift + noise, with shift ~ N(0, 4)
@@ -230,7 +230,7 @@ def test_the_chain_is_the_models_own_kernels():
 
 def test_one_step_is_a_chain_too():
     """T = 1 is the final step alone: x_0 = sqrt(1 - beta_1) x_1 + sqrt(beta_1) eps."""
-    single = normal_model(dp.schedules.FromLogSNR(np.log([4.0])), scaling=None)
+    single = normal_model(dp.schedules.Schedule(np.log([4.0])), scaling=None)
     moved = with_noise(dp.ChainReparam(), lambda: numpyro.sample("x", single()))
     trace = handlers.trace(handlers.seed(moved, jax.random.key(0))).get_trace()
     noise = trace["x_base"]["value"]
@@ -242,7 +242,7 @@ def test_one_step_is_a_chain_too():
 
 
 def bits():
-    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(4), rate=0.2)
+    process = dp.BernoulliDiffusion(dp.schedules.reciprocal(4), rate=0.2)
     network = dp.denoisers.Enumerated(process, np.eye(3, dtype=int), np.ones(3) / 3)
     numpyro.sample("x", dp.DiffusionModel(process, network, (3,))())
 

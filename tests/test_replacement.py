@@ -51,7 +51,7 @@ def test_replacement_follows_its_recursion(num_repeats: int) -> None:
 
 def test_repeats_come_closer_to_the_truth() -> None:
     """Means and variances that the docstring has; the truth is 0.9 and 0.19, or 0.5 and 0.75."""
-    schedule = dp.schedules.Reciprocal(1_000)
+    schedule = dp.schedules.reciprocal(1_000)
     for (correlation, num_repeats), known in {
         (0.9, 1): (0.62, 0.31),
         (0.5, 1): (0.27, 0.82),

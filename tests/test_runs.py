@@ -25,7 +25,7 @@ from diffppl.conditioning.traced import Traced
 
 from .marks import quick_and_slow
 
-SCHEDULE = dp.schedules.LogSNRLinear(8, noise_to_signal=(0.05, 30.0))
+SCHEDULE = dp.schedules.log_snr_linear(8, noise_to_signal=(0.05, 30.0))
 
 
 def model(mean: float = 0.0) -> dp.DiffusionModel:
@@ -317,7 +317,7 @@ def test_pareto_k_of_equal_and_of_few_weights_is_nan() -> None:
 
 @pytest.mark.slow
 def test_no_pareto_k_of_discrete_weights() -> None:
-    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(5))
+    process = dp.BernoulliDiffusion(dp.schedules.reciprocal(5))
     network = dp.denoisers.Enumerated(process, [[0, 1], [1, 0], [1, 1]], [0.2, 0.3, 0.5])
     bits = dp.DiffusionModel(process, network, (2,))
 

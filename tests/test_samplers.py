@@ -19,7 +19,7 @@ DETERMINISTIC = {"ddim": DDIM, "dpm-solver": DPMSolver, "probability-flow": Prob
 
 
 def schedule_to(num_steps, noise_to_signal=(0.01, 100.0)):
-    return dp.schedules.LogSNRLinear(num_steps, noise_to_signal)
+    return dp.schedules.log_snr_linear(num_steps, noise_to_signal)
 
 
 def gaussian_model(schedule, mean, covariance, **kwargs):
@@ -58,7 +58,7 @@ def test_draws_follow_an_asymmetric_mixture(name, mixture):
 )
 def test_ancestral_draws_follow_the_chain_of_bits_and_categories(name):
     # Four steps: so few that leaving out the last one would show.
-    model = registry.KNOWN[f"listed-{name}"].model(dp.schedules.Reciprocal(4))
+    model = registry.KNOWN[f"listed-{name}"].model(dp.schedules.reciprocal(4))
     number = model.process.num_categories or 2
     num_states = number + ("absorbing" in name)
     states = oracles.all_states(number, 3)
@@ -76,7 +76,7 @@ def test_ancestral_draws_follow_the_chain_of_bits_and_categories(name):
 
 def test_ancestral_draws_have_the_chains_own_moments_last_step_included():
     mean, variance = np.array([0.8, -0.4]), np.array([0.3, 1.5])
-    schedule = dp.schedules.Reciprocal(3)  # beta_1 = 1/3
+    schedule = dp.schedules.reciprocal(3)  # beta_1 = 1/3
     model = gaussian_model(schedule, mean, variance)
     # The kernels are exact down to level 1; then comes p(x_0 | x_1) = N(sqrt(2/3) x_1, 1/3).
     level_1 = 2 / 3 * variance + 1 / 3
@@ -88,7 +88,7 @@ def test_ancestral_draws_have_the_chains_own_moments_last_step_included():
 
 
 def test_the_flow_is_the_exact_map_of_normal_data(x64):
-    schedule = dp.schedules.Reciprocal(200)
+    schedule = dp.schedules.reciprocal(200)
     mean, variance = jnp.array([0.3, -0.6]), jnp.array([0.2, 1.7])
     model = gaussian_model(schedule, mean, variance)
     x_T = jnp.array([[0.7, -1.1], [-2.0, 0.4]])
@@ -106,7 +106,7 @@ def test_the_flow_is_the_exact_map_of_normal_data(x64):
 def level_1(sampler, model, x_T):
     """Where a deterministic sampler is before its last step."""
     draw = eqx.filter_jit(lambda m, x: sampler.draw(jax.random.key(0), m, x, None, keep_path=True))
-    return np.asarray(draw(sampler.prepare(model), x_T)[1][-2])
+    return np.asarray(draw(model, x_T)[1][-2])
 
 
 @pytest.mark.slow
@@ -115,12 +115,13 @@ def test_fast_samplers_converge_to_the_flow_at_their_own_order(x64):
     x_T = jax.random.normal(jax.random.key(2), (20, 2))
     exact = level_1(ProbabilityFlow(dp.Integrator(1e-8, 1e-8)), model, x_T)
 
-    def error(sampler):
-        return np.median(np.abs(level_1(sampler, model, x_T) - exact))
+    def error(sampler, num_steps):
+        found = level_1(sampler, dp.respaced(model, num_steps), x_T)
+        return np.median(np.abs(found - exact))
 
-    ddim = [error(DDIM(num_steps)) for num_steps in (16, 31)]
+    ddim = [error(DDIM(), num_steps) for num_steps in (16, 31)]
     assert 1.7 < ddim[0] / ddim[1] < 2.3  # first order
-    solver = [error(DPMSolver(num_steps)) for num_steps in (16, 31)]
+    solver = [error(DPMSolver(), num_steps) for num_steps in (16, 31)]
     assert 3.3 < solver[0] / solver[1] < 4.7  # second order
     assert solver[0] < 0.2 * ddim[0]
 
@@ -153,7 +154,7 @@ def test_the_exact_chain_of_normal_data_is_right_at_any_number_of_steps(num_step
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_x_T_alone_decides_x_0_on_an_awkward_schedule(name):
     # Levels that nearly coincide, and an end without any signal.
-    schedule = dp.schedules.FromLogSNR(np.array([6.0, 2.01, 2.0, 1.99, -1.0, -np.inf]))
+    schedule = dp.schedules.Schedule(np.array([6.0, 2.01, 2.0, 1.99, -1.0, -np.inf]))
     model = registry.KNOWN["mixture"].model(schedule)
     x_T = jax.random.normal(jax.random.key(0), (4, 2))
     draw = eqx.filter_jit(DETERMINISTIC[name]().draw)
@@ -172,31 +173,39 @@ def test_x_T_alone_decides_x_0_on_an_awkward_schedule(name):
 
 
 def test_a_path_begins_in_noise_and_ends_with_the_draw():
-    sampler = Ancestral(num_steps=5)
     model = eqx.tree_at(
         lambda m: m.scaling,
-        registry.KNOWN["gaussian"].model(dp.schedules.Cosine(8)),
+        registry.KNOWN["gaussian"].model(dp.schedules.cosine(8)),
         dp.Scaling(10.0, 3.0),
         is_leaf=lambda x: x is None,
     )
-    path = sample_path(jax.random.key(0), model, (2, 3), sampler=sampler)
+    path = sample_path(jax.random.key(0), model, (2, 3), num_steps=5)
     assert path.shape == (6, 2, 3, 2)
-    draws = sample(jax.random.key(0), model, (2, 3), sampler=sampler)
+    draws = sample(jax.random.key(0), model, (2, 3), num_steps=5)
     np.testing.assert_allclose(path[-1], draws, rtol=1e-5)
     keys = jax.vmap(lambda key: jax.random.split(key)[0])(jax.random.split(jax.random.key(0), 6))
     noise = jax.vmap(lambda key: jax.random.normal(key, (2,)))(keys).reshape(2, 3, 2)
     np.testing.assert_allclose(path[0], 10 + 3 * noise, rtol=1e-5)
 
 
-@pytest.mark.parametrize("sampler", [Ancestral(5), DDIM(5), DPMSolver(5)], ids=repr)
+@pytest.mark.parametrize("sampler", [Ancestral(), DDIM(), DPMSolver()], ids=repr)
 def test_fewer_steps_are_those_of_the_respaced_model(sampler):
-    model = registry.KNOWN["gaussian"].model(dp.schedules.Cosine(8))
-    kept = sampler.prepare(model).process.schedule.log_snr()
-    np.testing.assert_array_equal(kept, dp.respaced(model, 5).process.schedule.log_snr())
+    model = registry.KNOWN["gaussian"].model(dp.schedules.cosine(8))
+    draws = sample(jax.random.key(0), model, (3,), sampler=sampler, num_steps=5)
+    respaced = sample(jax.random.key(0), dp.respaced(model, 5), (3,), sampler=sampler)
+    np.testing.assert_array_equal(draws, respaced)
+
+
+def test_a_sampler_with_its_own_steps_takes_no_number_of_them():
+    model = registry.KNOWN["gaussian"].model(dp.schedules.cosine(8))
+    with pytest.raises(ValueError, match="num_steps=5 .*ProbabilityFlow.*leave num_steps out"):
+        sample(jax.random.key(0), model, sampler=ProbabilityFlow(), num_steps=5)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'num_steps'"):
+        DDIM(num_steps=5)
 
 
 def test_the_batch_size_changes_nothing():
-    model = registry.KNOWN["gaussian"].model(dp.schedules.Cosine(4))
+    model = registry.KNOWN["gaussian"].model(dp.schedules.cosine(4))
     draws = [sample(jax.random.key(0), model, (7,), batch_size=size) for size in (3, 1_000)]
     np.testing.assert_allclose(draws[0], draws[1], rtol=1e-5)
     # A draw's key does not depend on how many there are, either.
@@ -235,7 +244,7 @@ def test_draws_follow_their_contexts():
 
 @pytest.mark.usefixtures("as_users_call_it")
 def test_bad_input_is_named():
-    model = registry.KNOWN["gaussian"].model(dp.schedules.Cosine(8))
+    model = registry.KNOWN["gaussian"].model(dp.schedules.cosine(8))
     key = jax.random.key(0)
     with pytest.raises(TypeError, match="key=0 must be a typed key"):
         sample(0, model)
@@ -250,27 +259,27 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="context was given"):
         sample(key, model, context=jnp.zeros(2))
     with pytest.raises(ValueError, match="num_steps=9 is not between 1 and the chain's own 8"):
-        sample(key, model, sampler=Ancestral(num_steps=9))
+        sample(key, model, num_steps=9)
     with pytest.raises(ValueError, match="eta=1.5 must lie between 0"):
         DDIM(eta=1.5)
 
 
 @pytest.mark.parametrize("name", [name for name in registry.SAMPLERS if name != "ancestral"])
 def test_samplers_of_real_data_refuse_bits(name):
-    model = registry.KNOWN["listed-bernoulli"].model(dp.schedules.Reciprocal(4))
+    model = registry.KNOWN["listed-bernoulli"].model(dp.schedules.reciprocal(4))
     with pytest.raises(ValueError, match=r"BernoulliDiffusion; Ancestral\(\) is the sampler"):
         sample(jax.random.key(0), model, sampler=registry.SAMPLERS[name]())
 
 
 def test_a_flow_that_cannot_be_solved_says_so():
-    model = registry.KNOWN["mixture"].model(dp.schedules.Cosine(8))
+    model = registry.KNOWN["mixture"].model(dp.schedules.cosine(8))
     sampler = ProbabilityFlow(dp.Integrator(rtol=1e-7, atol=1e-7, max_steps=2))
     with pytest.raises(RuntimeError, match="raise the integrator's max_steps"):
         sample(jax.random.key(0), model, sampler=sampler)
 
 
 def test_a_chain_that_ends_too_soon_is_named():
-    schedule = dp.schedules.LogSNRLinear(10, noise_to_signal=(0.05, 5.0))
+    schedule = dp.schedules.log_snr_linear(10, noise_to_signal=(0.05, 5.0))
     network = dp.denoisers.Gaussian(schedule, [20.0], [1.0])
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (1,))
     with pytest.warns(UserWarning, match=r"ends with too little noise.*noise_to_signal"):

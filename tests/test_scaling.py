@@ -73,7 +73,7 @@ def test_images_have_one_scale_and_rare_bright_pixels_are_no_outliers():
 
 # Warnings of fit ----------------------------------------------------------------------------------
 
-SCHEDULE = dp.schedules.LogSNRLinear(6, noise_to_signal=(0.02, 40.0))
+SCHEDULE = dp.schedules.log_snr_linear(6, noise_to_signal=(0.02, 40.0))
 TABLE = np.stack([NORMAL, 0.002 * NORMAL[::-1] + 5], axis=1)[:2_000]
 
 
@@ -184,7 +184,7 @@ def test_small_columns_of_a_table_are_not_noise():
     z = RNG.normal(size=(5_000, 2)) @ np.array([[1.0, 0.8], [0.0, 0.6]])
     data = z * [1e-6, 1e6] + [1e-3, 5.0]
     network = dp.networks.MLP((2,), width=64, depth=2, key=KEY)
-    process = dp.GaussianDiffusion(dp.schedules.LogSNRLinear(30))
+    process = dp.GaussianDiffusion(dp.schedules.log_snr_linear(30))
     fitted = fit(
         dp.DiffusionModel(process, network, (2,)),
         data,
@@ -201,7 +201,7 @@ def test_small_columns_of_a_table_are_not_noise():
 
 
 def known(loc: float, scale: float, **options: Any) -> dp.DiffusionModel:
-    schedule = dp.schedules.LogSNRLinear(20, noise_to_signal=(0.05, 50.0))
+    schedule = dp.schedules.log_snr_linear(20, noise_to_signal=(0.05, 50.0))
     network = dp.denoisers.Gaussian(schedule, np.zeros(1), 1.0)
     scaling = dp.Scaling(loc, scale)
     return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (1,), scaling=scaling)
@@ -398,7 +398,7 @@ def test_every_use_of_a_model_scales_its_context(told: dp.DiffusionModel, tmp_pa
 def test_raw_units_are_heard():
     data = (YEARS - 2_000) / 500 + 0.3 * NORMAL[:, None]
     network = dp.networks.MLP((1,), width=32, depth=2, context_shape=(1,), key=KEY)
-    process = dp.GaussianDiffusion(dp.schedules.LogSNRLinear(20))
+    process = dp.GaussianDiffusion(dp.schedules.log_snr_linear(20))
     fitted = fit(
         dp.DiffusionModel(process, network, (1,), context_shape=(1,)),
         data,

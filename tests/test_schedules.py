@@ -1,5 +1,7 @@
 """Schedules: the contract of all of them, then the numbers each is known by."""
 
+import inspect
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -79,7 +81,7 @@ def test_respaced_chain_has_some_of_the_levels(make, num_kept):
 
 @pytest.mark.parametrize("num_steps", range(1, 40))
 def test_kept_times_never_repeat(num_steps):
-    schedule = schedules.Reciprocal(num_steps)
+    schedule = schedules.reciprocal(num_steps)
     for num_kept in range(min(2, num_steps), num_steps + 1):
         times = schedule.times(num_kept)
         assert np.all(np.diff(times) > 0)
@@ -99,7 +101,7 @@ def test_one_step_cannot_keep_both_ends(make):
 
 @pytest.mark.parametrize("num_steps", [0, -3, True])
 def test_number_of_steps_is_a_positive_whole_number(num_steps):
-    for name in ("Linear", "Cosine", "LogSNRLinear", "Reciprocal", "SohlDickstein"):
+    for name in ("linear", "cosine", "log_snr_linear", "reciprocal", "sohl_dickstein"):
         with pytest.raises(ValueError, match="num_steps=.* must be a whole number, 1 or more"):
             getattr(schedules, name)(num_steps)
     with pytest.raises(ValueError, match="num_steps=.* must be a whole number, 2 or more"):
@@ -116,7 +118,7 @@ def test_repr_says_the_name_and_the_length(make):
 
 @pytest.mark.parametrize("num_steps", [1, 2, 5, 100, 1000])
 def test_reciprocal_removes_equal_shares_of_the_signal(num_steps):
-    schedule = schedules.Reciprocal(num_steps)
+    schedule = schedules.reciprocal(num_steps)
     t = np.arange(num_steps + 1)
     np.testing.assert_allclose(schedule.alpha_bar(), (num_steps - t) / num_steps, atol=1e-6)
     np.testing.assert_allclose(schedule.beta()[1:], 1 / (num_steps - t[1:] + 1), rtol=1e-3)
@@ -125,7 +127,7 @@ def test_reciprocal_removes_equal_shares_of_the_signal(num_steps):
 
 
 def test_sohl_dickstein_has_the_numbers_of_the_public_code():
-    schedule = schedules.SohlDickstein(1000)
+    schedule = schedules.sohl_dickstein(1000)
     beta = np.asarray(schedule.beta())
     assert beta[1] == pytest.approx(0.00200, abs=5e-6)
     assert beta[2] == pytest.approx(0.00100, abs=5e-6)
@@ -134,32 +136,32 @@ def test_sohl_dickstein_has_the_numbers_of_the_public_code():
 
 
 def test_linear_is_linear_in_beta_and_ends_in_noise(x64):
-    beta = schedules.Linear(1000).beta()
+    beta = schedules.linear(1000).beta()
     np.testing.assert_allclose(beta[1:], np.linspace(1e-4, 0.02, 1000), rtol=1e-9)
-    given = schedules.Linear(10, beta_start=0.1, beta_end=0.4)
+    given = schedules.linear(10, beta_start=0.1, beta_end=0.4)
     np.testing.assert_allclose(given.beta()[1:], np.linspace(0.1, 0.4, 10), rtol=1e-12)
     for num_steps in (25, 100, 1000):
-        assert schedules.Linear(num_steps).alpha_bar()[-1] < 1e-4
+        assert schedules.linear(num_steps).alpha_bar()[-1] < 1e-4
 
 
 def test_cosine_is_a_squared_cosine_until_the_cap(x64):
     t = np.arange(101)
     cosine = np.cos((t / 100 + 0.008) / 1.008 * np.pi / 2) ** 2
     np.testing.assert_allclose(
-        schedules.Cosine(100).alpha_bar()[:-1], (cosine / cosine[0])[:-1], rtol=1e-10
+        schedules.cosine(100).alpha_bar()[:-1], (cosine / cosine[0])[:-1], rtol=1e-10
     )
-    assert schedules.Cosine(100).beta()[-1] == pytest.approx(0.999)
+    assert schedules.cosine(100).beta()[-1] == pytest.approx(0.999)
 
 
 def test_log_snr_linear_has_equal_ratios_between_the_asked_ends(x64):
-    schedule = schedules.LogSNRLinear(20, noise_to_signal=(0.02, 50.0))
+    schedule = schedules.log_snr_linear(20, noise_to_signal=(0.02, 50.0))
     ratio = jnp.sqrt(schedule.one_minus_alpha_bar() / schedule.alpha_bar())[1:]
     np.testing.assert_allclose(ratio, np.geomspace(0.02, 50.0, 20), rtol=1e-10)
 
 
 def test_from_log_snr_keeps_the_levels():
     levels = jnp.array([3.0, 1.0, -2.0])
-    np.testing.assert_array_equal(schedules.FromLogSNR(levels).log_snr(), [np.inf, *levels])
+    np.testing.assert_array_equal(schedules.Schedule(levels).log_snr(), [np.inf, *levels])
 
 
 def test_learned_starts_linear_between_the_asked_ends(x64):
@@ -194,6 +196,22 @@ def test_learned_gradients_are_zero_for_the_first_level_and_right_for_the_others
     assert schedule.beta()[1] == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize("old", schedules.RENAMED)
+def test_an_old_name_warns_of_the_new_one(old):
+    new = schedules.RENAMED[old]
+    with pytest.warns(
+        DeprecationWarning, match=rf"{old} is now schedules\.{new.__name__};"
+    ) as found:
+        # Without the type checks of the tests, which would be the caller.
+        assert inspect.unwrap(schedules.__getattr__)(old) is new
+    assert found[0].filename == __file__
+    assert old not in schedules.__all__
+    with pytest.warns(DeprecationWarning, match=old):
+        assert getattr(schedules, old) is new
+    with pytest.raises(AttributeError, match="no attribute 'cosines'"):
+        _ = schedules.cosines
+
+
 # What they refuse ------------------------------------------------------------------------------
 
 
@@ -201,30 +219,30 @@ def test_learned_gradients_are_zero_for_the_first_level_and_right_for_the_others
     ("make", "message"),
     [
         (
-            lambda: schedules.Linear(5, beta_start=0.4, beta_end=0.1),
+            lambda: schedules.linear(5, beta_start=0.4, beta_end=0.1),
             "beta_start=0.4 must not be more",
         ),
-        (lambda: schedules.Linear(5, beta_start=0.0), "beta_start=0.0 must lie between 0 and 1"),
-        (lambda: schedules.Linear(5, beta_end=1.0), "beta_end=1.0"),
-        (lambda: schedules.Cosine(5, offset=-0.1), "offset=-0.1 must be 0 or more"),
-        (lambda: schedules.Cosine(5, beta_max=1.0), "beta_max=1.0 must lie between 0 and 1"),
-        (lambda: schedules.LogSNRLinear(5, (2.0, 1.0)), r"noise_to_signal=\(2.0, 1.0\)"),
+        (lambda: schedules.linear(5, beta_start=0.0), "beta_start=0.0 must lie between 0 and 1"),
+        (lambda: schedules.linear(5, beta_end=1.0), "beta_end=1.0"),
+        (lambda: schedules.cosine(5, offset=-0.1), "offset=-0.1 must be 0 or more"),
+        (lambda: schedules.cosine(5, beta_max=1.0), "beta_max=1.0 must lie between 0 and 1"),
+        (lambda: schedules.log_snr_linear(5, (2.0, 1.0)), r"noise_to_signal=\(2.0, 1.0\)"),
         (
-            lambda: schedules.LogSNRLinear(5, (0.0, 1.0)),
+            lambda: schedules.log_snr_linear(5, (0.0, 1.0)),
             "noise_to_signal=.0.0, 1.0. must be two numbers, 0 < low < high",
         ),
-        (lambda: schedules.FromLogSNR(np.zeros(0)), r"log_snr has shape \(0,\)"),
-        (lambda: schedules.FromLogSNR(np.zeros((2, 2))), r"log_snr has shape \(2, 2\)"),
+        (lambda: schedules.Schedule(np.zeros(0)), r"log_snr has shape \(0,\)"),
+        (lambda: schedules.Schedule(np.zeros((2, 2))), r"log_snr has shape \(2, 2\)"),
         (
-            lambda: schedules.FromLogSNR(np.array([1.0, 2.0])),
+            lambda: schedules.Schedule(np.array([1.0, 2.0])),
             "log_snr must fall at each step.*From t = 1 on it is 1, 2",
         ),
         (
-            lambda: schedules.FromLogSNR(np.array([1.0, np.nan])),
+            lambda: schedules.Schedule(np.array([1.0, np.nan])),
             "log_snr must lie between.*From t = 2 on it is nan",
         ),
-        (lambda: schedules.SohlDickstein(5, beta_1=-1.0), "beta_1=-1.0"),
-        (lambda: schedules.SohlDickstein(5, beta_1=1.0), "beta_1=1.0"),
+        (lambda: schedules.sohl_dickstein(5, beta_1=-1.0), "beta_1=-1.0"),
+        (lambda: schedules.sohl_dickstein(5, beta_1=1.0), "beta_1=1.0"),
         (lambda: schedules.Learned(1, beta_1=0.1), "num_steps=1 must be a whole number, 2 or more"),
         (lambda: schedules.Learned(5, beta_1=0.0), "beta_1=0.0 must lie between 0 and 1"),
         (lambda: schedules.Learned(5, beta_1=0.9, noise_to_signal=0.1), "noise_to_signal=0.1 is"),

@@ -18,12 +18,12 @@ import pytest
 import diffppl as dp
 from diffppl.fitting.result import FitResult, History
 from diffppl.fitting.training import FitState, default_trainable, trained_leaves
-from diffppl.io.codec import known_classes
+from diffppl.io.codec import Describer, Rebuilder, known_classes
 
 from . import registry
 
 KEY = jax.random.key(0)
-COSINE = dp.schedules.Cosine(5)
+COSINE = dp.schedules.cosine(5)
 
 
 def mlp_model(**kwargs: Any) -> dp.DiffusionModel:
@@ -37,7 +37,7 @@ def context_model() -> dp.DiffusionModel:
 
 
 def categorical_model() -> dp.DiffusionModel:
-    process = registry.PROCESSES["categorical-absorbing"](dp.schedules.Reciprocal(5))
+    process = registry.PROCESSES["categorical-absorbing"](dp.schedules.reciprocal(5))
     network = dp.networks.MLP(
         (3,), width=8, depth=1, key=KEY, output_shape=(3, 3), num_categories=process.num_states
     )
@@ -56,7 +56,7 @@ OBJECTS: dict[str, Any] = {
     **{f"prediction {name}": make() for name, make in registry.PREDICTIONS.items()},
     **{f"network {name}": make(KEY, (3,), (3,), 5) for name, make in registry.NETWORKS.items()},
     **{
-        f"known {name}": known.model(dp.schedules.Reciprocal(5))
+        f"known {name}": known.model(dp.schedules.reciprocal(5))
         for name, known in registry.KNOWN.items()
     },
     "model scaled": mlp_model(scaling=dp.Scaling(np.arange(3.0), 2.5)),
@@ -154,16 +154,30 @@ def test_activations_of_equinox_networks(tmp_path: Path):
 def test_double_precision_is_kept_or_asked_for(tmp_path: Path):
     path = tmp_path / "double.dppl"
     with jax.enable_x64(True):
-        schedule = dp.schedules.Cosine(4)
+        schedule = dp.schedules.cosine(4)
         assert schedule.log_snr().dtype == jnp.float64
         assert_same(roundtrip(schedule, path), schedule)
     with pytest.raises(dp.LoadError, match="_log_snr has dtype float64.*jax_enable_x64"):
         dp.load(path)
 
 
+@pytest.mark.parametrize("old", dp.schedules.RENAMED)
+def test_a_schedule_of_an_old_class_is_loaded(old: str):
+    describer = Describer(foreign=False)
+    described = describer.describe(COSINE, "schedule")
+    described["class"] = f"diffppl.schedules.{old}"
+    assert_same(Rebuilder(describer.arrays).rebuild(described, None, "schedule"), COSINE)
+
+
 def test_every_public_module_is_known():
     names = known_classes()
-    for cls in (dp.DiffusionModel, dp.Scaling, dp.networks.MLP, dp.schedules.Linear, eqx.nn.Linear):
+    for cls in (
+        dp.DiffusionModel,
+        dp.Scaling,
+        dp.networks.MLP,
+        dp.schedules.Schedule,
+        eqx.nn.Linear,
+    ):
         assert cls in names.values()
     assert all(name.startswith(("diffppl.", "equinox.nn.")) for name in names)
 
@@ -316,7 +330,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
-        dp.save(path, dp.schedules.Linear(3))
+        dp.save(path, dp.schedules.linear(3))
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.dppl"]
     assert_same(dp.load(path), COSINE)
 

@@ -52,7 +52,7 @@ NOISE = np.array([0.3, 0.6])
 
 
 def gaussian_model(num_steps: int = 60) -> dp.DiffusionModel:
-    schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.01, 50.0))
+    schedule = dp.schedules.log_snr_linear(num_steps, noise_to_signal=(0.01, 50.0))
     network = dp.denoisers.Gaussian(schedule, MEAN, VARIANCE)
     return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (3,))
 
@@ -155,7 +155,7 @@ WEIGHTS, MEANS, SCALES = np.array([0.65, 0.35]), np.array([-1.0, 0.9]), np.array
 
 
 def mixture_model(num_steps: int = 100) -> dp.DiffusionModel:
-    schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.01, 50.0))
+    schedule = dp.schedules.log_snr_linear(num_steps, noise_to_signal=(0.01, 50.0))
     network = dp.denoisers.GaussianMixture(schedule, WEIGHTS, MEANS[:, None], SCALES[:, None] ** 2)
     return dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (1,))
 
@@ -262,15 +262,15 @@ SEEN = np.array([1, 1, 0])
 
 
 def bits_process() -> dp.BernoulliDiffusion:
-    return dp.BernoulliDiffusion(dp.schedules.Reciprocal(100), rate=jnp.array([0.6, 0.5, 0.4]))
+    return dp.BernoulliDiffusion(dp.schedules.reciprocal(100), rate=jnp.array([0.6, 0.5, 0.4]))
 
 
 def uniform_process() -> dp.CategoricalDiffusion:
-    return dp.CategoricalDiffusion(dp.schedules.Reciprocal(100), 3)
+    return dp.CategoricalDiffusion(dp.schedules.reciprocal(100), 3)
 
 
 def absorbing_process() -> dp.CategoricalDiffusion:
-    return dp.CategoricalDiffusion(dp.schedules.Reciprocal(100), 3, dp.Absorbing())
+    return dp.CategoricalDiffusion(dp.schedules.reciprocal(100), 3, dp.Absorbing())
 
 
 DISCRETE = {
@@ -312,7 +312,7 @@ def test_discrete(name: str) -> None:
 def test_quadrature_keeps_both_roots_of_a_sharp_square() -> None:
     """Where the slope is 0 a linearisation sees one flat value; the posterior has two hills."""
 
-    schedule = dp.schedules.LogSNRLinear(60, noise_to_signal=(0.01, 50.0))
+    schedule = dp.schedules.log_snr_linear(60, noise_to_signal=(0.01, 50.0))
     denoiser = dp.denoisers.Gaussian(schedule, MEAN[:1], VARIANCE[:1])
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, (1,))
 
@@ -336,7 +336,7 @@ def test_quadrature_keeps_both_roots_of_a_sharp_square() -> None:
 @pytest.mark.parametrize("noise", [1e-1, 1e-4, 1e-6])
 def test_quadrature_of_two_numbers_seen_ever_more_sharply(noise: float) -> None:
     """A latent scale may come near 0: float32 does not resolve I beside 1 / noise^2."""
-    schedule = dp.schedules.LogSNRLinear(10, noise_to_signal=(0.01, 50.0))
+    schedule = dp.schedules.log_snr_linear(10, noise_to_signal=(0.01, 50.0))
     denoiser = dp.denoisers.Gaussian(schedule, MEAN[:2], VARIANCE[:2])
     prior = dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, (2,))
     slope, x_t, t = np.array([1.0, -0.6]), jnp.array([0.7, -0.2]), 6

@@ -15,7 +15,7 @@ from .statistics import assert_mean
 
 
 def normal_model():
-    process = dp.GaussianDiffusion(dp.schedules.LogSNRLinear(8))
+    process = dp.GaussianDiffusion(dp.schedules.log_snr_linear(8))
     network = dp.denoisers.Gaussian(process.schedule, jnp.array([0.3, -1.0]), 0.5)
     return dp.DiffusionModel(process, network, event_shape=(2,))
 
@@ -59,7 +59,7 @@ def test_sampled_steps_are_the_same_a_few_at_a_time(monkeypatch):
 @pytest.mark.parametrize("steps", [dp.AllSteps(), dp.SampledSteps(2)])
 @pytest.mark.parametrize("batch_size", [4, *slow(5, 11)])
 def test_a_bound_is_that_of_its_blocks(steps, batch_size):
-    process = dp.GaussianDiffusion(dp.schedules.LogSNRLinear(8))
+    process = dp.GaussianDiffusion(dp.schedules.log_snr_linear(8))
     inner = dp.networks.MLP((2,), 8, 1, context_shape=(1,), key=jax.random.key(3))
     model = dp.DiffusionModel(process, inner, event_shape=(2,), context_shape=(1,))
     x_0, context = np.split(np.random.default_rng(0).normal(size=(12, 3)), [2], axis=1)

@@ -22,7 +22,7 @@ from diffppl.conditioning.method import iterate
 
 from .registry import METHODS
 
-SCHEDULE = dp.schedules.Cosine(6)
+SCHEDULE = dp.schedules.cosine(6)
 
 
 class Counter:
@@ -73,10 +73,10 @@ ENTRIES: dict[str, Callable] = {
     "sample": lambda key, model, x, setting: dp.sample(key, model, (3,)),
     "sample-path": lambda key, model, x, setting: dp.sample_path(key, model, (3,)),
     "sample-ddim": lambda key, model, x, setting: dp.sample(
-        key, model, (3,), sampler=dp.samplers.DDIM(num_steps=3, eta=setting)
+        key, model, (3,), sampler=dp.samplers.DDIM(eta=setting), num_steps=3
     ),
     "sample-dpm-solver": lambda key, model, x, setting: dp.sample(
-        key, model, (3,), sampler=dp.samplers.DPMSolver(num_steps=3)
+        key, model, (3,), sampler=dp.samplers.DPMSolver(), num_steps=3
     ),
     "importance-bound": lambda key, model, x, setting: dp.importance_bound(
         key, model, x, num_particles=2

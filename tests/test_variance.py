@@ -22,7 +22,7 @@ from .registry import MEANS, VARIANCES, WEIGHTS
 from .statistics import assert_within_standard_errors
 
 KEY = jax.random.key(0)
-SCHEDULE = dp.schedules.LogSNRLinear(8, noise_to_signal=(0.05, 20.0))
+SCHEDULE = dp.schedules.log_snr_linear(8, noise_to_signal=(0.05, 20.0))
 # Of a second moment of 1, over the columns together
 MEAN, VARIANCE = np.array([0.5, -0.3, 0.8]), np.array([1.5, 0.1, 0.42])
 
@@ -112,7 +112,7 @@ def test_it_tells_the_pixels_of_images_apart():
 @pytest.mark.slow
 def test_its_bound_is_the_best_of_all_variances_that_are_constant():
     """For a mixture, whose Var[x_0 | x_t] is none; with the same noise for all."""
-    schedule = dp.schedules.LogSNRLinear(12, noise_to_signal=(0.05, 20.0))
+    schedule = dp.schedules.log_snr_linear(12, noise_to_signal=(0.05, 20.0))
     known = dp.denoisers.GaussianMixture(schedule, WEIGHTS, MEANS, VARIANCES)
     rng = np.random.default_rng(0)
     which = rng.choice(2, size=20_000, p=WEIGHTS)
@@ -294,7 +294,7 @@ def test_it_goes_on_where_a_run_stopped():
 @pytest.mark.parametrize("num_steps", [20, 50])
 def test_draws_and_bound_of_a_fitted_network_are_right_at_few_steps(num_steps: int):
     """N(0, 1): with the lower variance the deviation is 0.80 and the bound 0.9 nats too low."""
-    schedule = dp.schedules.LogSNRLinear(num_steps)
+    schedule = dp.schedules.log_snr_linear(num_steps)
     network = dp.networks.MLP((1,), width=64, depth=2, key=KEY)
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (1,))
     rng = np.random.default_rng(0)

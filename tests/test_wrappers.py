@@ -144,7 +144,7 @@ def test_blocks_of_a_unet_are_computed_again():
 @pytest.mark.parametrize("wrapper", [Rematerialised, *slow(MixedPrecision)])
 def test_a_wrapped_network_is_fit_saved_and_loaded(wrapper, tmp_path):
     network = wrapper(dp.networks.MLP((3,), width=8, depth=1, key=KEY))
-    model = dp.DiffusionModel(dp.GaussianDiffusion(dp.schedules.Cosine(5)), network, (3,))
+    model = dp.DiffusionModel(dp.GaussianDiffusion(dp.schedules.cosine(5)), network, (3,))
     data = np.random.default_rng(0).standard_normal((50, 3))
     fitted = dp.fit(KEY, model, data, num_iterations=5, batch_size=8, progress=False).last_model
     moved = zip(weights(fitted.network), weights(network), strict=True)

@@ -52,12 +52,12 @@ def binarized(run: Run, name: str, process: Any, categories: int | None) -> Row:
 
 def bernoulli(run: Run) -> Row:
     """Return the row of Bernoulli diffusion with the mean rate of the images as base."""
-    schedule = dp.schedules.Reciprocal(run.choose(20, 1_000, 1_000))
+    schedule = dp.schedules.reciprocal(run.choose(20, 1_000, 1_000))
     return binarized(run, "bernoulli", dp.BernoulliDiffusion(schedule, rate=0.13), None)
 
 
 def absorbing(run: Run) -> Row:
     """Return the row of absorbing (masked) diffusion."""
-    schedule = dp.schedules.Reciprocal(run.choose(20, 784, 784))
+    schedule = dp.schedules.reciprocal(run.choose(20, 784, 784))
     process = dp.CategoricalDiffusion(schedule, 2, dp.Absorbing())
     return binarized(run, "absorbing", process, 3)

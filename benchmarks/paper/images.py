@@ -29,7 +29,7 @@ def real_model(network: Any, event_shape: tuple[int, ...], num_steps: int) -> dp
     highest = 4 * float(np.sqrt(np.prod(event_shape)))
     return dp.DiffusionModel(
         dp.GaussianDiffusion(
-            dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.003, highest))
+            dp.schedules.log_snr_linear(num_steps, noise_to_signal=(0.003, highest))
         ),
         network,
         event_shape,
@@ -219,7 +219,7 @@ def dense_digits(
         run,
         "mnist",
         dp.DiffusionModel(
-            dp.GaussianDiffusion(dp.schedules.Cosine(num_steps)),
+            dp.GaussianDiffusion(dp.schedules.cosine(num_steps)),
             dp.networks.MLP((components,), width, 4, key=run.key("network")),
             (components,),
             # A common scale for all components, so that the loss weights them by their variance.
@@ -231,8 +231,7 @@ def dense_digits(
         loss=dp.losses.SimpleLoss(),
         optimizer=dp.default_optimizer(iterations, learning_rate=2e-3),
     )
-    sampler = dp.samplers.Ancestral(num_steps=kept)
-    drawn = np.asarray(dp.sample(jax.random.key(3), model, (num,), sampler=sampler))
+    drawn = np.asarray(dp.sample(jax.random.key(3), model, (num,), num_steps=kept))
     pixels = np.clip(directions.inverse_transform(drawn), 0, 1)
     return pixels.reshape(num, *train.shape[1:]), model, seconds, iterations
 

@@ -61,7 +61,7 @@ def swiss_roll(run: Run) -> Row:
 def heartbeat(run: Run) -> Row:
     """Return the row of the heartbeats: 2,000 steps, five sequences, optimal kernels by listing."""
     num_steps, iterations = run.choose((50, 20), (2_000, 8_000), (2_000, 20_000))
-    process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(num_steps), rate=0.2)
+    process = dp.BernoulliDiffusion(dp.schedules.reciprocal(num_steps), rate=0.2)
     data = dp.data.heartbeats()
     network = dp.networks.MLP((20,), width=64, depth=2, key=run.key("network"))
     model, seconds = timed_fit(

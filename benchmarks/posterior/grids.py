@@ -149,7 +149,7 @@ class Grid(Problem):
         """Noise levels from 1/20 of the smallest width to ten times the norm of the data."""
         weights, means, widths = self.mixture.weights, self.mixture.means, self.mixture.widths
         length = np.sqrt((means**2).sum(1).max() + widths.max() ** 2)
-        schedule = dp.schedules.LogSNRLinear(
+        schedule = dp.schedules.log_snr_linear(
             num_steps, noise_to_signal=(0.05 * widths.min(), 10 * length)
         )
         denoiser = dp.denoisers.GaussianMixture(schedule, weights, means, widths**2)

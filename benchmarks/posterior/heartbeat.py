@@ -45,7 +45,7 @@ class Heartbeat(Problem):
 
     def model(self, num_steps: int) -> dp.DiffusionModel:
         """The 2,000 steps of the paper, for methods with fewer steps too."""
-        process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(max(num_steps, 2_000)), rate=0.2)
+        process = dp.BernoulliDiffusion(dp.schedules.reciprocal(max(num_steps, 2_000)), rate=0.2)
         denoiser = dp.denoisers.Enumerated(process, STATES, np.full(5, 1 / 5))
         return dp.DiffusionModel(process, denoiser, (20,))
 

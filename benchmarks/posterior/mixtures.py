@@ -65,7 +65,7 @@ class LinearMixture:
         """Return the model, with log-spaced noise levels up to ten times the norm of the data."""
         d_x = self.means.shape[1]
         length = np.sqrt((self.means**2).sum(1).max() + d_x)
-        schedule = dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.05, 10 * length))
+        schedule = dp.schedules.log_snr_linear(num_steps, noise_to_signal=(0.05, 10 * length))
         denoiser = dp.denoisers.GaussianMixture(schedule, self.weights, self.means, 1.0)
         return dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, (d_x,))
 

@@ -87,7 +87,8 @@ def _simulator(
             model, shape = diffusion.model, site_shape(site)
             if sampler is None:
                 return model.to_user(jnp.zeros(shape, model.process.dtype))
-            model = sampler.prepare(respaced(model, num_steps))
+            sampler.check(model)
+            model = respaced(model, num_steps)
             # Keys by the order of sites, which is the same in every execution of the program.
             site_key = jax.random.fold_in(key_sites, next(site_numbers))
             key_base, key_chain = jax.random.split(site_key)

@@ -10,6 +10,7 @@ arrays. Arrays of numbers are checked in `arrays`, data and contexts of a model 
 """
 
 import dataclasses
+import inspect
 import math
 import numbers
 import operator
@@ -242,18 +243,21 @@ def check_instance(name: str, value: T, *kinds: type, remedy: str = "") -> T:
         remedy: end of the error message; by default it lists the package's classes of these kinds.
 
     Raises:
-        TypeError: any other value; for the class, or the owner of one as `.name`, with a remedy.
+        TypeError: any other value; for the class, a function that returns one, or the owner of
+            one as `.name`, with a remedy.
     """
     if isinstance(value, kinds):
         return value
     nouns = " or ".join(kind.__name__ for kind in kinds)
     what = f"{name}={described(value)} must be {'an' if nouns[0] in 'AEIOU' else 'a'} {nouns}"
-    if isinstance(value, type):
-        is_right = issubclass(value, kinds)
-        remedy = f", and not its class: write {value.__name__}(..)" if is_right else remedy
+    made: Any = value.__annotations__.get("return") if inspect.isfunction(value) else value
+    remedy = remedy or _implementations(*kinds)
+    if isinstance(made, type) and issubclass(made, kinds):
+        call = f"write {getattr(value, '__name__', '')}(..)"
+        remedy = f", and not its class: {call}" if made is value else f"{remedy}; {call}"
     elif isinstance(getattr(value, name, None), kinds):
         remedy = f": pass its .{name}"
-    raise TypeError(f"{what}{remedy or _implementations(*kinds)}.")
+    raise TypeError(f"{what}{remedy}.")
 
 
 def _implementations(*kinds: type) -> str:

@@ -35,7 +35,7 @@ class Replacement(AbstractMethod):
     of one step. For two standard normals of correlation 0.9, one observed to be 1, a single pass
     has mean 0.62 and variance 0.31, ten repeats have 0.88 and 0.20, and the exact values are 0.9
     and 0.19 (correlation 0.5: 0.27 and 0.82, 0.46 and 0.76, exact 0.5 and 0.75; with
-    `schedules.Reciprocal(1_000)`). Observed entries without noise at every level, as in the paper,
+    `schedules.reciprocal(1_000)`). Observed entries without noise at every level, as in the paper,
     give 0.72 and 0.31 in a single pass. The evidence is not estimated.
 
     Args:

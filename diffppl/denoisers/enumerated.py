@@ -46,7 +46,7 @@ class Enumerated(AbstractDenoiser):
 
     Example:
         >>> import itertools
-        >>> process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(num_steps=50), rate=0.2)
+        >>> process = dp.BernoulliDiffusion(dp.schedules.reciprocal(num_steps=50), rate=0.2)
         >>> states = jnp.array(list(itertools.product([0, 1], repeat=3)))
         >>> probabilities = jax.nn.softmax(states.sum(axis=1) * 0.5)
         >>> network = dp.denoisers.Enumerated(process, states, probabilities)

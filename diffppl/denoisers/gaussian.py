@@ -43,7 +43,7 @@ class Gaussian(AbstractDenoiser):
         ValueError: `covariance` has the wrong shape, or is not a covariance.
 
     Example:
-        >>> schedule = dp.schedules.Cosine(num_steps=100)
+        >>> schedule = dp.schedules.cosine(num_steps=100)
         >>> model = dp.DiffusionModel(
         ...     process=dp.GaussianDiffusion(schedule),
         ...     network=dp.denoisers.Gaussian(schedule, jnp.zeros(3), 0.5 * jnp.eye(3)),

@@ -169,7 +169,7 @@ class GaussianMixture(AbstractDenoiser):
         ValueError: inconsistent shapes, weights that do not sum to 1, or invalid covariances.
 
     Example:
-        >>> schedule = dp.schedules.LogSNRLinear(num_steps=100)
+        >>> schedule = dp.schedules.log_snr_linear(num_steps=100)
         >>> model = dp.DiffusionModel(
         ...     process=dp.GaussianDiffusion(schedule),
         ...     network=dp.denoisers.GaussianMixture(

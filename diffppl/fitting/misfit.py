@@ -58,7 +58,7 @@ def _warn_if_not_noise(model: DiffusionModel, data: Any) -> None:
         f"the chain does not end in noise: at t = {model.num_steps} the mean KL(q(x_T | x_0), pi) "
         f"is {nats:.3g} nats (at most {MAX_NATS_LEFT} is recommended){signal}. Samples start from "
         "pure noise, so the weights of the modes will be wrong: use a schedule that ends with more "
-        "noise, such as schedules.LogSNRLinear with a larger noise_to_signal.",
+        "noise, such as schedules.log_snr_linear with a larger noise_to_signal.",
         stacklevel=4,
     )
 

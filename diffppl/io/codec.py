@@ -33,6 +33,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..schedules import RENAMED, Schedule
+
 _PACKAGE = __name__.partition(".")[0]
 _NN = "relu relu6 sigmoid softplus soft_sign silu gelu elu selu celu leaky_relu log_sigmoid mish"
 _JNP = "tanh sin cos exp expm1 log log1p abs square sqrt"
@@ -156,7 +158,9 @@ class Rebuilder:
 
     def __init__(self, arrays: list[np.ndarray]) -> None:
         self._arrays = arrays
-        self._classes = known_classes()
+        # The classes of older files had the same fields.
+        renamed = {f"{_PACKAGE}.schedules.{name}": Schedule for name in RENAMED}
+        self._classes = known_classes() | renamed
 
     def rebuild(self, description: Any, like: Any, path: str) -> Any:
         """Return the described object; `like` supplies the structure of its foreign parts.

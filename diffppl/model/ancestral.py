@@ -18,18 +18,18 @@ from .base import AbstractModel
 
 
 class SamplerState(NamedTuple):
-    """State of a chain: x_t, and what the sampler stores of previous steps."""
+    """State of a chain: x_t, and what the sampler stores of the previous step, at first zeros."""
 
     x: Array
-    memory: Any = None
+    memory: Array
 
 
 def run_chain(
     key: Array,
     model: AbstractModel,
-    state: SamplerState,
+    x_T: Array,
     step: Callable[[Array, SamplerState, Int[Array, ""]], SamplerState],
-    last: Callable[[Array, SamplerState], Array],
+    final_step: Callable[[Array, Array], Array],
     *,
     keep_path: bool = False,
 ) -> tuple[Array, Array | None]:
@@ -38,28 +38,29 @@ def run_chain(
     Args:
         key: a typed JAX key, or a raw one.
         model: the model, whose steps are run.
-        state: the state at x_T.
+        x_T: draws from the base.
         step: `(key, state, t) -> state`, from x_t to x_{t-1} for a traced t in 2..T.
-        last: `(key, state) -> x_0`, from x_1.
+        final_step: `(key, x_1) -> x_0`.
         keep_path: whether to return the path.
 
     Returns:
         x_0, and x_T, .., x_1, x_0 on a new leading axis, or None without `keep_path`.
     """
     dtype = model.process.dtype
-    key_steps, key_last = jax.random.split(key)
+    key_steps, key_final = jax.random.split(key)
+    x_T = x_T.astype(dtype)
 
     def body(state: SamplerState, inputs: tuple[Array, Array]) -> tuple[SamplerState, Any]:
         key, t = inputs
-        state = step(key, state, t)
         # A step may promote the dtype, which `scan` does not allow.
-        state = state._replace(x=state.x.astype(dtype))
+        state = jax.tree.map(lambda x: x.astype(dtype), step(key, state, t))
         return state, state.x if keep_path else None
 
     times = jnp.arange(model.num_steps, 1, -1)
-    end, xs = jax.lax.scan(body, state, (jax.random.split(key_steps, len(times)), times))
-    x_0 = last(key_last, end).astype(dtype)
-    return x_0, jnp.concatenate([state.x[None], xs, x_0[None]]) if keep_path else None
+    start = SamplerState(x_T, jnp.zeros_like(x_T))
+    end, xs = jax.lax.scan(body, start, (jax.random.split(key_steps, len(times)), times))
+    x_0 = final_step(key_final, end.x).astype(dtype)
+    return x_0, jnp.concatenate([x_T[None], xs, x_0[None]]) if keep_path else None
 
 
 def ancestral_step(
@@ -81,10 +82,12 @@ def ancestral(
         context: shape `(*context_batch, *context_shape)`, broadcast against `shape`.
     """
     key_base, key_chain = jax.random.split(key)
-    x_T = model.process.base((*shape, *model.event_shape)).sample(key_base)
-    state = SamplerState(jnp.asarray(x_T, model.process.dtype))
+    x_T = jnp.asarray(model.process.base((*shape, *model.event_shape)).sample(key_base))
 
     def step(key: Array, state: SamplerState, t: Time) -> SamplerState:
-        return SamplerState(ancestral_step(key, model, state.x, t, context))
+        return state._replace(x=ancestral_step(key, model, state.x, t, context))
 
-    return run_chain(key_chain, model, state, step, lambda key, state: step(key, state, 1).x)[0]
+    def final_step(key: Array, x_1: Array) -> Array:
+        return ancestral_step(key, model, x_1, 1, context)
+
+    return run_chain(key_chain, model, x_T, step, final_step)[0]

@@ -28,7 +28,7 @@ def check_process(process: Any, network: Any) -> None:
     if isinstance(network, AbstractProcess):
         remedy += ": process is the first argument and network the second"
     elif isinstance(process, AbstractSchedule):
-        remedy = f": make one from the schedule, GaussianDiffusion({process!r})"
+        remedy = ": make one from the schedule, GaussianDiffusion(schedule)"
     check_instance("process", process, AbstractProcess, remedy=remedy)
     if check_callable("network", network) and hasattr(network, "reverse_kernel"):
         raise TypeError("network=<DiffusionModel> is a whole model: pass its .network.")

@@ -162,7 +162,7 @@ def warn_of_residual_signal(left: Any, what: str) -> None:
         warnings.warn(
             f"the chain of {what} ends with too little noise: E|sqrt(alpha_bar_T) x_0| = "
             f"{float(left):.2f}, but should be at most {MAX_RESIDUAL_SIGNAL}. The weights of modes "
-            "are wrong. Use a schedule with more noise at its end, such as schedules.LogSNRLinear "
-            "with a larger noise_to_signal.",
+            "are wrong. Use a schedule with more noise at its end, such as "
+            "schedules.log_snr_linear with a larger noise_to_signal.",
             stacklevel=3,  # the caller of the public function
         )

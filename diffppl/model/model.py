@@ -63,7 +63,7 @@ class DiffusionModel(AbstractModel):
     Example:
         >>> import jax, diffppl as dp
         >>> model = dp.DiffusionModel(
-        ...     process=dp.GaussianDiffusion(dp.schedules.Cosine(num_steps=100)),
+        ...     process=dp.GaussianDiffusion(dp.schedules.cosine(num_steps=100)),
         ...     network=dp.networks.MLP(event_shape=(2,), width=64, depth=2, key=jax.random.key(0)),
         ...     event_shape=(2,),
         ... )

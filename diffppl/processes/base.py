@@ -9,8 +9,7 @@ from jaxtyping import Array, Float, Int
 from numpyro.distributions import Distribution
 from numpyro.distributions.constraints import Constraint
 
-from ..checks.arguments import check_fields
-from ..schedules import AbstractSchedule
+from ..schedules import AbstractSchedule, check_schedule
 
 Time = int | Int[Array, ""]
 E = TypeVar("E")
@@ -32,7 +31,7 @@ class AbstractProcess(eqx.Module, Generic[E]):
     schedule: eqx.AbstractVar[AbstractSchedule]
 
     def __check_init__(self) -> None:
-        check_fields(self)
+        check_schedule(self.schedule)
 
     @property
     def num_steps(self) -> int:

@@ -23,9 +23,8 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 from numpyro.distributions import constraints
 
-from ..checks.arguments import check_instance
 from ..checks.arrays import as_numbers, describe_invalid
-from ..schedules import AbstractSchedule, Learned
+from ..schedules import AbstractSchedule, Learned, check_schedule
 from .base import AbstractProcess, Time
 from .divergence import categorical_kl
 
@@ -42,13 +41,13 @@ class BernoulliDiffusion(AbstractProcess[BernoulliEstimate]):
     """Diffusion of bits towards independent Bernoulli variables.
 
     Args:
-        schedule: the noise levels; `schedules.Reciprocal` is the paper's.
+        schedule: the noise levels; `schedules.reciprocal` is the paper's.
         rate: P(bit = 1) at the end of the chain, in (0, 1): one number, or one per bit (any
             shape that broadcasts against the event). The ELBO is tightest at the mean of the data.
 
     Example:
         >>> import diffppl as dp
-        >>> process = dp.BernoulliDiffusion(dp.schedules.Reciprocal(num_steps=2000), rate=0.2)
+        >>> process = dp.BernoulliDiffusion(dp.schedules.reciprocal(num_steps=2000), rate=0.2)
 
     References:
         Sohl-Dickstein et al. 2015, sections 2.1 to 2.4, table App. 1 and section D.1.2.
@@ -171,10 +170,10 @@ def check_fixed_schedule(schedule: AbstractSchedule, process: str) -> None:
         TypeError: not a schedule.
         ValueError: a `Learned` schedule.
     """
-    check_instance("schedule", schedule, AbstractSchedule)
+    check_schedule(schedule)
     if isinstance(schedule, Learned):
         raise ValueError(
             f"{process} cannot learn its schedule: a discrete sample has no derivative with "
             "respect to the noise rate, so the ELBO has no pathwise gradient. Use a fixed "
-            "schedule such as schedules.Reciprocal(num_steps)."
+            "schedule such as schedules.reciprocal(num_steps)."
         )

@@ -104,7 +104,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
 
     Args:
         schedule: the noise levels. An absorbing chain requires alpha_bar_T = 0, as in
-            `schedules.Reciprocal`: otherwise x_T is not fully masked.
+            `schedules.reciprocal`: otherwise x_T is not fully masked.
         num_categories: K >= 2; or one for each coordinate, such as `(2, 3, 5)`, of any shape that
             broadcasts against the event. Networks then have inputs and outputs for the largest, 5.
         base: `Uniform()` or `Absorbing()`.
@@ -117,7 +117,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
     Example:
         >>> import diffppl as dp
         >>> process = dp.CategoricalDiffusion(
-        ...     dp.schedules.Reciprocal(num_steps=100), num_categories=5, base=dp.Absorbing()
+        ...     dp.schedules.reciprocal(num_steps=100), num_categories=5, base=dp.Absorbing()
         ... )
     """
 
@@ -137,7 +137,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
         if isinstance(base, Absorbing) and not isinstance(last, Tracer) and float(last) > 0:
             raise ValueError(
                 f"schedule ends with alpha_bar_T = {float(last):.3g}; an absorbing chain must end "
-                "with alpha_bar_T = 0, all states masked. Use schedules.Reciprocal(num_steps)."
+                "with alpha_bar_T = 0, all states masked. Use schedules.reciprocal(num_steps)."
             )
         self.schedule = schedule
         self.categories = checked_counts(num_categories)

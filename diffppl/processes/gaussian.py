@@ -55,7 +55,7 @@ class GaussianDiffusion(AbstractProcess[GaussianEstimate]):
 
     Example:
         >>> import diffppl as dp
-        >>> process = dp.GaussianDiffusion(dp.schedules.Cosine(num_steps=100))
+        >>> process = dp.GaussianDiffusion(dp.schedules.cosine(num_steps=100))
 
     References:
         Sohl-Dickstein et al. 2015, sections 2.1 to 2.4 and table App. 1.

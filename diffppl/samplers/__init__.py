@@ -4,8 +4,8 @@
 which runs any of them.
 
 *The contract*: `AbstractSampler`, or `AbstractChainSampler` for one that visits every level with a
-pure `init`, `step` and `last`. Steps are always t -> t - 1; a sampler with fewer steps uses the
-model at fewer levels (`respaced`).
+pure `step` and `final_step`. Steps are always t -> t - 1; `sample(num_steps=)` uses the model at
+fewer levels (`respaced`).
 
 *To add one*: a new file with a final subclass, and a row in `tests/registry.py`, whose tests
 compare its draws with an exact distribution.

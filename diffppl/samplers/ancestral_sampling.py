@@ -1,45 +1,27 @@
 """Ancestral sampling of the reverse chain; see `diffppl.model.ancestral`."""
 
-from typing import final
+from typing import ClassVar, final
 
-import equinox as eqx
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
-from ..checks.arguments import size_field
-from ..model import DiffusionModel, respaced
+from ..model import DiffusionModel
 from ..model.ancestral import SamplerState, ancestral_step
+from ..processes.base import Time
 from .base import AbstractChainSampler
 
 
 @final
 class Ancestral(AbstractChainSampler):
-    """Exact draws from the reverse chain, for every kind of data.
+    """Exact draws from the reverse chain, for every kind of data."""
 
-    Args:
-        num_steps: number of levels of the chain to use (`respaced`); None for all.
-    """
-
-    num_steps: int | None = eqx.field(
-        static=True, default=None, converter=size_field("num_steps", optional=True)
-    )
-
-    def prepare(self, model: DiffusionModel) -> DiffusionModel:
-        return respaced(model, self.num_steps)
-
-    def init(self, x_T: Array) -> SamplerState:
-        return SamplerState(x_T)
+    supports_discrete: ClassVar[bool] = True
 
     def step(
-        self,
-        key: Array,
-        model: DiffusionModel,
-        state: SamplerState,
-        t: Int[Array, ""],
-        context: Array | None,
+        self, key: Array, model: DiffusionModel, state: SamplerState, t: Time, context: Array | None
     ) -> SamplerState:
-        return SamplerState(ancestral_step(key, model, state.x, t, context))
+        return state._replace(x=ancestral_step(key, model, state.x, t, context))
 
-    def last(
-        self, key: Array, model: DiffusionModel, state: SamplerState, context: Array | None
+    def final_step(
+        self, key: Array, model: DiffusionModel, x_1: Array, context: Array | None
     ) -> Array:
-        return ancestral_step(key, model, state.x, 1, context)
+        return ancestral_step(key, model, x_1, 1, context)

@@ -15,18 +15,18 @@ References:
     Bao, Li, Zhu and Zhang 2022, "Analytic-DPM", section 4.
 """
 
-from typing import final
+from typing import ClassVar, final
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Int
+from jaxtyping import Array, ArrayLike
 
-from ..checks.arguments import check_float, check_size
-from ..model import DiffusionModel, respaced
+from ..checks.arguments import check_float
+from ..model import DiffusionModel
 from ..model.ancestral import SamplerState
-from .base import AbstractChainSampler, require_real
+from ..processes.base import Time
+from .base import AbstractChainSampler
 
 
 @final
@@ -37,32 +37,18 @@ class DDIM(AbstractChainSampler):
     p(x_0 | x_1) otherwise, so that `eta=1` is ancestral sampling.
 
     Args:
-        num_steps: number of levels of the chain to use; None for all.
         eta: from 0, deterministic, to 1, ancestral sampling.
     """
 
-    num_steps: int | None = eqx.field(static=True)
+    supports_discrete: ClassVar[bool] = False
     eta: ArrayLike
 
-    def __init__(self, num_steps: int | None = None, eta: float = 0.0) -> None:
-        self.num_steps = None if num_steps is None else check_size("num_steps", num_steps)
+    def __init__(self, eta: float = 0.0) -> None:
         eta = check_float("eta", eta, 0.0, 1.0, closed=True)
         self.eta = np.asarray(eta, dtype=np.float64)  # an array: a new value does not recompile
 
-    def prepare(self, model: DiffusionModel) -> DiffusionModel:
-        require_real(self, model)
-        return respaced(model, self.num_steps)
-
-    def init(self, x_T: Array) -> SamplerState:
-        return SamplerState(x_T)
-
     def step(
-        self,
-        key: Array,
-        model: DiffusionModel,
-        state: SamplerState,
-        t: Int[Array, ""],
-        context: Array | None,
+        self, key: Array, model: DiffusionModel, state: SamplerState, t: Time, context: Array | None
     ) -> SamplerState:
         schedule, x = model.process.schedule, state.x
         alpha_bar, noise = schedule.alpha_bar(), schedule.one_minus_alpha_bar()
@@ -75,11 +61,10 @@ class DDIM(AbstractChainSampler):
         b = a_next - a * eps_scale / jnp.sqrt(noise[t])
         scale = jnp.sqrt(sigma2 + eta2 * b**2 * estimate.variance)
         z = jax.random.normal(key, x.shape, x.dtype)
-        x = a_next * estimate.mean + eps_scale * eps + scale * z
-        return SamplerState(x)
+        return state._replace(x=a_next * estimate.mean + eps_scale * eps + scale * z)
 
-    def last(
-        self, key: Array, model: DiffusionModel, state: SamplerState, context: Array | None
+    def final_step(
+        self, key: Array, model: DiffusionModel, x_1: Array, context: Array | None
     ) -> Array:
-        drawn = model.reverse_kernel(state.x, 1, context).sample(key)
-        return jnp.where(jnp.asarray(self.eta) > 0, drawn, model.denoise(state.x, 1, context))
+        drawn = model.reverse_kernel(x_1, 1, context).sample(key)
+        return jnp.where(jnp.asarray(self.eta) > 0, drawn, model.denoise(x_1, 1, context))

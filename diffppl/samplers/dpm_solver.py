@@ -15,44 +15,25 @@ References:
     Lu et al. 2022, "DPM-Solver++", algorithm 2.
 """
 
-from typing import final
+from typing import ClassVar, final
 
-import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
-from ..checks.arguments import size_field
-from ..model import DiffusionModel, respaced
+from ..model import DiffusionModel
 from ..model.ancestral import SamplerState
-from .base import AbstractChainSampler, require_real
+from ..processes.base import Time
+from .base import AbstractChainSampler
 
 
 @final
 class DPMSolver(AbstractChainSampler):
-    """Deterministic approximate sampling of real data in few steps, 10 to 30.
+    """Deterministic approximate sampling of real data in few steps: `num_steps` of 10 to 30."""
 
-    Args:
-        num_steps: number of levels of the chain to use; None for all.
-    """
-
-    num_steps: int | None = eqx.field(
-        static=True, default=None, converter=size_field("num_steps", optional=True)
-    )
-
-    def prepare(self, model: DiffusionModel) -> DiffusionModel:
-        require_real(self, model)
-        return respaced(model, self.num_steps)
-
-    def init(self, x_T: Array) -> SamplerState:
-        return SamplerState(x_T, jnp.zeros_like(x_T))  # D of the previous step: none
+    supports_discrete: ClassVar[bool] = False
 
     def step(
-        self,
-        key: Array,
-        model: DiffusionModel,
-        state: SamplerState,
-        t: Int[Array, ""],
-        context: Array | None,
+        self, key: Array, model: DiffusionModel, state: SamplerState, t: Time, context: Array | None
     ) -> SamplerState:
         del key
         schedule = model.process.schedule
@@ -64,13 +45,13 @@ class DPMSolver(AbstractChainSampler):
         h_previous = half_log_snr[t] - half_log_snr[jnp.minimum(t + 1, model.num_steps)]
         has_previous = (t < model.num_steps) & (h_previous > 0)  # levels may coincide
         slope = jnp.where(has_previous, h / (2 * jnp.where(has_previous, h_previous, 1.0)), 0.0)
-        extrapolated = denoised + slope * (denoised - state.memory)
+        extrapolated = denoised + slope * (denoised - state.memory)  # D_{t+1}
         ratio = s[t - 1] / s[t]
         x = ratio * state.x + (a[t - 1] - ratio * a[t]) * extrapolated
         return SamplerState(x, denoised)
 
-    def last(
-        self, key: Array, model: DiffusionModel, state: SamplerState, context: Array | None
+    def final_step(
+        self, key: Array, model: DiffusionModel, x_1: Array, context: Array | None
     ) -> Array:
         del key
-        return model.denoise(state.x, 1, context)
+        return model.denoise(x_1, 1, context)

@@ -1,6 +1,6 @@
 """Sampling by the probability flow, deterministic in x_T; see `diffppl.model.probability_flow`."""
 
-from typing import final
+from typing import ClassVar, final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from ..model import DiffusionModel
 from ..model.probability_flow import Integrator, noise_to_data, noise_to_path
-from .base import AbstractSampler, require_real
+from .base import AbstractSampler
 
 
 @final
@@ -23,11 +23,8 @@ class ProbabilityFlow(AbstractSampler):
         integrator: the solver of the ODE and its tolerances.
     """
 
+    supports_discrete: ClassVar[bool] = False
     integrator: Integrator = Integrator()
-
-    def prepare(self, model: DiffusionModel) -> DiffusionModel:
-        require_real(self, model)
-        return model
 
     def draw(
         self,

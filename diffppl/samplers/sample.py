@@ -10,10 +10,10 @@ from jaxtyping import Array, ArrayLike
 
 from ..batching import map_in_blocks
 from ..checks.arguments import check_instance, check_key, check_shape, check_size
-from ..model import DiffusionModel
+from ..model import DiffusionModel, respaced
 from ..model.inputs import as_context, residual_signal, warn_of_residual_signal
 from .ancestral_sampling import Ancestral
-from .base import AbstractSampler
+from .base import AbstractChainSampler, AbstractSampler
 
 
 def sample(
@@ -23,6 +23,7 @@ def sample(
     *,
     context: ArrayLike | None = None,
     sampler: AbstractSampler = Ancestral(),
+    num_steps: int | None = None,
     batch_size: int = 1_000,
 ) -> Array:
     """Draw x_0 from a model, in the user's units.
@@ -36,6 +37,7 @@ def sample(
         context: shape `(*context_batch, *context_shape)`, if the model takes one; `shape` draws are
             made for each.
         sampler: the sampler; `Ancestral()` is exact and supports every kind of data.
+        num_steps: number of levels of the chain to use (`respaced`); None for all.
         batch_size: draws made at once, which bounds the memory. About 1,000 fit a CPU's cache.
 
     Returns:
@@ -44,9 +46,9 @@ def sample(
 
     Example:
         >>> x = dp.sample(jax.random.key(0), model, (1_000,))
-        >>> x = dp.sample(key, model, (1_000,), sampler=dp.samplers.DDIM(num_steps=20))
+        >>> x = dp.sample(key, model, (1_000,), sampler=dp.samplers.DDIM(), num_steps=20)
     """
-    arguments = _check(key, model, shape, context, sampler, batch_size)
+    arguments = _check(key, model, shape, context, sampler, num_steps, batch_size)
     draws, signal = _sample(*arguments, keep_path=False)
     if draws.size and not isinstance(signal, Tracer):
         warn_of_residual_signal(signal, "model")
@@ -60,6 +62,7 @@ def sample_path(
     *,
     context: ArrayLike | None = None,
     sampler: AbstractSampler = Ancestral(),
+    num_steps: int | None = None,
     batch_size: int = 1_000,
 ) -> Array:
     """Return the paths of the draws of `sample`: x_T, .., x_1, x_0 on a new leading axis.
@@ -69,9 +72,9 @@ def sample_path(
     chain a state of `num_categories` is the mask.
 
     Args:
-        key, model, shape, context, sampler, batch_size: as in `sample`.
+        key, model, shape, context, sampler, num_steps, batch_size: as in `sample`.
     """
-    arguments = _check(key, model, shape, context, sampler, batch_size)
+    arguments = _check(key, model, shape, context, sampler, num_steps, batch_size)
     return _sample(*arguments, keep_path=True)[0]
 
 
@@ -81,6 +84,7 @@ def _check(
     shape: tuple[int, ...],
     context: ArrayLike | None,
     sampler: AbstractSampler,
+    num_steps: int | None,
     batch_size: int,
 ) -> tuple[Array, DiffusionModel, tuple[int, ...], Array | None, AbstractSampler, int]:
     key = check_key(key)
@@ -89,7 +93,15 @@ def _check(
     shape = check_shape("shape", shape, least=0)
     batch_size = check_size("batch_size", batch_size)
     context = as_context("context", context, model)
-    return key, sampler.prepare(model), shape, context, sampler, batch_size
+    sampler.check(model)
+    if num_steps is not None:
+        num_steps = check_size("num_steps", num_steps)
+        if not isinstance(sampler, AbstractChainSampler):
+            raise ValueError(
+                f"num_steps={num_steps} is for samplers that visit the levels of the chain, but "
+                f"{type(sampler).__name__} chooses its own steps; leave num_steps out."
+            )
+    return key, respaced(model, num_steps), shape, context, sampler, batch_size
 
 
 @eqx.filter_jit

@@ -28,7 +28,7 @@ def fit(
     """Fit dequantised eight-bit images, with noise levels up to `highest`."""
     model = dp.DiffusionModel(
         process=dp.GaussianDiffusion(
-            dp.schedules.LogSNRLinear(num_steps, noise_to_signal=(0.01, highest))
+            dp.schedules.log_snr_linear(num_steps, noise_to_signal=(0.01, highest))
         ),
         network=network,
         event_shape=source.event_shape,

@@ -50,7 +50,7 @@ class LinearPower(AbstractPower):
     """a_t = (T - t) / T: the start of the chain is unperturbed.
 
     The sampled distribution depends on the schedule: in the example of `Perturbation`, whose exact
-    mean and variance are 0.5 and 0.5, they are 0.46 and 0.43 with `Reciprocal`, and 0.60 and 0.38
+    mean and variance are 0.5 and 0.5, they are 0.46 and 0.43 with `reciprocal`, and 0.60 and 0.38
     with `Linear`, at 1,000 steps.
     """
 
