@@ -136,3 +136,9 @@ def _ancestors(instructions: list[Instruction]) -> dict[str, set[str]]:
         direct = instruction.needs & found.keys()
         found[instruction.name] = set(direct).union(*(found[name] for name in direct))
     return found
+
+
+def num_compilations(function):
+    """The number of compilations of a function of the package so far."""
+    compiled = function if hasattr(function, "_cached") else function.__wrapped__
+    return compiled._cached._cache_size()

@@ -23,6 +23,7 @@ from diffppl.conditioning.evidence import pooled_evidence, pooled_indices
 from diffppl.conditioning.method import Draws
 from diffppl.conditioning.traced import Traced
 
+from .hlo import num_compilations
 from .marks import quick_and_slow
 
 SCHEDULE = dp.schedules.log_snr_linear(8, noise_to_signal=(0.05, 30.0))
@@ -139,7 +140,7 @@ def test_what_is_reported_belongs_to_the_run(held) -> None:
 
 
 def compiled() -> tuple[int, ...]:
-    return tuple(f._cached._cache_size() for f in (runs._init, runs._advance, runs._end))
+    return tuple(num_compilations(f) for f in (runs._init, runs._advance, runs._end))
 
 
 def with_arguments(y, scale):

@@ -30,6 +30,7 @@ def jit_quickly(*, optimization_level: int) -> Callable[[Callable[P, R]], Callab
         def compiled(*args: P.args, **kwargs: P.kwargs) -> R:
             return (quick if jax.default_backend() == "cpu" else full)(*args, **kwargs)
 
+        compiled.__wrapped__ = quick
         return compiled
 
     return decorate

@@ -51,7 +51,7 @@ class LinearPower(AbstractPower):
 
     The sampled distribution depends on the schedule: in the example of `Perturbation`, whose exact
     mean and variance are 0.5 and 0.5, they are 0.46 and 0.43 with `reciprocal`, and 0.60 and 0.38
-    with `Linear`, at 1,000 steps.
+    with `linear`, at 1,000 steps.
     """
 
     def at(self, t: Array | int, num_steps: int) -> Float[Array, ""]:
