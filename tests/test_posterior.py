@@ -7,6 +7,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import scipy.stats
 
 import diffppl as dp
 from diffppl.conditioning import runs
@@ -57,8 +58,22 @@ def test_samples_are_named_shaped_and_in_the_users_units(posterior: dp.Posterior
     }
     np.testing.assert_allclose(samples["total"], samples["x"].sum(-1), rtol=1e-5)
     assert float(samples["sigma"].min()) > 0
-    # The prior is N(13, 3^2) and N(4, 4.5) in the user's units.
-    assert abs(float(samples["x"][:, 0].mean()) - 12.5) < 2
+    # The prior is N(13, 3^2) and N(4, 4.5) in the user's units; sigma by quadrature.
+    prior_mean, prior_variance = np.array([13.0, 4.0]), np.array([9.0, 4.5])
+    sigma = np.linspace(0, 6, 6_001)[1:, None]
+    total = prior_variance + sigma**2
+    weight = scipy.stats.norm.pdf(Y, prior_mean, np.sqrt(total)).prod(1)
+    weight *= scipy.stats.halfnorm.pdf(sigma[:, 0])
+    share = prior_variance / total
+    mean = np.average(prior_mean + share * (Y - prior_mean), axis=0, weights=weight)
+    second = np.average(
+        share * sigma**2 + (prior_mean + share * (Y - prior_mean)) ** 2, axis=0, weights=weight
+    )
+    error = np.sqrt((second - mean**2) / 100)  # 200 draws, some of them of the same particle
+    assert np.all(np.abs(samples["x"].mean(0) - mean) < 4 * error)
+    sigma_mean = np.average(sigma[:, 0], weights=weight)
+    sigma_error = np.sqrt(np.average((sigma[:, 0] - sigma_mean) ** 2, weights=weight) / 100)
+    assert abs(float(samples["sigma"].mean()) - sigma_mean) < 4 * sigma_error
     assert posterior.get_samples(group_by_chain=True)["x"].shape == (2, 100, 2)
 
 
