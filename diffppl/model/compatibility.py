@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from ..checks.arguments import check_broadcast, check_callable, check_instance
 from ..denoisers.base import AbstractDenoiser
-from ..networks.settings import num_categories_of
+from ..networks.layers.layout import num_categories_of
 from ..predictions.prediction import AbstractPrediction, Data
 from ..processes import AbstractProcess, GaussianDiffusion
 from ..schedules import AbstractSchedule

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from ..checks.arguments import check_instance, check_shape, check_time
-from ..networks.settings import num_classes_of
+from ..networks.layers.embedding import num_classes_of
 from ..predictions.prediction import AbstractPrediction, default_prediction
 from ..predictions.variance import replace_fitted, without_context
 from ..processes import AbstractProcess

@@ -140,7 +140,10 @@ class UNet(eqx.Module):
             return tuple(block(size + skip, level, heads[level]) for size in inputs)
 
         self.embedding = Embedding(
-            width, key=next(keys), context_shape=context_shape, num_classes=num_classes
+            width,
+            keys=tuple(jax.random.split(next(keys), 3)),
+            context_shape=context_shape,
+            num_classes=num_classes,
         )
         # The channels of all pixels of a patch are concatenated.
         inputs, outputs = (
