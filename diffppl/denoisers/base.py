@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..checks.arguments import check_instance
-from ..checks.arrays import Numbers, as_finite
 from ..schedules import AbstractSchedule
 
 
@@ -42,11 +41,6 @@ def check_schedule(schedule: object) -> None:
     """Raise TypeError unless `schedule` is a schedule (a process is not)."""
     remedy = ", such as the process.schedule of the model that uses the denoiser"
     check_instance("schedule", schedule, AbstractSchedule, remedy=remedy)
-
-
-def finite(name: str, values: Numbers) -> np.ndarray:
-    """Return finite numbers as a float64 array; raise an error that names the argument."""
-    return np.asarray(as_finite(name, values), dtype=np.float64)
 
 
 def eigendecomposition(

@@ -16,13 +16,12 @@ from typing import final
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ..checks.arrays import Numbers, as_double
 from ..schedules import AbstractSchedule
 from .base import (
     AbstractDenoiser,
-    Numbers,
     check_schedule,
     eigendecomposition,
-    finite,
     with_variance,
 )
 
@@ -58,9 +57,9 @@ class Gaussian(AbstractDenoiser):
 
     def __init__(self, schedule: AbstractSchedule, mean: Numbers, covariance: Numbers) -> None:
         check_schedule(schedule)
-        loc = finite("mean", mean)
+        loc = as_double("mean", mean)
         eigenvalues, eigenvectors = eigendecomposition(
-            "covariance", finite("covariance", covariance), loc.shape
+            "covariance", as_double("covariance", covariance), loc.shape
         )
         self.schedule = schedule
         self.mean = jnp.asarray(loc, dtype=float)

@@ -26,13 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ..checks.arrays import Numbers, as_double
 from ..schedules import AbstractSchedule
 from .base import (
     AbstractDenoiser,
-    Numbers,
     check_schedule,
     eigendecomposition,
-    finite,
     with_variance,
 )
 
@@ -187,7 +186,7 @@ class GaussianMixture(AbstractDenoiser):
         self, schedule: AbstractSchedule, weights: Numbers, means: Numbers, covariances: Numbers
     ) -> None:
         check_schedule(schedule)
-        locs, covs = finite("means", means), finite("covariances", covariances)
+        locs, covs = as_double("means", means), as_double("covariances", covariances)
         if locs.ndim == 0 or locs.size == 0:
             raise ValueError(
                 f"means has shape {locs.shape}; it needs shape (num_components, *event_shape)."
@@ -214,7 +213,7 @@ class GaussianMixture(AbstractDenoiser):
 
 def check_probabilities(name: str, values: Numbers, number: int) -> np.ndarray:
     """Return probabilities in float64, normalised if their sum is within 1e-4 of 1."""
-    probs = finite(name, values)
+    probs = as_double(name, values)
     if probs.shape != (number,):
         raise ValueError(f"{name} has shape {probs.shape}; it needs shape {(number,)}.")
     if probs.min() < 0 or abs(probs.sum() - 1) > 1e-4:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ..data import AbstractSource
 from ..likelihood.elbo import AllSteps, SampledSteps
 from ..model import DiffusionModel
-from ..model.inputs import check_context, check_data
+from ..model.inputs import as_batch
 from .checkpoints import Run
 from .checks import resumed
 from .result import FitResult, History, NonFiniteLossError
@@ -37,11 +37,10 @@ def validation_of(
         if context is not None:
             raise ValueError("validation_context was given without validation_data.")
         return None
-    data = check_data("validation_data", data, model)
-    context = check_context(context, model, data.shape[0], "validation_context")
+    names = ("validation_data", "validation_context")
+    x_0, context = as_batch(model, data, context, names)
     # Short chains: all terms of the bound, which leaves no sampling error of t.
     steps = AllSteps() if model.num_steps <= 16 else SampledSteps(8)
-    x_0 = model.to_model(data)
     return lambda model: float(mean_elbo(key, model, x_0, context, steps, block))
 
 

@@ -26,7 +26,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, final
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -190,7 +190,9 @@ class Rebuilder:
             case {"is": "function", "name": str(name)}:
                 if name in ACTIVATIONS:
                     return ACTIVATIONS[name]
-                _fail(f"{path} is the function {name}, which this version of diffppl lacks.")
+                raise LoadError(
+                    f"{path} is the function {name}, which this version of diffppl lacks."
+                )
             case {"is": "partial", "function": function, "items": [args, keywords]}:
                 function = self.rebuild(function, None, path)
                 args, keywords = (self.rebuild(item, None, path) for item in (args, keywords))
@@ -199,12 +201,12 @@ class Rebuilder:
                 return self._module(name, fields, like, path)
             case {"is": "foreign", "name": str(name), "indices": list(indices)}:
                 return self._foreign(name, indices, like, path)
-        return _fail(f"{path} has the invalid description {str(description)[:80]}.")
+        raise LoadError(f"{path} has the invalid description {str(description)[:80]}.")
 
     def _array(self, index: int, path: str) -> jax.Array:
         array = self._arrays[index]
         if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
-            _fail(
+            raise LoadError(
                 f"{path} has dtype {array.dtype}, which is disabled in JAX: call "
                 "jax.config.update('jax_enable_x64', True) first."
             )
@@ -213,10 +215,10 @@ class Rebuilder:
     def _module(self, name: str, fields: dict[str, Any], like: Any, path: str) -> Any:
         cls = self._classes.get(name)
         if cls is None:
-            _fail(f"{path} is a {name}, which this version of diffppl lacks.")
+            raise LoadError(f"{path} is a {name}, which this version of diffppl lacks.")
         wanted = _field_names(cls)
         if set(wanted) != set(fields):
-            _fail(
+            raise LoadError(
                 f"{path} is a {name} with fields {sorted(fields)}, but in this version of diffppl "
                 f"the class has {sorted(wanted)}: it was saved by another version."
             )
@@ -228,7 +230,7 @@ class Rebuilder:
 
     def _foreign(self, name: str, indices: list[int], like: Any, path: str) -> Any:
         if like is None:
-            _fail(
+            raise LoadError(
                 f"{path} is a {name}, of which the file has only the arrays. Pass like=model, with "
                 "a model of the same shape made by the same code."
             )
@@ -267,7 +269,3 @@ def _part(like: Any, key: int | str) -> Any:
         return like[key]
     except (TypeError, KeyError, IndexError):
         return None
-
-
-def _fail(message: str) -> NoReturn:
-    raise LoadError(message)

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 from ..batching import map_in_blocks
 from ..checks.arguments import check_instance, check_key, check_size, size_field
 from ..model import DiffusionModel
-from ..model.inputs import check_context, check_data
+from ..model.inputs import as_batch
 from .estimate import Estimate
 
 BLOCK_SIZE = 2**14  # coordinates, over all events and steps, evaluated in one block
@@ -192,9 +192,8 @@ def elbo(
     check_instance("model", model, DiffusionModel)
     check_instance("steps", steps, AbstractSteps)
     batch_size = check_size("batch_size", batch_size)
-    x_0 = check_data("x_0", x_0, model)
-    context = check_context(context, model, x_0.shape[0])
-    return _elbo(key, model, model.to_model(x_0), context, steps, batch_size)
+    x_0, context = as_batch(model, x_0, context)
+    return _elbo(key, model, x_0, context, steps, batch_size)
 
 
 @eqx.filter_jit

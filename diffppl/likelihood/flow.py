@@ -12,8 +12,8 @@ from jaxtyping import Array, ArrayLike, Float
 from ..checks.arguments import check_instance, check_key
 from ..model import DiffusionModel
 from ..model.flow_density import AbstractTrace, Hutchinson, event_log_density, log_density
-from ..model.inputs import check_context, check_data
-from ..model.probability_flow import Integrator, check_real
+from ..model.inputs import as_batch
+from ..model.probability_flow import Integrator, check_flow
 from .estimate import Estimate
 
 
@@ -71,12 +71,11 @@ def flow_likelihood(
     """
     key = check_key(key)
     check_instance("model", model, DiffusionModel)
-    check_real(model)
+    check_flow(model)
     check_instance("trace", trace, AbstractTrace)
     check_instance("integrator", integrator, Integrator)
-    x_0 = check_data("x_0", x_0, model)
-    context = check_context(context, model, x_0.shape[0])
-    return _flow_likelihood(key, model, model.to_model(x_0), context, trace, integrator)
+    x_0, context = as_batch(model, x_0, context)
+    return _flow_likelihood(key, model, x_0, context, trace, integrator)
 
 
 @eqx.filter_jit

@@ -34,7 +34,7 @@ from numpyro.distributions import Distribution
 from ..batching import map_in_blocks
 from ..checks.arguments import check_instance, check_key, check_size
 from ..model import DiffusionModel
-from ..model.inputs import check_context, check_data
+from ..model.inputs import as_batch
 from .estimate import Estimate
 
 
@@ -150,9 +150,8 @@ def jarzynski(
     check_instance("model", model, DiffusionModel)
     num_trajectories = check_size("num_trajectories", num_trajectories)
     batch_size = check_size("batch_size", batch_size)
-    x_0 = check_data("x_0", x_0, model)
-    context = check_context(context, model, x_0.shape[0])
-    work = _work(key, model, model.to_model(x_0), context, num_trajectories, batch_size)
+    x_0, context = as_batch(model, x_0, context)
+    work = _work(key, model, x_0, context, num_trajectories, batch_size)
     return PathWork(work, math.prod(model.event_shape))
 
 

@@ -76,6 +76,13 @@ def check_scaling(scaling: Any, process: AbstractProcess, event_shape: tuple[int
     check_broadcast("scaling.scale", scaling.scale.shape, event_shape)
 
 
+def check_takes_context(name: str, context_shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the model's shape of contexts; without one, a given `name` is a ValueError."""
+    if context_shape is None:
+        raise ValueError(f"{name} was given, but the model has no context_shape.")
+    return context_shape
+
+
 def check_context_scaling(scaling: Any, context_shape: tuple[int, ...] | None) -> None:
     """Check a scaling of contexts.
 
@@ -86,8 +93,7 @@ def check_context_scaling(scaling: Any, context_shape: tuple[int, ...] | None) -
     if scaling is None:
         return
     check_instance("context_scaling", scaling, Scaling, remedy=", such as Scaling(loc, scale)")
-    if context_shape is None:
-        raise ValueError("context_scaling was given, but the model has no context_shape.")
+    context_shape = check_takes_context("context_scaling", context_shape)
     check_broadcast("context_scaling.loc", scaling.loc.shape, context_shape)
     check_broadcast("context_scaling.scale", scaling.scale.shape, context_shape)
 

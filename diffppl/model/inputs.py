@@ -9,9 +9,18 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from ..checks.arrays import Values, as_array, as_numbers, check_range, describe_invalid
+from ..checks.arrays import (
+    Values,
+    as_array,
+    as_numbers,
+    check_finite,
+    check_range,
+    check_rows,
+    describe_invalid,
+)
 from ..processes.support import check_support
 from .base import AbstractModel
+from .compatibility import check_takes_context
 
 # In standard deviations of the noise. Two modes at this distance are distinguished in 1 of 5 draws.
 MAX_RESIDUAL_SIGNAL = 0.5
@@ -45,8 +54,7 @@ def check_data(name: str, x: Any, model: AbstractModel) -> Values:
             f"{name} has shape {values.shape}, but the model's events have shape {event_shape}, "
             f"so it needs shape (n, {', '.join(map(str, event_shape))})."
         )
-    if values.shape[0] == 0:
-        raise ValueError(f"{name} is empty: it has shape {values.shape}.")
+    check_rows(name, values)
     return as_events(name, values, model)
 
 
@@ -56,39 +64,14 @@ def as_events(name: str, x: Any, model: AbstractModel) -> Values:
     check_ends_in(name, values.shape, "event_shape", model.event_shape)
     if isinstance(values, Tracer):
         return values.astype(process.dtype)
-    bad = ~np.isfinite(values)
-    if np.any(bad):
-        raise ValueError(
-            f"{name} has NaN or infinite values: {describe_invalid(bad, values)}. Remove them, or "
-            "leave missing entries unobserved in a program."
-        )
+    remedy = " Remove them, or leave missing entries unobserved in a program."
+    check_finite(name, values, remedy)
     if not process.support.is_discrete:
         # Not converted: float32 would round data that are far from 0 before they are centred.
         check_range(name, values, process.dtype)
         return values
     check_support(name, np.asarray(values), process)
     return as_array(name, values, process.dtype)
-
-
-def required_context_shape(
-    context: Any, model: AbstractModel, name: str = "context"
-) -> tuple[int, ...] | None:
-    """Return the shape that a context must end in; None if there is none and none is required.
-
-    Raises:
-        ValueError: a context for a model without one, or a missing context.
-    """
-    if context is None:
-        if model.context_shape is not None and model.needs_context:
-            shape = ", ".join(map(str, ("n", *model.context_shape)))
-            raise ValueError(
-                f"{name} is missing: the model has context_shape={model.context_shape}, so pass an "
-                f"array of shape ({shape}{',' * (not model.context_shape)})."
-            )
-        return None
-    if model.context_shape is None:
-        raise ValueError(f"{name} was given, but the model has no context_shape.")
-    return model.context_shape
 
 
 def as_context(name: str, context: Any, model: AbstractModel) -> Array | None:
@@ -99,16 +82,20 @@ def as_context(name: str, context: Any, model: AbstractModel) -> Array | None:
         ValueError: missing, not supported by the model, of the wrong shape, not finite; or labels
             that are not whole numbers from 0 to `num_classes` - 1 (or -1, for no class).
     """
-    wanted = required_context_shape(context, model, name)
-    if wanted is None:
+    if context is None:
+        if model.context_shape is not None and model.needs_context:
+            shape = ", ".join(map(str, ("n", *model.context_shape)))
+            raise ValueError(
+                f"{name} is missing: the model has context_shape={model.context_shape}, so pass an "
+                f"array of shape ({shape}{',' * (not model.context_shape)})."
+            )
         return None
+    wanted = check_takes_context(name, model.context_shape)
     values = as_numbers(name, context)
     check_ends_in(name, values.shape, "context_shape", wanted)
     if isinstance(values, Tracer):
         return values.astype(jnp.result_type(float))
-    if not np.all(np.isfinite(values)):
-        bad = ~np.isfinite(values)
-        raise ValueError(f"{name} has NaN or infinite values: {describe_invalid(bad, values)}.")
+    check_finite(name, values)
     if (num_labels := model.num_labels) is not None:
         labels = np.asarray(values, np.float64)
         bad = (labels < -1) | (labels >= num_labels) | (labels != np.round(labels))
@@ -135,6 +122,22 @@ def check_context(
             f"{(n, *(model.context_shape or ()))}."
         )
     return values
+
+
+def as_batch(
+    model: AbstractModel,
+    x_0: object,
+    context: object,
+    names: tuple[str, str] = ("x_0", "context"),
+) -> tuple[Array, Array | None]:
+    """Return data in the chain's units, shape `(n, *event_shape)`, and a context for each.
+
+    Raises:
+        TypeError, ValueError: as for `check_data` and `check_context`.
+    """
+    values = check_data(names[0], x_0, model)
+    context = check_context(context, model, values.shape[0], names[1])
+    return model.to_model(values), context
 
 
 # The end of the chain ---------------------------------------------------------------------------

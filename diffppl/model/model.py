@@ -29,7 +29,13 @@ from ..processes import AbstractProcess
 from ..processes.base import Time
 from . import programs
 from .base import AbstractModel
-from .compatibility import check_context_scaling, check_parts, check_process, raw_output
+from .compatibility import (
+    check_context_scaling,
+    check_parts,
+    check_process,
+    check_takes_context,
+    raw_output,
+)
 from .distribution import DiffusionDistribution
 from .scaling import Scaling
 
@@ -143,11 +149,10 @@ class DiffusionModel(AbstractModel):
         if (*batch_shape, *self.event_shape) != x_t.shape:
             raise ValueError(f"x_t has shape {x_t.shape}; it must end in {self.event_shape}.")
         if context is not None:
-            if self.context_shape is None:
-                raise ValueError("context was given, but the model has no context_shape.")
+            context_shape = check_takes_context("context", self.context_shape)
             if self.context_scaling is not None:
                 context = self.context_scaling.to_model(context)
-            context = jnp.broadcast_to(context, (*batch_shape, *self.context_shape))
+            context = jnp.broadcast_to(context, (*batch_shape, *context_shape))
         # Networks and predictions take one event; each batch axis is a `vmap`.
         for _ in batch_shape:
             single = jax.vmap(single, in_axes=(0, None if context is None else 0))

@@ -101,7 +101,7 @@ class Integrator(eqx.Module):
         return jax.tree.map(lambda y: jnp.where(is_solved, y, jnp.nan), solution.ys)
 
 
-def check_real(model: AbstractModel) -> None:
+def check_flow(model: AbstractModel) -> None:
     """Check that a model has a probability flow.
 
     Raises:
@@ -173,7 +173,7 @@ def noise_to_data(
 
     Invertible and differentiable; maps N(0, I) to the data distribution of the flow.
     """
-    check_real(model)
+    check_flow(model)
 
     def single(x: Array, context: Array | None) -> Array:
         return _from_noise(model, x, context, integrator, diffrax.SaveAt(t1=True))[-1]
@@ -189,7 +189,7 @@ def noise_to_path(
     integrator: Integrator = Integrator(),
 ) -> Float[Array, "..."]:
     """Return x_T, .., x_1 and x_0 along the flow, on a new axis just before the event's."""
-    check_real(model)
+    check_flow(model)
 
     def single(x: Array, context: Array | None) -> Array:
         levels = angles(model.process.schedule)[::-1]

@@ -37,6 +37,7 @@ from ..checks.arguments import check_fields
 from ..denoisers.base import AbstractDenoiser
 from ..processes import AbstractProcess, GaussianDiffusion, GaussianEstimate
 from ..processes.base import Time
+from ..processes.support import check_real
 from ..schedules import AbstractSchedule
 from .variance import (
     AbstractVariance,
@@ -67,14 +68,9 @@ class AbstractPrediction(eqx.Module):
         """Return the estimate of x_0 that `process.reverse` takes, for one event."""
 
 
-def _require_gaussian(prediction: "AbstractPrediction", process: AbstractProcess) -> None:
-    """Raise ValueError for a process of discrete data."""
-    if not isinstance(process, GaussianDiffusion):
-        name = type(prediction).__name__
-        raise ValueError(
-            f"prediction={name}() is for real data, but the process is "
-            f"{type(process).__name__}; use Data(), whose raw output is then logits."
-        )
+def _check_real(prediction: "AbstractPrediction", process: AbstractProcess) -> None:
+    what = f"prediction={type(prediction).__name__}()"
+    check_real(what, process, "; use Data(), whose raw output is then logits")
 
 
 def _with_channels(variance: AbstractVariance, event_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -126,7 +122,7 @@ class Noise(AbstractPrediction):
     def output_shape(
         self, process: AbstractProcess, event_shape: tuple[int, ...]
     ) -> tuple[int, ...]:
-        _require_gaussian(self, process)
+        _check_real(self, process)
         last = process.schedule.alpha_bar()[-1]
         if not isinstance(last, Tracer) and float(last) == 0:
             raise ValueError(
@@ -158,7 +154,7 @@ class Velocity(AbstractPrediction):
     def output_shape(
         self, process: AbstractProcess, event_shape: tuple[int, ...]
     ) -> tuple[int, ...]:
-        _require_gaussian(self, process)
+        _check_real(self, process)
         return _with_channels(self.variance, event_shape)
 
     def estimate(
@@ -224,13 +220,13 @@ class KernelMoments(AbstractPrediction):
     def output_shape(
         self, process: AbstractProcess, event_shape: tuple[int, ...]
     ) -> tuple[int, ...]:
-        _require_gaussian(self, process)
+        _check_real(self, process)
         return (2, *event_shape)
 
     def estimate(
         self, process: AbstractProcess, raw: Array, x_t: Array, t: Time
     ) -> GaussianEstimate:
-        _require_gaussian(self, process)
+        _check_real(self, process)
         beta = process.schedule.beta()[t]
         sigma2 = jax.nn.sigmoid(raw[1] + jax.scipy.special.logit(beta))
         mean = self.head.mean(x_t, raw[0], sigma2, beta)

@@ -109,7 +109,7 @@ def log_next_stage(
     return twist.evaluate(target, x, Level(level.stage + 1, target.num_steps), latents).log_value
 
 
-def require_kind(target: Target, twist: AbstractTwist, *, discrete: bool, remedy: str) -> None:
+def check_kind(target: Target, twist: AbstractTwist, *, discrete: bool, remedy: str) -> None:
     """Raise ValueError if the program has diffusion sites of the other kind of data."""
     for name in target.sites(discrete=not discrete):
         both = bool(target.sites(discrete=discrete))
@@ -119,7 +119,7 @@ def require_kind(target: Target, twist: AbstractTwist, *, discrete: bool, remedy
         )
 
 
-def require_noise(target: Target, twist: AbstractTwist, remedy: str) -> None:
+def check_noise(target: Target, twist: AbstractTwist, remedy: str) -> None:
     """Raise ValueError if an observation has no noise."""
     if target.has_noiseless:
         raise ValueError(
@@ -128,7 +128,7 @@ def require_noise(target: Target, twist: AbstractTwist, remedy: str) -> None:
         )
 
 
-def require_one_stage(target: Target, twist: AbstractTwist, remedy: str) -> None:
+def check_one_stage(target: Target, twist: AbstractTwist, remedy: str) -> None:
     """Raise ValueError if the network of a diffusion site depends on another diffusion site."""
     if target.structure.num_stages > 1:
         name = target.sites(stage=1)[0]
