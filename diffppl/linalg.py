@@ -17,7 +17,6 @@ References:
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +29,7 @@ _BLOCK = 4  # rows that are subtracted at a time
 _WHOLE = 16  # rows up to which a matrix is factorised in one loop
 _SMALL = 8  # rows up to which loops and products are unrolled, and eigenvectors are cheap
 
+Pair = tuple[Array, Array]
 _barrier = lax.optimization_barrier  # else XLA recomputes a row, with other rounding, at each use
 
 
@@ -194,7 +194,7 @@ def eigh(matrix: Float[Array, "m m"]) -> tuple[Float[Array, " m"], Float[Array, 
 
 
 @eigh.defjvp
-def _eigh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+def _eigh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Pair, Pair]:
     values, vectors = eigh(*primals)
     change = _product(vectors.T, _product(_symmetric(*tangents), vectors))
     gap = values - values[:, None]
@@ -204,14 +204,14 @@ def _eigh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
 
 
 @custom_vmap
-def _jacobi(matrix: Array) -> tuple[Array, Array]:
+def _jacobi(matrix: Array) -> Pair:
     """Return unsorted eigenvalues, and eigenvectors."""
     values, vectors = _jacobi_of_many(matrix[..., None])
     return values[..., 0], vectors[..., 0]
 
 
 @_jacobi.def_vmap
-def _jacobi_mapped(_: int, __: list[bool], matrices: Array) -> tuple[tuple[Array, Array], Any]:
+def _jacobi_mapped(_: int, __: list[bool], matrices: Array) -> tuple[Pair, tuple[bool, bool]]:
     """Move the batch to the last axis, over which XLA vectorises: three times as fast."""
     values, vectors = _jacobi_of_many(jnp.moveaxis(matrices, 0, -1))
     return (jnp.moveaxis(values, -1, 0), jnp.moveaxis(vectors, -1, 0)), (True, True)

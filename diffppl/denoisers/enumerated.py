@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..checks.arguments import check_instance, described
-from ..checks.arrays import as_finite
+from ..checks.arrays import Numbers, as_finite
 from ..processes import AbstractProcess
 from ..processes.support import check_support
-from .base import AbstractDenoiser, Numbers
+from .base import AbstractDenoiser
 from .mixture import check_probabilities
 
 MIN_LOG_PROB = -1e6  # nats, in place of log 0: finite, so that its product with 0 is 0

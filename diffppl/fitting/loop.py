@@ -5,13 +5,13 @@ It runs in chunks, so that bars, interrupts and files stay outside compiled code
 
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
 
+from ..checks.arrays import Numbers
 from ..data import AbstractSource
 from ..likelihood.elbo import AllSteps, SampledSteps
 from ..model import DiffusionModel
@@ -23,7 +23,7 @@ from .training import FitState, TrainingConfig, initial_state, mean_elbo, model_
 
 
 def validation_of(
-    key: Array, model: DiffusionModel, data: Any, context: Any, block: int
+    key: Array, model: DiffusionModel, data: Numbers | None, context: Numbers | None, block: int
 ) -> Callable[[DiffusionModel], float] | None:
     """Return the ELBO of held-out data, as a function of a model; None without data.
 

@@ -21,7 +21,7 @@ References:
 
 import abc
 import math
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -162,7 +162,7 @@ class SimpleLoss(AbstractLoss):
         return jnp.mean(squared_errors) / math.prod(model.event_shape)
 
 
-def _rate(rate: Any) -> float:
+def _rate(rate: object) -> float:
     return check_float("rate", rate, 0.0, 1.0)
 
 

@@ -26,12 +26,15 @@ import inspect
 import math
 import sys
 from collections.abc import Callable
-from typing import Any, final
+from typing import TypeGuard, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ArrayLike, PyTree
+
+Description = dict | list | str | int | float | bool | None  # JSON
 
 _PACKAGE = __name__.partition(".")[0]
 _NN = "relu relu6 sigmoid softplus soft_sign silu gelu elu selu celu leaky_relu log_sigmoid mish"
@@ -65,11 +68,11 @@ def known_classes() -> dict[str, type]:
     return {name: value for name, value in known.items() if _is_module(value)}
 
 
-def _field_names(cls: Any) -> list[str]:
+def _field_names(cls: type) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)]
 
 
-def _is_module(value: Any) -> bool:
+def _is_module(value: object) -> TypeGuard[type[eqx.Module]]:
     return isinstance(value, type) and issubclass(value, eqx.Module)
 
 
@@ -87,13 +90,13 @@ class Describer:
         self._classes = {cls: name for name, cls in known_classes().items()}
         self._functions = {id(function): name for name, function in ACTIVATIONS.items()}
 
-    def _store(self, array: Any) -> int:
+    def _store(self, array: ArrayLike | np.generic) -> int:
         values = np.asarray(array)
         # In native byte order, which is little-endian wherever JAX runs.
         self.arrays.append(values.astype(values.dtype.newbyteorder("="), copy=False))
         return len(self.arrays) - 1
 
-    def describe(self, value: Any, path: str) -> Any:
+    def describe(self, value: PyTree, path: str) -> Description:
         """Return the description of `value`, which error messages call `path`.
 
         Raises:
@@ -130,7 +133,7 @@ class Describer:
             return {"is": "module", "class": self._classes[type(value)], "fields": fields}
         return self._describe_foreign(value, path)
 
-    def _describe_foreign(self, value: Any, path: str) -> Any:
+    def _describe_foreign(self, value: PyTree, path: str) -> Description:
         leaves = [leaf for leaf in jax.tree.leaves(value) if eqx.is_array(leaf)]
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         if any(not is_plain(leaf.dtype) for leaf in leaves):
@@ -158,7 +161,7 @@ class Rebuilder:
         self._arrays = arrays
         self._classes = known_classes()
 
-    def rebuild(self, description: Any, like: Any, path: str) -> Any:
+    def rebuild(self, description: Description, like: PyTree, path: str) -> PyTree:
         """Return the described object; `like` supplies the structure of its foreign parts.
 
         Raises:
@@ -212,7 +215,7 @@ class Rebuilder:
             )
         return jax.device_put(array)
 
-    def _module(self, name: str, fields: dict[str, Any], like: Any, path: str) -> Any:
+    def _module(self, name: str, fields: dict, like: PyTree, path: str) -> eqx.Module:
         cls = self._classes.get(name)
         if cls is None:
             raise LoadError(f"{path} is a {name}, which this version of diffppl lacks.")
@@ -228,7 +231,7 @@ class Rebuilder:
             object.__setattr__(module, field, value)
         return module
 
-    def _foreign(self, name: str, indices: list[int], like: Any, path: str) -> Any:
+    def _foreign(self, name: str, indices: list[int], like: PyTree, path: str) -> PyTree:
         if like is None:
             raise LoadError(
                 f"{path} is a {name}, of which the file has only the arrays. Pass like=model, with "
@@ -252,7 +255,7 @@ class Rebuilder:
         return jax.tree.unflatten(structure, leaves)
 
 
-def is_plain(dtype: Any) -> bool:
+def is_plain(dtype: object) -> bool:
     """Return whether arrays of this dtype can be saved."""
     return isinstance(dtype, np.dtype) and dtype.name in DTYPES
 
@@ -263,7 +266,7 @@ DTYPES: dict[str, np.dtype] = {
 }
 
 
-def _part(like: Any, key: int | str) -> Any:
+def _part(like: PyTree, key: int | str) -> PyTree:
     """Return an item of `like`, and None if it has no such item."""
     try:
         return like[key]

@@ -15,7 +15,7 @@ References:
 
 import abc
 import math
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from ..batching import map_in_blocks
 from ..checks.arguments import check_instance, check_key, check_size, size_field
+from ..checks.arrays import Numbers
 from ..model import DiffusionModel
 from ..model.inputs import as_batch
 from .estimate import Estimate
@@ -165,9 +166,9 @@ def bound(
 def elbo(
     key: Array,
     model: DiffusionModel,
-    x_0: Any,
+    x_0: Numbers,
     *,
-    context: Any = None,
+    context: Numbers | None = None,
     steps: AbstractSteps = AllSteps(),
     batch_size: int = 1_000,
 ) -> Estimate:
@@ -213,7 +214,7 @@ def _elbo(
         return bound(key, model, x_0, context, steps)
     keys = jax.random.split(key, num_blocks + 1)
 
-    def block(index: Any, size: int) -> Estimate:
+    def block(index: int | Array, size: int) -> Estimate:
         rows = lambda x: jax.lax.dynamic_slice_in_dim(x, index * length, size)
         x, c = jax.tree.map(rows, (x_0, context))
         return bound(keys[index], model, x, c, steps)
@@ -223,7 +224,7 @@ def _elbo(
     if remainder:
         parts.append(jax.tree.map(lambda x: x[None], block(num_blocks, remainder)))
 
-    def share(part: Estimate) -> Any:
+    def share(part: Estimate) -> tuple[Array, Array]:
         weight = part.per_example.shape[1] / n  # of each block in the mean over data
         return jax.tree.map(lambda x: weight * x.sum(axis=0), (part.prior, part.terms))
 

@@ -1,7 +1,6 @@
 """Log-densities of data under the probability flow; see `diffppl.model.flow_density`."""
 
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,6 +9,7 @@ from jax.scipy.stats import sem
 from jaxtyping import Array, ArrayLike, Float
 
 from ..checks.arguments import check_instance, check_key
+from ..checks.arrays import Numbers
 from ..model import DiffusionModel
 from ..model.flow_density import AbstractTrace, Hutchinson, event_log_density, log_density
 from ..model.inputs import as_batch
@@ -44,9 +44,9 @@ def flow_log_density(
 def flow_likelihood(
     key: Array,
     model: DiffusionModel,
-    x_0: Any,
+    x_0: Numbers,
     *,
-    context: Any = None,
+    context: Numbers | None = None,
     trace: AbstractTrace = Hutchinson(num_probes=10),
     integrator: Integrator = Integrator(),
 ) -> Estimate:

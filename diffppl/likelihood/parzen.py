@@ -16,7 +16,7 @@ References:
 
 import math
 import warnings
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from ..batching import map_in_blocks
 from ..checks.arguments import check_size, described
-from ..checks.arrays import as_double, check_rows
+from ..checks.arrays import Numbers, as_double, check_rows
 from .estimate import Estimate
 
 BANDWIDTHS = tuple(np.logspace(-1, 0, 10).tolist())  # of the published protocol, see `parzen`
@@ -58,11 +58,11 @@ class ParzenEstimate(eqx.Module):
 
 
 def parzen(
-    samples: Any,
-    validation: Any,
-    x_test: Any,
+    samples: Numbers,
+    validation: Numbers,
+    x_test: Numbers,
     *,
-    bandwidths: Any = BANDWIDTHS,
+    bandwidths: Numbers = BANDWIDTHS,
     batch_size: int = 100,
 ) -> ParzenEstimate:
     """Estimate the log-density of test data by Parzen windows of one bandwidth around samples.

@@ -7,11 +7,11 @@ of data, at a cost of T network calls.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from ..processes.base import Time
 from .base import AbstractModel
@@ -21,7 +21,7 @@ class SamplerState(NamedTuple):
     """State of a chain: x_t, and what the sampler stores of previous steps."""
 
     x: Array
-    memory: Any = None
+    memory: PyTree = None
 
 
 def run_chain(
@@ -49,7 +49,7 @@ def run_chain(
     dtype = model.process.dtype
     key_steps, key_last = jax.random.split(key)
 
-    def body(state: SamplerState, inputs: tuple[Array, Array]) -> tuple[SamplerState, Any]:
+    def body(state: SamplerState, inputs: tuple[Array, Array]) -> tuple[SamplerState, PyTree]:
         key, t = inputs
         state = step(key, state, t)
         # A step may promote the dtype, which `scan` does not allow.

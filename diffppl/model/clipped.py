@@ -9,7 +9,7 @@ References:
     thresholding").
 """
 
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def clipped(model: DiffusionModel, low: ArrayLike, high: ArrayLike) -> Diffusion
             "clipped requires the scaling of the data: fit the model first, or make it with "
             "scaling=dp.Scaling(loc, scale)."
         )
-    bounds: list[Any] = []
+    bounds: list[Array] = []
     for name, bound in (("low", low), ("high", high)):
         bounds.append(as_array(name, as_numbers(name, bound), float))
         check_broadcast(name, bounds[-1].shape, model.event_shape)

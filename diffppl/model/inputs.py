@@ -2,14 +2,14 @@
 
 import math
 import warnings
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from ..checks.arrays import (
+    Numbers,
     Values,
     as_array,
     as_numbers,
@@ -37,7 +37,7 @@ def check_ends_in(
         )
 
 
-def check_data(name: str, x: Any, model: AbstractModel) -> Values:
+def check_data(name: str, x: Numbers, model: AbstractModel) -> Values:
     """Return data of shape `(n, *event_shape)` in the user's units.
 
     Real data stay on the host in their own precision, in which `DiffusionModel.to_model` centres
@@ -58,7 +58,7 @@ def check_data(name: str, x: Any, model: AbstractModel) -> Values:
     return as_events(name, values, model)
 
 
-def as_events(name: str, x: Any, model: AbstractModel) -> Values:
+def as_events(name: str, x: Numbers, model: AbstractModel) -> Values:
     """Return data as `check_data` does, of shape `(*batch, *event_shape)`."""
     values, process = as_numbers(name, x), model.process
     check_ends_in(name, values.shape, "event_shape", model.event_shape)
@@ -74,7 +74,7 @@ def as_events(name: str, x: Any, model: AbstractModel) -> Values:
     return as_array(name, values, process.dtype)
 
 
-def as_context(name: str, context: Any, model: AbstractModel) -> Array | None:
+def as_context(name: str, context: Numbers | None, model: AbstractModel) -> Array | None:
     """Return contexts as an array of shape `(*batch, *context_shape)`, or None if not required.
 
     Raises:
@@ -108,7 +108,7 @@ def as_context(name: str, context: Any, model: AbstractModel) -> Array | None:
 
 
 def check_context(
-    context: Any, model: AbstractModel, n: int, name: str = "context"
+    context: Numbers | None, model: AbstractModel, n: int, name: str = "context"
 ) -> Array | None:
     """Return contexts as an array, with one for each of `n` data.
 
@@ -126,8 +126,8 @@ def check_context(
 
 def as_batch(
     model: AbstractModel,
-    x_0: object,
-    context: object,
+    x_0: Numbers,
+    context: Numbers | None,
     names: tuple[str, str] = ("x_0", "context"),
 ) -> tuple[Array, Array | None]:
     """Return data in the chain's units, shape `(n, *event_shape)`, and a context for each.
@@ -159,12 +159,13 @@ def residual_signal(model: AbstractModel, x_0: Array) -> Float[Array, ""]:
     return jnp.sqrt(model.process.schedule.alpha_bar()[-1]) * jnp.mean(lengths)
 
 
-def warn_of_residual_signal(left: Any, what: str) -> None:
+def warn_of_residual_signal(left: ArrayLike, what: str) -> None:
     """Warn if the signal at t = T is large against the noise; see `residual_signal`."""
-    if float(left) > MAX_RESIDUAL_SIGNAL:
+    signal = float(np.asarray(left))
+    if signal > MAX_RESIDUAL_SIGNAL:
         warnings.warn(
             f"the chain of {what} ends with too little noise: E|sqrt(alpha_bar_T) x_0| = "
-            f"{float(left):.2f}, but should be at most {MAX_RESIDUAL_SIGNAL}. The weights of modes "
+            f"{signal:.2f}, but should be at most {MAX_RESIDUAL_SIGNAL}. The weights of modes "
             "are wrong. Use a schedule with more noise at its end, such as schedules.LogSNRLinear "
             "with a larger noise_to_signal.",
             stacklevel=3,  # the caller of the public function

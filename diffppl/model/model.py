@@ -13,15 +13,15 @@ interface. The *model's units* are those of the chain, x_1 .. x_T, brought to un
 `scaling`. Sites and arguments called `x_t` are always in model units.
 """
 
-from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, PyTree
 
 from ..checks.arguments import check_instance, check_shape, check_time
+from ..checks.arrays import Numbers
 from ..networks.layers.embedding import num_classes_of
 from ..predictions.prediction import AbstractPrediction, default_prediction
 from ..predictions.variance import replace_fitted, without_context
@@ -30,6 +30,7 @@ from ..processes.base import Time
 from . import programs
 from .base import AbstractModel
 from .compatibility import (
+    Network,
     check_context_scaling,
     check_parts,
     check_process,
@@ -38,8 +39,6 @@ from .compatibility import (
 )
 from .distribution import DiffusionDistribution
 from .scaling import Scaling
-
-Network = Callable[[Array, Time, Array | None], Array]
 
 
 @final
@@ -128,13 +127,13 @@ class DiffusionModel(AbstractModel):
     def num_labels(self) -> int | None:
         return num_classes_of(self.network)
 
-    def estimate(self, x_t: Array, t: Time, context: Array | None = None) -> Any:
+    def estimate(self, x_t: Array, t: Time, context: Array | None = None) -> PyTree:
         t = jnp.asarray(check_time(t, self.num_steps), jnp.int32)
         # A fitted reverse variance has separate values with and without a context.
         unconditional = replace_fitted(self.prediction, without_context)
         has_labels = self.num_labels is not None
 
-        def single(x: Array, context: Array | None) -> Any:
+        def single(x: Array, context: Array | None) -> PyTree:
             raw = self.network(x, t, context)
             if context is None:
                 return unconditional.estimate(self.process, raw, x, t)
@@ -175,7 +174,7 @@ class DiffusionModel(AbstractModel):
         """Run the guide that matches `reverse` site by site: see `programs.guide`."""
         programs.guide(self, context, obs)
 
-    def __call__(self, context: Any = None) -> "DiffusionDistribution[DiffusionModel]":
+    def __call__(self, context: Numbers | None = None) -> "DiffusionDistribution[DiffusionModel]":
         """Return the model as a NumPyro distribution over x_0, in the user's units.
 
         Args:

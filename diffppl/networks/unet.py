@@ -28,8 +28,8 @@ from ..checks.arguments import (
 )
 from .layers.convolution import (
     Convolution,
+    check_resolutions,
     from_patches,
-    num_resolutions,
     pool,
     to_patches,
     upsample,
@@ -199,7 +199,7 @@ class UNet(eqx.Module):
             ValueError: another number of either, or fewer pixels than the levels require.
         """
         layout = self.layout.resized(event_shape)
-        _check_levels("the network", len(self.up), _num_patches(layout.space, self.patch))
+        check_resolutions("the network", len(self.up), _num_patches(layout.space, self.patch))
         # No weight depends on the size of the event: the layout alone is replaced.
         return eqx.tree_at(lambda network: network.layout, self, layout)
 
@@ -216,7 +216,7 @@ def _check_channels(channels: object, space: tuple[int, ...]) -> tuple[int, ...]
     sizes = check_shape("channels", channels)
     if not sizes:
         raise ValueError("channels=() must have one number for each level, such as (32, 64).")
-    _check_levels(f"channels={described(channels)}", len(sizes), space)
+    check_resolutions(f"channels={described(channels)}", len(sizes), space)
     return sizes
 
 
@@ -233,13 +233,3 @@ def _heads(channels: tuple[int, ...], attention_levels: int, num_heads: int) -> 
                 f"attention, but channels={channels} includes {size}."
             )
     return heads
-
-
-def _check_levels(what: str, num: int, space: tuple[int, ...]) -> None:
-    """Raise ValueError if there are more levels than resolutions."""
-    most = num_resolutions(space)
-    if num > most:
-        raise ValueError(
-            f"{what} has {num} levels, but {max(space)} pixels can be halved {most - 1} times "
-            f"only: give at most {most}."
-        )

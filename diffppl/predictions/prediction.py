@@ -25,13 +25,13 @@ References:
 """
 
 import abc
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ..checks.arguments import check_fields
 from ..denoisers.base import AbstractDenoiser
@@ -64,7 +64,7 @@ class AbstractPrediction(eqx.Module):
         """
 
     @abc.abstractmethod
-    def estimate(self, process: AbstractProcess, raw: Array, x_t: Array, t: Time) -> Any:
+    def estimate(self, process: AbstractProcess, raw: Array, x_t: Array, t: Time) -> PyTree:
         """Return the estimate of x_0 that `process.reverse` takes, for one event."""
 
 
@@ -84,6 +84,11 @@ def _gaussian_estimate(
     """Split the raw output into the mean's channel and Var[x_0 | x_t]."""
     first, last = (raw[0], raw[1]) if variance.channels else (raw, raw)
     return first, variance.variance(last, schedule.log_snr()[t])
+
+
+def _amplitudes(schedule: AbstractSchedule, t: Time) -> tuple[Array, Array]:
+    """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t)."""
+    return jnp.sqrt(schedule.alpha_bar()[t]), jnp.sqrt(schedule.one_minus_alpha_bar()[t])
 
 
 @final
@@ -106,7 +111,7 @@ class Data(AbstractPrediction):
         categories = process.num_categories
         return event_shape if categories is None else (*event_shape, categories)
 
-    def estimate(self, process: AbstractProcess, raw: Array, x_t: Array, t: Time) -> Any:
+    def estimate(self, process: AbstractProcess, raw: Array, x_t: Array, t: Time) -> PyTree:
         del x_t
         if isinstance(process, GaussianDiffusion):
             return GaussianEstimate(*_gaussian_estimate(self.variance, process.schedule, raw, t))
@@ -135,11 +140,8 @@ class Noise(AbstractPrediction):
         self, process: AbstractProcess, raw: Array, x_t: Array, t: Time
     ) -> GaussianEstimate:
         eps, variance = _gaussian_estimate(self.variance, process.schedule, raw, t)
-        alpha_bar, noise = (
-            process.schedule.alpha_bar()[t],
-            process.schedule.one_minus_alpha_bar()[t],
-        )
-        return GaussianEstimate((x_t - jnp.sqrt(noise) * eps) / jnp.sqrt(alpha_bar), variance)
+        signal, noise = _amplitudes(process.schedule, t)
+        return GaussianEstimate((x_t - noise * eps) / signal, variance)
 
 
 @final
@@ -161,11 +163,8 @@ class Velocity(AbstractPrediction):
         self, process: AbstractProcess, raw: Array, x_t: Array, t: Time
     ) -> GaussianEstimate:
         velocity, variance = _gaussian_estimate(self.variance, process.schedule, raw, t)
-        alpha_bar, noise = (
-            process.schedule.alpha_bar()[t],
-            process.schedule.one_minus_alpha_bar()[t],
-        )
-        return GaussianEstimate(jnp.sqrt(alpha_bar) * x_t - jnp.sqrt(noise) * velocity, variance)
+        signal, noise = _amplitudes(process.schedule, t)
+        return GaussianEstimate(signal * x_t - noise * velocity, variance)
 
 
 class AbstractMeanHead(eqx.Module):
