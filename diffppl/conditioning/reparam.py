@@ -158,7 +158,7 @@ def _check_site(
         ", and discrete data are not a smooth function of noise. Use diffppl.Posterior with "
         "TwistedSMC, or ParticleGibbs"
     )
-    check_real(what, model.process, remedy, subject=f"site {name!r} has")
+    check_real(what, model.process, remedy, subject=f"site {name!r} is a model with")
     if obs is not None:
         raise ValueError(
             f"site {name!r} is observed, so its noise is not a free variable; {what} is for latent "

@@ -24,7 +24,7 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from ..checks.arguments import as_float, check_float, size_field
+from ..checks.arguments import Time, as_float, check_float, size_field
 from ..model import DiffusionModel
 from ..processes.support import check_real
 from ..samplers import Ancestral
@@ -145,7 +145,7 @@ class SplitGibbs(AbstractMethod):
 def _denoise(key: Array, target: Target, z: Values, t: Int[Array, ""]) -> Values:
     """Draw x_0 conditionally on z by the reverse chain from level t."""
 
-    def estimates(x: Values, t: int | Int[Array, ""]) -> dict[str, tuple[Array, Array]]:
+    def estimates(x: Values, t: Time) -> dict[str, tuple[Array, Array]]:
         found = target.estimate(x, Level(0, t), jnp.zeros(0))
         # Var[x_0 | x_t] for data of unit variance.
         upper = target.map_sites(lambda model: model.process.schedule.one_minus_alpha_bar()[t])

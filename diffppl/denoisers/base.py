@@ -6,9 +6,9 @@ import math
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from ..checks.arguments import check_instance
+from ..checks.arguments import Time, check_instance
 from ..schedules import AbstractSchedule
 
 
@@ -23,9 +23,7 @@ class AbstractDenoiser(eqx.Module):
     """
 
     @abc.abstractmethod
-    def __call__(
-        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
-    ) -> Float[Array, "..."]:
+    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Float[Array, "..."]:
         """Return the raw output for one event; the context is ignored."""
 
 

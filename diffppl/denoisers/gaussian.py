@@ -14,8 +14,9 @@ it (a likelihood, a posterior, a diagnostic) can be compared with exact values. 
 from typing import final
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from ..checks.arguments import Time
 from ..checks.arrays import Numbers, as_double
 from ..schedules import AbstractSchedule
 from .base import (
@@ -66,9 +67,7 @@ class Gaussian(AbstractDenoiser):
         self.eigenvalues = jnp.asarray(eigenvalues, dtype=float)
         self.eigenvectors = None if eigenvectors is None else jnp.asarray(eigenvectors, dtype=float)
 
-    def __call__(
-        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
-    ) -> Float[Array, "..."]:
+    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Float[Array, "..."]:
         """Return E[x_0 | x_t] and log(Var[x_0 | x_t] / (1 - alpha_bar_t))."""
         del context
         alpha_bar, noise = self.schedule.alpha_bar()[t], self.schedule.one_minus_alpha_bar()[t]

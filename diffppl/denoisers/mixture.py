@@ -24,8 +24,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from ..checks.arguments import Time
 from ..checks.arrays import Numbers, as_double
 from ..schedules import AbstractSchedule
 from .base import (
@@ -197,9 +198,7 @@ class GaussianMixture(AbstractDenoiser):
         self.log_weights = jnp.asarray(np.log(probs[used]), dtype=float)
         self.components = _components(locs, covs, used)
 
-    def __call__(
-        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
-    ) -> Float[Array, "..."]:
+    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Float[Array, "..."]:
         """Return E[x_0 | x_t] and log(Var[x_0 | x_t] / (1 - alpha_bar_t))."""
         del context
         mean, ratio = self.components.moments(

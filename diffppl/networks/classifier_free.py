@@ -47,7 +47,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ..checks.arguments import as_float, check_callable, check_float, check_shape
+from ..checks.arguments import Time, as_float, check_callable, check_float, check_shape
 from .layers.embedding import NO_CLASS, num_classes_of
 
 
@@ -90,9 +90,7 @@ class OptionalContext(eqx.Module):
                 "set num_classes, or use context_shape=(1,) for a single number."
             )
 
-    def __call__(
-        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
-    ) -> Float[Array, "..."]:
+    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Float[Array, "..."]:
         """Return the raw output for one event."""
         if not self.context_shape:
             # Labels are floats, as contexts are once a model has converted them.
@@ -141,9 +139,7 @@ class ClassifierFree(eqx.Module):
         self.first, self.last = (jnp.asarray(t, dtype=jnp.int32) for t in times)
         self.has_variance = has_variance
 
-    def __call__(
-        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
-    ) -> Float[Array, "..."]:
+    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Float[Array, "..."]:
         """Return the raw output for one event."""
         unconditional = self.network(x_t, t, None)
         if context is None:

@@ -29,9 +29,9 @@ from typing import final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from ..checks.arguments import check_float, check_key, check_size
+from ..checks.arguments import Time, check_float, check_key, check_size
 from .layers.embedding import Embedding
 from .layers.layout import DenseLayout
 
@@ -140,9 +140,7 @@ class MLP(eqx.Module):
             activation=activation,
         )
 
-    def __call__(
-        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
-    ) -> Float[Array, "..."]:
+    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Float[Array, "..."]:
         """Return the raw output for one event."""
         condition = self.embedding(t, context)
         x = self.layout.to_vector(x_t)

@@ -16,9 +16,10 @@ from typing import final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ..checks.arguments import (
+    Time,
     check_flag,
     check_instance,
     check_key,
@@ -161,9 +162,7 @@ class UNet(eqx.Module):
         last = Convolution(channels[0], outputs, num_axes, key=next(keys), padding=padding)
         self.last = zeroed(last)
 
-    def __call__(
-        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
-    ) -> Float[Array, "..."]:
+    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Float[Array, "..."]:
         """Return the raw output for one event."""
         condition = self.embedding(t, context)
         image = self.layout.to_image(x_t, self.first.weight.dtype)

@@ -5,14 +5,13 @@ from typing import Generic, TypeVar
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from numpyro.distributions import Distribution
 from numpyro.distributions.constraints import Constraint
 
-from ..checks.arguments import check_fields
+from ..checks.arguments import Time, check_fields
 from ..schedules import AbstractSchedule
 
-Time = int | Int[Array, ""]
 E = TypeVar("E")
 
 

@@ -28,9 +28,9 @@ from typing import final
 import equinox as eqx
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from ...checks.arguments import check_fields, short_repr
+from ...checks.arguments import Time, check_fields, short_repr
 from ...denoisers import AbstractDenoiser
 from ..program import Values
 from ..target import Estimates, Level, Target
@@ -161,7 +161,7 @@ def noise_of(target: Target, level: Level, names: tuple[str, ...]) -> Values:
     }
 
 
-def time_of(target: Target, level: Level, name: str) -> int | Int[Array, ""]:
+def time_of(target: Target, level: Level, name: str) -> Time:
     """Return the t of a site: that of the level in the running stage, T in later ones."""
     return level.t if name in target.sites(level.stage) else target.num_steps
 

@@ -24,16 +24,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from ...checks.arguments import check_callable, check_shape, check_size
+from ...checks.arguments import Time, check_callable, check_shape, check_size
 
 NO_CLASS = -1
 NUM_FEATURES = 64  # of the time
 
 
 def sinusoidal(
-    t: int | Int[Array, ""], num_features: int, max_period: float = 10_000.0
+    t: Time, num_features: int, max_period: float = 10_000.0
 ) -> Float[Array, " num_features"]:
     """Return sines and cosines of the integer time, `num_features` (even, 4 or more) in all."""
     frequencies = max_period ** -jnp.linspace(0.0, 1.0, num_features // 2)
@@ -119,7 +119,7 @@ class Embedding(eqx.Module):
             size = math.prod(check_shape("context_shape", context_shape))
             self.context = eqx.nn.Linear(size, width, key=key)
 
-    def __call__(self, t: int | Int[Array, ""], context: Array | None) -> Float[Array, " width"]:
+    def __call__(self, t: Time, context: Array | None) -> Float[Array, " width"]:
         """Return the vector for one event.
 
         Raises:

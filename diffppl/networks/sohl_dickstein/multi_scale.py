@@ -18,9 +18,9 @@ from typing import final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from ...checks.arguments import check_instance, check_key, check_size
+from ...checks.arguments import Time, check_instance, check_key, check_size
 from ..layers.convolution import Convolution, check_resolutions, pool, upsample, zeroed
 from ..layers.layout import ImageLayout
 from ..layers.padding import AbstractPadding, Edge
@@ -203,9 +203,7 @@ class MultiScaleConv(eqx.Module):
         shape = (*self.layout.space, self.layout.outputs, self.readout.num_bumps)
         return self.last(h).reshape(shape)
 
-    def __call__(
-        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
-    ) -> Float[Array, "..."]:
+    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Float[Array, "..."]:
         """Return the raw output for one event; the context is ignored."""
         del context
         return self.layout.from_image(self.readout(self.coefficients(x_t), t))

@@ -23,9 +23,9 @@ from typing import final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from ...checks.arguments import check_key, check_size
+from ...checks.arguments import Time, check_key, check_size
 from ..layers.layout import DenseLayout
 
 
@@ -45,9 +45,7 @@ class PerStepReadout(eqx.Module):
         self.step_weights = jnp.zeros((num_steps, outputs, size))
         self.step_biases = jnp.zeros((num_steps, outputs))
 
-    def __call__(
-        self, h: Float[Array, " size"], t: int | Int[Array, ""]
-    ) -> Float[Array, " outputs"]:
+    def __call__(self, h: Float[Array, " size"], t: Time) -> Float[Array, " outputs"]:
         """Return the output at step t, in 1..`num_steps`."""
         # t counts from 1, rows from 0.
         weight = self.weight + self.step_weights[t - 1]
@@ -64,9 +62,7 @@ class AbstractPerStep(eqx.Module):
     def activations(self, x_t: Array) -> Float[Array, " size"]:
         """Return the features of one event."""
 
-    def __call__(
-        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
-    ) -> Float[Array, "..."]:
+    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Float[Array, "..."]:
         """Return the raw output for one event; the context is ignored."""
         del context
         return self.layout.from_vector(self.readout(self.activations(x_t), t))
