@@ -6,14 +6,19 @@ collections of xarray data sets, so only the container differs (`_collect`).
 
 import importlib
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Array
 
-Values = Mapping[str, Any]  # by name of the site or of the statistic
+if TYPE_CHECKING:
+    from xarray import Dataset
+
+Values = Mapping[str, np.ndarray | Array]  # by name of the site or of the statistic
 Dims = Mapping[str, Sequence[str]] | None
-Coords = Mapping[str, Any] | None
+Coords = Mapping[str, Sequence | np.ndarray] | None
+ArvizData = Any  # InferenceData (ArviZ 0.x) or xarray.DataTree (1.x)
 
 _MIN_WEIGHTS = 25  # below this the tail has too few weights for the fit of a Pareto distribution
 
@@ -24,10 +29,10 @@ def from_posterior(
     groups: Mapping[str, Values],
     step_stats: Values,
     noiseless: Values,
-    attributes: Mapping[str, Any],
+    attributes: Mapping[str, object],
     dims: Dims = None,
     coords: Coords = None,
-) -> Any:
+) -> ArvizData:
     """Convert posterior draws, diagnostics, observations and predictions to ArviZ data.
 
     Args:
@@ -75,7 +80,7 @@ def from_posterior(
     return _collect(datasets)
 
 
-def from_ranks(ranks: Mapping[str, np.ndarray], num_samples: int) -> Any:
+def from_ranks(ranks: Mapping[str, np.ndarray], num_samples: int) -> ArvizData:
     """Convert ranks to their randomised probability integral transform, as group `prior_sbc`."""
     rng = np.random.default_rng(0)
     values = {
@@ -113,7 +118,7 @@ def _plain(name: str) -> str:
     return name.replace("/", ".")
 
 
-def _renamed(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _renamed(values: Values) -> dict[str, np.ndarray]:
     """Convert to NumPy arrays by plain names.
 
     Raises:
@@ -128,7 +133,7 @@ def _renamed(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return renamed
 
 
-def _without_noiseless(dataset: Any, masks: Mapping[str, np.ndarray]) -> Any:
+def _without_noiseless(dataset: "Dataset", masks: Mapping[str, np.ndarray]) -> "Dataset":
     """Remove the entries with noiseless observations from the draws.
 
     These entries are constant, so that their diagnostics are undefined. The remaining entries of
@@ -152,11 +157,11 @@ def _without_noiseless(dataset: Any, masks: Mapping[str, np.ndarray]) -> Any:
     return dataset.drop_dims([d for d in dataset.dims if not _is_used(dataset, d)])
 
 
-def _is_used(dataset: Any, dimension: str) -> bool:
+def _is_used(dataset: "Dataset", dimension: Hashable) -> bool:
     return any(dimension in variable.dims for variable in dataset.data_vars.values())
 
 
-def _leading(dims: Dims, values: Mapping[str, Any]) -> Dims:
+def _leading(dims: Dims, values: Values) -> Dims:
     """Return the leading names of each site's dimensions, as many as its log-density has."""
     return {
         name: list(names)[: np.ndim(values[name]) - 2]
@@ -165,7 +170,7 @@ def _leading(dims: Dims, values: Mapping[str, Any]) -> Dims:
     }
 
 
-def _dataset(values: Mapping[str, Any], leading: list[str], dims: Dims, coords: Coords) -> Any:
+def _dataset(values: Values, leading: list[str], dims: Dims, coords: Coords) -> "Dataset":
     """Build an xarray data set with `leading` dimensions, then the dimensions of the event."""
     import xarray
 
@@ -185,9 +190,8 @@ def _dataset(values: Mapping[str, Any], leading: list[str], dims: Dims, coords: 
     return xarray.Dataset(arrays, coords=labels)
 
 
-def _collect(groups: Mapping[str, Any]) -> Any:
-    import arviz
-
+def _collect(groups: "Mapping[str, Dataset]") -> ArvizData:
+    arviz: Any = importlib.import_module("arviz")
     if int(arviz.__version__.split(".")[0]) < 1:
         return arviz.InferenceData(**groups)
     import xarray

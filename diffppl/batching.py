@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 
-def map_in_blocks(function: Callable[..., Any], inputs: tuple[Any, ...], batch_size: int) -> Any:
+def map_in_blocks(
+    function: Callable[..., PyTree], inputs: tuple[PyTree, ...], batch_size: int
+) -> PyTree:
     """Return `jax.vmap(function)(*inputs)`, with at most `batch_size` inputs at a time.
 
     Blocks have equal length, so that the function compiles once; the last one is padded with
@@ -21,7 +23,7 @@ def map_in_blocks(function: Callable[..., Any], inputs: tuple[Any, ...], batch_s
     length = math.ceil(num / num_blocks)  # spreads the padding, which is below num_blocks inputs
     order = jnp.arange(num_blocks * length) % num
 
-    def split(x: Any) -> Any:
+    def split(x: Array) -> Array:
         return x[order].reshape(num_blocks, length, *x.shape[1:])
 
     blocks = jax.tree.map(split, inputs)

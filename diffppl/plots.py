@@ -6,14 +6,15 @@ settings of matplotlib, or computes more than the plot requires. Requires matplo
 """
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .calibration import Calibration
 from .checks.arguments import check_instance, check_size
-from .checks.arrays import as_numbers
+from .checks.arrays import Numbers, as_numbers
 from .fitting.losses import ELBOLoss
 from .fitting.result import History
 from .likelihood.estimate import Estimate
@@ -23,6 +24,10 @@ from .schedules import AbstractSchedule
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    Panels = Axes | Sequence[Axes] | np.ndarray | None
+
+Clouds = Mapping[int, Numbers]
+Limits = tuple[int | float, int | float] | None
 _FAINT, _STRONG, _ACCENT = "#c9d3e0", "#2f4b7c", "#d1495b"
 
 
@@ -55,9 +60,7 @@ def history(history: History, *, ax: "Axes | None" = None) -> "Axes":
             right.set_ylabel("validation: negative ELBO (nats per event)", color=_ACCENT)
     low, high = np.quantile(shown, [0.0, 0.98])  # the initial losses exceed all others by far
     margin = 0.4 * max(high - low, 1e-6)
-    ax.set_ylim(low - margin, high + margin)
-    ax.set_xlabel("iteration")
-    ax.set_ylabel(history.label)
+    ax.set(xlabel="iteration", ylabel=history.label, ylim=(low - margin, high + margin))
     ax.legend(frameon=False, markerscale=3)
     return _despine(ax)
 
@@ -85,8 +88,7 @@ def bound_terms(bound: Estimate, *, ax: "Axes | None" = None) -> "Axes":
     ]
     ax.set_ylim(top=1.5 * ax.get_ylim()[1])  # room for the text
     ax.text(0.98, 0.97, "\n".join(summary), transform=ax.transAxes, ha="right", va="top")
-    ax.set_xlabel("step t")
-    ax.set_ylabel("divergence (nats per event)")
+    ax.set(xlabel="step t", ylabel="divergence (nats per event)")
     return _despine(ax)
 
 
@@ -112,15 +114,13 @@ def schedule(
         ratio = np.exp(-0.5 * np.where(np.isfinite(log_snr), log_snr, np.nan))
         ax.plot(times, ratio, ".-", markersize=3, linewidth=1, label=f"{name}, T = {log_snr.size}")
     ax.axhline(1.0, color="black", linestyle="--", linewidth=0.8)
-    ax.set_yscale("log")
-    ax.set_xlabel("t / T")
-    ax.set_ylabel("noise / signal")
+    ax.set(xlabel="t / T", ylabel="noise / signal", yscale="log")
     ax.legend(frameon=False)
     return _despine(ax)
 
 
 def events(
-    x: Any, *, columns: int | None = None, limits: Any = None, ax: "Axes | None" = None
+    x: Numbers, *, columns: int | None = None, limits: Limits = None, ax: "Axes | None" = None
 ) -> "Axes":
     """Draw data: images in a grid, or sequences as rows.
 
@@ -133,44 +133,43 @@ def events(
     Raises:
         ValueError: a shape of another rank, no data, or a number of channels other than 1 and 3.
     """
-    x = np.asarray(as_numbers("x", x), np.float64)
-    if x.ndim not in (2, 3, 4) or x.shape[0] == 0:
+    images = np.asarray(as_numbers("x", x), np.float64)
+    if images.ndim not in (2, 3, 4) or images.shape[0] == 0:
         raise ValueError(
-            f"x has shape {x.shape}; it needs (n, length), (n, height, width) or, with channels, "
-            "(n, height, width, channels) or (n, channels, height, width)."
+            f"x has shape {images.shape}; it needs (n, length), (n, height, width) or, with "
+            "channels, (n, height, width, channels) or (n, channels, height, width)."
         )
     ax = _axes(ax)
-    low, high = (x.min(), x.max()) if limits is None else limits
-    x = np.clip((x - low) / max(high - low, 1e-12), 0, 1)
-    if x.ndim == 2:
-        ax.imshow(x, cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-        ax.set_xlabel("position")
-        ax.set_ylabel("datum")
+    low, high = (images.min(), images.max()) if limits is None else limits
+    images = np.clip((images - low) / max(high - low, 1e-12), 0, 1)
+    style = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+    if images.ndim == 2:
+        ax.imshow(images, aspect="auto", **style)
+        ax.set(xlabel="position", ylabel="datum")
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_locator(_pyplot().MaxNLocator(integer=True))
         return ax
-    if x.ndim == 4 and x.shape[-1] not in (1, 3):
-        x = np.moveaxis(x, 1, -1)
-    x = x[..., None] if x.ndim == 3 else x
-    if x.shape[-1] not in (1, 3):
-        raise ValueError(f"x has {x.shape[-1]} channels; an image has 1 or 3.")
-    n, height, width, channels = x.shape
+    if images.ndim == 4 and images.shape[-1] not in (1, 3):
+        images = np.moveaxis(images, 1, -1)
+    images = images[..., None] if images.ndim == 3 else images
+    if images.shape[-1] not in (1, 3):
+        raise ValueError(f"x has {images.shape[-1]} channels; an image has 1 or 3.")
+    n, height, width, channels = images.shape
     columns = math.ceil(math.sqrt(n)) if columns is None else check_size("columns", columns)
     rows = math.ceil(n / columns)
     gap = max(1, min(height, width) // 16)
     sheet = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, channels))
-    for i, image in enumerate(x):
+    for i, image in enumerate(images):
         top, left = i // columns * (height + gap), i % columns * (width + gap)
         sheet[top : top + height, left : left + width] = image
     # imshow applies the colour map to arrays without a channel axis only.
-    sheet = sheet[..., 0] if channels == 1 else sheet
-    ax.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.imshow(sheet[..., 0] if channels == 1 else sheet, **style)
     ax.set_axis_off()
     return ax
 
 
 def chain(
-    panels: Mapping[int, Any], *, label: str = "", limit: float | None = None, axes: Any = None
+    panels: Clouds, *, label: str = "", limit: float | None = None, axes: "Panels" = None
 ) -> np.ndarray:
     """Draw points at several steps of a chain, side by side (figure 1 of the paper).
 
@@ -197,19 +196,17 @@ def chain(
     if axes is None:
         size = (2.6 * len(clouds), 2.8)
         axes = _pyplot().subplots(1, len(clouds), figsize=size, squeeze=False)[1][0]
-    axes = np.atleast_1d(axes)
-    if len(axes) != len(clouds):
-        raise ValueError(f"there are {len(axes)} axes for {len(clouds)} panels.")
+    each = _check_axes(axes, len(clouds), "panels")
     if limit is None:
         limit = 1.05 * float(max(np.abs(points).max() for points in clouds.values()))
     ends = (-limit, limit)
-    for ax, (t, points) in zip(axes, clouds.items(), strict=True):
+    for ax, (t, points) in zip(each, clouds.items(), strict=True):
         size = np.clip(3000 / len(points), 0.5, 12)
         ax.scatter(*points.T, s=size, color=_STRONG, alpha=0.5, linewidths=0)
         ax.set(xlim=ends, ylim=ends, aspect="equal", title=f"t = {t}")
         _despine(ax)
-    axes[0].set_ylabel(label)
-    return axes
+    each[0].set_ylabel(label)
+    return each
 
 
 def work(result: PathWork, *, ax: "Axes | None" = None) -> "Axes":
@@ -230,14 +227,13 @@ def work(result: PathWork, *, ax: "Axes | None" = None) -> "Axes":
     heights, *_ = ax.hist(dissipated, bins="auto", color=_FAINT, edgecolor="white", linewidth=0.3)
     ax.axvline(0.0, ymax=0.75, color=_ACCENT, label="-log p(x_0), by the mean of exp(-W)")
     ax.axvline(mean, ymax=0.75, color=_STRONG, label=f"mean work, -ELBO: {mean:.3f} nats more")
-    ax.set_xlabel("dissipated work, W + log p(x_0) (nats)")
-    ax.set_ylabel("trajectories")
+    ax.set(xlabel="dissipated work, W + log p(x_0) (nats)", ylabel="trajectories")
     ax.set_ylim(top=1.4 * np.max(heights))  # room for the legend
     ax.legend(frameon=False, loc="upper left")
     return _despine(ax)
 
 
-def calibration(result: Calibration, *, axes: Any = None) -> np.ndarray:
+def calibration(result: Calibration, *, axes: "Panels" = None) -> np.ndarray:
     """Plot the ECDF of the ranks minus the uniform CDF, with its simultaneous 95 % band.
 
     Each line is one coordinate of a quantity. A calibrated coordinate stays inside the band
@@ -257,26 +253,28 @@ def calibration(result: Calibration, *, axes: Any = None) -> np.ndarray:
         columns = min(len(lines), 4)
         rows = math.ceil(len(lines) / columns)
         size = (2.9 * columns, 2.5 * rows)
-        axes = _pyplot().subplots(
-            rows, columns, figsize=size, sharex=True, squeeze=False, layout="constrained"
-        )[1]
-        for empty in axes.ravel()[len(lines) :]:
+        grid = (
+            _pyplot()
+            .subplots(
+                rows, columns, figsize=size, sharex=True, squeeze=False, layout="constrained"
+            )[1]
+            .ravel()
+        )
+        for empty in grid[len(lines) :]:
             empty.set_axis_off()
-        axes = axes.ravel()[: len(lines)]
-    axes = np.atleast_1d(axes)
-    if len(axes) != len(lines):
-        raise ValueError(f"there are {len(axes)} axes for {len(lines)} quantities.")
-    for ax, (name, line) in zip(axes, lines.items(), strict=True):
+        axes = grid[: len(lines)]
+    each = _check_axes(axes, len(lines), "quantities")
+    for ax, (name, line) in zip(each, lines.items(), strict=True):
         ax.fill_between(band.position, band.lower, band.upper, color=_FAINT, linewidth=0)
         ax.plot(band.position, line.reshape(-1, band.position.size).T, color=_STRONG, linewidth=1)
         ax.axhline(0.0, color="black", linewidth=0.8)
         ax.set(title=name, xlabel="rank / number of draws")
         _despine(ax)
-    axes[0].set_ylabel("ECDF minus uniform")
-    return axes
+    each[0].set_ylabel("ECDF minus uniform")
+    return each
 
 
-def _pyplot() -> Any:
+def _pyplot() -> ModuleType:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
@@ -288,6 +286,13 @@ def _pyplot() -> Any:
 
 def _axes(ax: "Axes | None") -> "Axes":
     return _pyplot().subplots(figsize=(5.5, 3.6), layout="constrained")[1] if ax is None else ax
+
+
+def _check_axes(axes: "Panels", num: int, what: str) -> np.ndarray:
+    each = np.atleast_1d(np.asarray(axes))
+    if len(each) != num:
+        raise ValueError(f"there are {len(each)} axes for {num} {what}.")
+    return each
 
 
 def _despine(ax: "Axes") -> "Axes":

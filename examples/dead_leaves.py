@@ -8,6 +8,7 @@ models the power spectrum but not the edges.
 Expected result: discs that occlude one another, mostly small ones, with a uniform grey level each.
 
     python examples/dead_leaves.py            about ten minutes on two cores
+    python examples/dead_leaves.py --paper    with the multi-scale convolutions of the paper
     python examples/dead_leaves.py --tiny     seconds, to see that it runs
 """
 
@@ -49,6 +50,7 @@ def gaussian_bits(num: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes")
+    parser.add_argument("--paper", action="store_true", help="the network of the paper")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("output"))
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
@@ -56,8 +58,12 @@ def main() -> None:
     num_test, num_windows = (8, 500) if args.tiny else (200, 20_000)
 
     source = leaves(side)
+    if args.paper:
+        network = dp.networks.MultiScaleConv((side, side), num_steps, key=jax.random.key(0))
+    else:
+        network = images.unet((side, side), tiny=args.tiny)
     model = images.fit(
-        images.unet((side, side), tiny=args.tiny),
+        network,
         source,
         num_steps=num_steps,
         iterations=iterations,

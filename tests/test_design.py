@@ -344,6 +344,25 @@ def test_the_public_face_has_all_that_is_imported_for_it():
     assert imported == set(dp.__all__)
 
 
+OTHER_VERBS = ("assert_", "ensure_", "refuse_", "require_", "validate_", "verify_")
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_checks_are_called_checks(path):
+    """`check_*` raises, `warn_*` warns, `as_*` converts."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            assert not node.name.lstrip("_").startswith(OTHER_VERBS), node.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_what_users_pass_has_a_type(path):
+    named = {"key", "data", "context", "program", "method", "model", "x_0"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.arg) and node.arg in named and node.annotation is not None:
+            assert ast.unparse(node.annotation) != "Any", f"{node.arg}, line {node.lineno}"
+
+
 def is_key(argument):
     """Whether an argument is a JAX key, and not, say, that of a dictionary."""
     kind = "Any" if argument.annotation is None else ast.unparse(argument.annotation)

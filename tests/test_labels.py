@@ -11,7 +11,7 @@ import pytest
 
 import diffppl as dp
 from diffppl.fitting.fit import fit
-from diffppl.networks.layers.contexts import LabelEmbedding
+from diffppl.networks.layers.embedding import LabelEmbedding
 
 KEY = jax.random.key(0)
 # Two classes far apart, of unlike size, and one number each.

@@ -8,7 +8,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 import diffppl as dp
-from diffppl.networks.layers.time import sinusoidal
+from diffppl.networks.layers.embedding import sinusoidal
 
 from .registry import NETWORKS
 

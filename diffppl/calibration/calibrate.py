@@ -27,7 +27,7 @@ References:
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -58,7 +58,7 @@ def calibrate(
     key: Array,
     program: Program,
     method: AbstractMethod | None,
-    *args: Any,
+    *args: object,
     observed: str | Sequence[str],
     num_simulations: int = 500,
     num_samples: int = 100,
@@ -66,7 +66,7 @@ def calibrate(
     sampler: AbstractSampler | None = None,
     batch_size: int = 4,
     progress_bar: bool = True,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Calibration:
     """Test the calibration of a method on a program by simulation.
 
@@ -157,8 +157,8 @@ def _prepare(
     key: Array,
     program: Program,
     method: AbstractMethod | None,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
     observed: tuple[str, ...],
     sampler: AbstractSampler | None,
     quantities: Callable[[Values], Mapping[str, ArrayLike]] | None,

@@ -1,13 +1,14 @@
 """The result of simulation-based calibration: ranks, p-values and coverages."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike
 
-from ..arviz import from_ranks
+from ..arviz import ArvizData, from_ranks
+from ..checks.arguments import check_float
 from . import uniformity
 
 
@@ -90,11 +91,10 @@ class Calibration(eqx.Module):
 
     def band(self, prob: float = 0.95) -> uniformity.Band:
         """Return the simultaneous confidence band of `ecdf_difference` for one quantity."""
-        if not 0 < prob < 1:
-            raise ValueError(f"prob={prob} must lie between 0 and 1.")
+        prob = check_float("prob", prob, 0.0, 1.0)
         return uniformity.band(self.num_simulations, self.num_samples, prob)
 
-    def to_arviz(self) -> Any:
+    def to_arviz(self) -> ArvizData:
         """Convert to ArviZ data with a group `prior_sbc`, the input of `plot_ecdf_pit` (ArviZ 1.x).
 
         Each rank is mapped to a uniform draw from its cell of (0, 1), the randomised *probability

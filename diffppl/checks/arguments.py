@@ -24,12 +24,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 _PACKAGE = __name__.partition(".")[0]
 _MAX_LENGTH = 60  # characters of a value in an error message
 
 T = TypeVar("T")
+Time = int | Int[Array, ""]
+"""A step t of a chain, in 1..T."""
 
 
 # Values in error messages ------------------------------------------------------------------------

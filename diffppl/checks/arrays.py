@@ -177,6 +177,21 @@ def check_precision(name: str, values: np.ndarray) -> None:
         )
 
 
+def check_rows(name: str, values: Values) -> None:
+    """Raise a ValueError for an array without rows."""
+    if values.ndim == 0 or values.shape[0] == 0:
+        raise ValueError(f"{name} is empty: it has shape {values.shape}.")
+
+
+def check_finite(name: str, values: Values, remedy: str = "") -> None:
+    """Raise a ValueError for numbers, not tracers, of which some are NaN or infinite."""
+    bad = ~np.isfinite(values)
+    if np.any(bad):
+        raise ValueError(
+            f"{name} has NaN or infinite values: {describe_invalid(bad, values)}.{remedy}"
+        )
+
+
 def as_finite(name: str, x: Numbers) -> Values:
     """Return `as_numbers` of finite numbers.
 
@@ -190,3 +205,8 @@ def as_finite(name: str, x: Numbers) -> Values:
             f"{name} must be finite, but {describe_invalid(~np.isfinite(values), values)} are not."
         )
     return values
+
+
+def as_double(name: str, x: Numbers) -> np.ndarray:
+    """Return `as_finite` in double precision, on the host."""
+    return np.asarray(as_finite(name, x), np.float64)

@@ -7,7 +7,7 @@ integers, lists, data frames, objects) is passed to the program unchanged.
 import contextlib
 import copy
 from collections.abc import Callable
-from typing import Any, TypeVar, final
+from typing import TypeVar, final
 
 import equinox as eqx
 import jax
@@ -40,7 +40,7 @@ class Arguments:
     """
 
     def __init__(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], data: dict[str, Array]
+        self, args: tuple[object, ...], kwargs: dict[str, object], data: dict[str, Array]
     ) -> None:
         for name, value in [*enumerate(args), *kwargs.items()]:
             for leaf in jax.tree.leaves(value):
@@ -58,7 +58,9 @@ class Arguments:
         arguments.inputs = (empty, data)
         return arguments
 
-    def restored(self, inputs: PyTree) -> tuple[tuple[Any, dict[str, Any]], dict[str, Any]]:
+    def restored(
+        self, inputs: PyTree
+    ) -> tuple[tuple[tuple, dict[str, object]], dict[str, ArrayLike]]:
         """Return the arguments and the data, combined from the constants and these inputs."""
         arguments, data = inputs
         return eqx.combine(arguments, self._constants, is_leaf=_is_list), data

@@ -15,7 +15,7 @@ site, during the execution, so the support of a site may depend on any other.
 """
 
 import functools
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -53,8 +53,8 @@ class BoundProgram(eqx.Module):
     def __init__(
         self,
         program: Program,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
         data: Values | None = None,
     ) -> None:
         check_program(program)

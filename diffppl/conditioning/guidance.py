@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 from ..checks.arguments import size_field
 from ..samplers import Ancestral
 from .kernels import FinalKernel, GuidedKernel
-from .method import AbstractMethod, Draws, Exactness, draw_base, only_diffusion_sites, unweighted
+from .method import AbstractMethod, Draws, Exactness, check_no_latents, draw_base, unweighted
 from .program import Values
 from .target import Level, Target
 from .twists import AbstractTwist
@@ -57,7 +57,7 @@ class Guidance(AbstractMethod):
 
     def resolve(self, target: Target, num_samples: int) -> "Guidance":
         del num_samples
-        only_diffusion_sites(target, self)
+        check_no_latents(target, self)
         return Guidance(twist=resolved_twist(self.twist, target), num_steps=self.num_steps)
 
     def prior_sampler(self) -> Ancestral:

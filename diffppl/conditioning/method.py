@@ -188,7 +188,7 @@ def reverse_step(key: Array, target: Target, x: Values, level: Level) -> Values:
     return jax.vmap(single)(jax.random.split(key, num), x)
 
 
-def only_diffusion_sites(target: Target, method: AbstractMethod) -> None:
+def check_no_latents(target: Target, method: AbstractMethod) -> None:
     """Raise ValueError if the program has latents, which `method` does not infer."""
     if target.structure.latents:
         raise ValueError(

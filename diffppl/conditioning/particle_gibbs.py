@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,7 @@ class ParticleGibbs(MCMCKernel):
         self.num_particles = num_particles
         self.num_steps = num_steps
         self.twist = twist
-        self._sample: Callable[..., Any] | None = None
+        self._sample: Callable[..., ParticleGibbsState] | None = None
 
     @property
     def model(self) -> Program:
@@ -252,7 +252,7 @@ class WithoutDiffusionPriors:
     def __init__(self, program: Program) -> None:
         self.program = program
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         """Run the program with masked diffusion sites."""
         with _WithoutPriors():
             return self.program(*args, **kwargs)

@@ -1,7 +1,6 @@
 """Posterior inference for a program, with the interface of `numpyro.infer.MCMC`."""
 
 import warnings
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ..arviz import Coords, Dims, from_posterior
+from ..arviz import ArvizData, Coords, Dims, from_posterior
 from ..checks.arguments import check_key, check_size
 from ..model.inputs import warn_of_residual_signal
 from .bound import BoundProgram, check_program
@@ -72,7 +71,7 @@ class Posterior:
         self._method: AbstractMethod | None = method
         self._run: Run | None = None
 
-    def run(self, key: Array, *args: Any, **kwargs: Any) -> None:
+    def run(self, key: Array, *args: object, **kwargs: object) -> None:
         """Draw from the posterior.
 
         The program is traced again at each call, so that changes of globals, models and data take
@@ -262,7 +261,7 @@ class Posterior:
     def _latent_draws(self) -> tuple[Values, Array]:
         return self._pooled((self.draws.x_0, self.draws.latents))
 
-    def to_arviz(self, *, dims: Dims = None, coords: Coords = None) -> Any:
+    def to_arviz(self, *, dims: Dims = None, coords: Coords = None) -> ArvizData:
         """Convert the run to ArviZ: `InferenceData` (ArviZ 0.x) or `DataTree` (1.x).
 
         Groups: posterior, prior, posterior_predictive, log_likelihood, sample_stats (also per

@@ -1,7 +1,5 @@
 """Prior draws of a program."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -13,7 +11,7 @@ from .traced import Traced
 
 
 def draw_prior(
-    key: Array, program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], num: int
+    key: Array, program: Program, args: tuple[object, ...], kwargs: dict[str, object], num: int
 ) -> Values:
     """Draw the unobserved and deterministic sites of a program `num` times.
 

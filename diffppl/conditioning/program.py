@@ -25,7 +25,7 @@ from numpyro.primitives import Messenger
 from ..model.distribution import DiffusionDistribution
 from .arguments import Arguments
 
-Program = Callable[..., Any]
+Program = Callable[..., object]
 Values = dict[str, Array]
 Site = dict[str, Any]
 Trace = dict[str, Site]

@@ -34,6 +34,7 @@ from numpyro.infer.reparam import Reparam
 
 from ..model import DiffusionModel, respaced
 from ..model.probability_flow import Integrator, noise_to_data
+from ..processes.support import check_real
 from .program import diffusion_distribution
 
 
@@ -70,7 +71,7 @@ class FlowReparam(eqx.Module, Reparam):
     def __call__(
         self, name: str, fn: dist.Distribution, obs: ArrayLike | None
     ) -> tuple[None, Array]:
-        model, batch_shape, context = _checked(self, name, fn, obs)
+        model, batch_shape, context = _check_site(self, name, fn, obs)
         noise = _noise(name, fn.event_dim, (*batch_shape, *model.event_shape))
         x_0 = noise_to_data(model, noise, context, integrator=self.integrator)
         return None, model.to_user(x_0)
@@ -107,7 +108,7 @@ class ChainReparam(eqx.Module, Reparam):
     def __call__(
         self, name: str, fn: dist.Distribution, obs: ArrayLike | None
     ) -> tuple[None, Array]:
-        model, batch_shape, context = _checked(self, name, fn, obs)
+        model, batch_shape, context = _check_site(self, name, fn, obs)
         model = respaced(model, self.num_steps)
         shape = (*batch_shape, model.num_steps + 1, *model.event_shape)
         # The axis of steps belongs to the event, so that the batch shape agrees with the plates.
@@ -141,7 +142,7 @@ def _noise(name: str, event_dim: int, shape: tuple[int, ...]) -> Array:
     return jnp.asarray(numpyro.sample(f"{name}_base", base))
 
 
-def _checked(
+def _check_site(
     reparam: Reparam, name: str, fn: dist.Distribution, obs: ArrayLike | None
 ) -> tuple[DiffusionModel, tuple[int, ...], Array | None]:
     """Return the model of a site, its batch shape (with plates and `to_event`), and its context."""
@@ -153,12 +154,11 @@ def _checked(
             f"numpyro.sample({name!r}, model()), optionally under plates, expand and to_event."
         )
     model = found.model
-    if model.process.support.is_discrete:
-        raise ValueError(
-            f"site {name!r} is a model with {type(model.process).__name__}: {what} is for real "
-            "data, because discrete data are not a smooth function of noise. Use "
-            "diffppl.Posterior with TwistedSMC, or ParticleGibbs."
-        )
+    remedy = (
+        ", and discrete data are not a smooth function of noise. Use diffppl.Posterior with "
+        "TwistedSMC, or ParticleGibbs"
+    )
+    check_real(what, model.process, remedy, subject=f"site {name!r} is a model with")
     if obs is not None:
         raise ValueError(
             f"site {name!r} is observed, so its noise is not a free variable; {what} is for latent "

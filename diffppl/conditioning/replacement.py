@@ -14,8 +14,8 @@ from .method import (
     AbstractMethod,
     Draws,
     Exactness,
+    check_no_latents,
     draw_base,
-    only_diffusion_sites,
     reverse_step,
     unweighted,
 )
@@ -62,7 +62,7 @@ class Replacement(AbstractMethod):
 
     def resolve(self, target: Target, num_samples: int) -> "Replacement":
         del num_samples
-        only_diffusion_sites(target, self)
+        check_no_latents(target, self)
         structure = target.structure
         others = [name for name in structure.observed if name not in structure.noiseless]
         if others or not target.has_noiseless:

@@ -24,11 +24,12 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from ..checks.arguments import as_float, check_float, size_field
+from ..checks.arguments import Time, as_float, check_float, size_field
 from ..model import DiffusionModel
+from ..processes.support import check_real
 from ..samplers import Ancestral
 from .conditioned import draw_conditioned
-from .method import AbstractMethod, Draws, Exactness, draw_base, only_diffusion_sites, unweighted
+from .method import AbstractMethod, Draws, Exactness, check_no_latents, draw_base, unweighted
 from .program import Values
 from .target import Level, Target
 from .twists.base import flat_like
@@ -82,12 +83,10 @@ class SplitGibbs(AbstractMethod):
 
     def resolve(self, target: Target, num_samples: int) -> "SplitGibbs":
         del num_samples
-        only_diffusion_sites(target, self)
-        for name in target.sites(discrete=True):
-            raise ValueError(
-                f"SplitGibbs() is for real data, but site {name!r} has "
-                f"{type(target.models[name].process).__name__}; use TwistedSMC()."
-            )
+        check_no_latents(target, self)
+        for name, model in target.models.items():
+            subject = f"site {name!r} has"
+            check_real("SplitGibbs()", model.process, "; use TwistedSMC()", subject=subject)
         if target.structure.num_stages > 1:
             raise ValueError(
                 f"SplitGibbs() draws all diffusion sites at once, but the network or context of "
@@ -146,7 +145,7 @@ class SplitGibbs(AbstractMethod):
 def _denoise(key: Array, target: Target, z: Values, t: Int[Array, ""]) -> Values:
     """Draw x_0 conditionally on z by the reverse chain from level t."""
 
-    def estimates(x: Values, t: int | Int[Array, ""]) -> dict[str, tuple[Array, Array]]:
+    def estimates(x: Values, t: Time) -> dict[str, tuple[Array, Array]]:
         found = target.estimate(x, Level(0, t), jnp.zeros(0))
         # Var[x_0 | x_t] for data of unit variance.
         upper = target.map_sites(lambda model: model.process.schedule.one_minus_alpha_bar()[t])

@@ -1,11 +1,9 @@
 """Log-probabilities of the states of discrete data, for all discrete processes."""
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 from numpyro.distributions import Distribution
 
 from ..processes import AbstractProcess
@@ -15,7 +13,7 @@ from ..processes.categorical import CategoricalEstimate
 DiscreteEstimate = BernoulliEstimate | CategoricalEstimate
 
 
-def most_probable(process: AbstractProcess, estimate: Any) -> Array:
+def most_probable(process: AbstractProcess, estimate: PyTree) -> Array:
     """Return the mean of an estimate of real data, or the most probable state of discrete data."""
     if not process.support.is_discrete:
         return process.mean(estimate)

@@ -1,7 +1,5 @@
 """The printed summary of a posterior, and the attributes of its ArviZ data."""
 
-from typing import Any
-
 import numpy as np
 from numpyro.diagnostics import print_summary
 
@@ -56,7 +54,7 @@ def print_run(run: Run, evidence: LogEvidence) -> None:
     print(f"denoiser calls: {run.num_denoiser_calls:,}")
 
 
-def run_attributes(run: Run, evidence: LogEvidence) -> dict[str, Any]:
+def run_attributes(run: Run, evidence: LogEvidence) -> dict[str, object]:
     """Return the settings and results of a run that are not arrays by site."""
     return {
         "inference_library": "diffppl",

@@ -10,13 +10,13 @@ stage k is at level t, earlier stages are at level 0 and later ones at level T.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, final
+from collections.abc import Callable, Mapping
+from typing import final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..model import DiffusionModel, respaced
 from .bound import BoundProgram
@@ -28,7 +28,7 @@ from .states import most_probable
 from .structure import Structure
 from .tracing import Evaluation
 
-Estimates = dict[str, Any]
+Estimates = dict[str, PyTree]  # of the types of the sites' processes
 Networks = dict[str, tuple[DiffusionModel, Array | None]]
 
 _MIN_VARIANCE_SHARE = 0.01  # of a noiseless entry, relative to the variance of the final step
@@ -84,7 +84,7 @@ class Target(eqx.Module):
             and discrete in (None, self.models[site.name].process.support.is_discrete)
         )
 
-    def map_sites(self, function: Callable[..., Any], *values: dict[str, Any]) -> dict[str, Any]:
+    def map_sites(self, function: Callable[..., Array], *values: Mapping[str, object]) -> Values:
         """Evaluate `function(model, *values)` at each diffusion site present in all `values`."""
         names = [name for name in self.models if all(name in value for value in values)]
         return {

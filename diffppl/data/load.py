@@ -46,8 +46,8 @@ def mnist(
     References:
         LeCun, Bottou, Bengio and Haffner 1998.
     """
-    found = _fetch("mnist_784", version=1, data_home=data_home, cache=cache)
-    pixels, labels = np.asarray(found.data), np.asarray(found.target).astype(np.int64)
+    pixels, labels = _fetch("mnist_784", data_home, cache=cache)
+    labels = labels.astype(np.int64)
     if pixels.shape != (70_000, 28 * 28) or labels.shape != (70_000,):
         raise RuntimeError(
             f"mnist_784 has data of shape {pixels.shape} and labels of shape {labels.shape}, where "
@@ -107,8 +107,10 @@ def _cifar(records: UInt8[np.ndarray, "n 3073"]) -> Labelled:
     return Labelled(np.ascontiguousarray(images), records[:, 0].astype(np.int64))
 
 
-def _fetch(name: str, **options: Any) -> Any:
-    """Call scikit-learn's `fetch_openml`, and add a remedy to its errors."""
+def _fetch(
+    name: str, data_home: str | os.PathLike | None, *, cache: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return data and target of scikit-learn's `fetch_openml`, with a remedy in its errors."""
     try:
         from sklearn.datasets import fetch_openml  # optional, and slow to import
     except ImportError as error:
@@ -117,9 +119,10 @@ def _fetch(name: str, **options: Any) -> Any:
             "scikit-learn."
         ) from error
     try:
-        return fetch_openml(name, as_frame=False, **options)
+        found: Any = fetch_openml(name, version=1, data_home=data_home, cache=cache, as_frame=False)
     except (OSError, ValueError) as error:  # no network, or an error of the server
         raise RuntimeError(
             f"{name} could not be downloaded from openml.org ({type(error).__name__}: {error}). "
             "Try again where there is a network, or pass data_home=, a folder that holds it."
         ) from error
+    return np.asarray(found.data), np.asarray(found.target)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Shaped
 
 from ..checks.arguments import check_key, check_size, described
-from ..checks.arrays import Numbers, as_array, as_numbers, check_precision
+from ..checks.arrays import Numbers, as_array, as_numbers, check_precision, check_rows
 
 
 class AbstractSource(eqx.Module):
@@ -100,8 +100,7 @@ def as_rows(name: str, x: Numbers) -> Shaped[Array, "n ..."]:
         ValueError: no rows, or numbers that JAX's precision cannot represent or distinguish.
     """
     values = as_numbers(name, x)
-    if values.ndim == 0 or values.shape[0] == 0:
-        raise ValueError(f"{name} is empty: it has shape {values.shape}.")
+    check_rows(name, values)
     if isinstance(x, jax.Array):  # already in JAX's precision
         return x
     array = as_array(name, values)

@@ -6,10 +6,9 @@ import math
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from ..checks.arguments import check_instance
-from ..checks.arrays import Numbers, as_finite
+from ..checks.arguments import Time, check_instance
 from ..schedules import AbstractSchedule
 
 
@@ -24,9 +23,7 @@ class AbstractDenoiser(eqx.Module):
     """
 
     @abc.abstractmethod
-    def __call__(
-        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
-    ) -> Float[Array, "..."]:
+    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Float[Array, "..."]:
         """Return the raw output for one event; the context is ignored."""
 
 
@@ -42,11 +39,6 @@ def check_schedule(schedule: object) -> None:
     """Raise TypeError unless `schedule` is a schedule (a process is not)."""
     remedy = ", such as the process.schedule of the model that uses the denoiser"
     check_instance("schedule", schedule, AbstractSchedule, remedy=remedy)
-
-
-def finite(name: str, values: Numbers) -> np.ndarray:
-    """Return finite numbers as a float64 array; raise an error that names the argument."""
-    return np.asarray(as_finite(name, values), dtype=np.float64)
 
 
 def eigendecomposition(

@@ -14,13 +14,13 @@ from typing import final
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from ..checks.arguments import check_instance, described
-from ..checks.arrays import as_finite
+from ..checks.arguments import Time, check_instance, described
+from ..checks.arrays import Numbers, as_finite
 from ..processes import AbstractProcess
 from ..processes.support import check_support
-from .base import AbstractDenoiser, Numbers
+from .base import AbstractDenoiser
 from .mixture import check_probabilities
 
 MIN_LOG_PROB = -1e6  # nats, in place of log 0: finite, so that its product with 0 is 0
@@ -78,9 +78,7 @@ class Enumerated(AbstractDenoiser):
         self.one_hot = jnp.asarray(np.eye(number)[listed], dtype=float)
         self.log_probabilities = jnp.asarray(np.log(probs[probs > 0]), dtype=float)
 
-    def __call__(
-        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
-    ) -> Float[Array, "..."]:
+    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Float[Array, "..."]:
         """Return log-odds of each bit, or log-probabilities of each category on a trailing axis."""
         del context
         states, size, values = self.one_hot.shape

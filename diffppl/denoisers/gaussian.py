@@ -14,15 +14,15 @@ it (a likelihood, a posterior, a diagnostic) can be compared with exact values. 
 from typing import final
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from ..checks.arguments import Time
+from ..checks.arrays import Numbers, as_double
 from ..schedules import AbstractSchedule
 from .base import (
     AbstractDenoiser,
-    Numbers,
     check_schedule,
     eigendecomposition,
-    finite,
     with_variance,
 )
 
@@ -58,18 +58,16 @@ class Gaussian(AbstractDenoiser):
 
     def __init__(self, schedule: AbstractSchedule, mean: Numbers, covariance: Numbers) -> None:
         check_schedule(schedule)
-        loc = finite("mean", mean)
+        loc = as_double("mean", mean)
         eigenvalues, eigenvectors = eigendecomposition(
-            "covariance", finite("covariance", covariance), loc.shape
+            "covariance", as_double("covariance", covariance), loc.shape
         )
         self.schedule = schedule
         self.mean = jnp.asarray(loc, dtype=float)
         self.eigenvalues = jnp.asarray(eigenvalues, dtype=float)
         self.eigenvectors = None if eigenvectors is None else jnp.asarray(eigenvectors, dtype=float)
 
-    def __call__(
-        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
-    ) -> Float[Array, "..."]:
+    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Float[Array, "..."]:
         """Return E[x_0 | x_t] and log(Var[x_0 | x_t] / (1 - alpha_bar_t))."""
         del context
         alpha_bar, noise = self.schedule.alpha_bar()[t], self.schedule.one_minus_alpha_bar()[t]

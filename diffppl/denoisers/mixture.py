@@ -24,15 +24,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from ..checks.arguments import Time
+from ..checks.arrays import Numbers, as_double
 from ..schedules import AbstractSchedule
 from .base import (
     AbstractDenoiser,
-    Numbers,
     check_schedule,
     eigendecomposition,
-    finite,
     with_variance,
 )
 
@@ -187,7 +187,7 @@ class GaussianMixture(AbstractDenoiser):
         self, schedule: AbstractSchedule, weights: Numbers, means: Numbers, covariances: Numbers
     ) -> None:
         check_schedule(schedule)
-        locs, covs = finite("means", means), finite("covariances", covariances)
+        locs, covs = as_double("means", means), as_double("covariances", covariances)
         if locs.ndim == 0 or locs.size == 0:
             raise ValueError(
                 f"means has shape {locs.shape}; it needs shape (num_components, *event_shape)."
@@ -198,9 +198,7 @@ class GaussianMixture(AbstractDenoiser):
         self.log_weights = jnp.asarray(np.log(probs[used]), dtype=float)
         self.components = _components(locs, covs, used)
 
-    def __call__(
-        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
-    ) -> Float[Array, "..."]:
+    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Float[Array, "..."]:
         """Return E[x_0 | x_t] and log(Var[x_0 | x_t] / (1 - alpha_bar_t))."""
         del context
         mean, ratio = self.components.moments(
@@ -214,7 +212,7 @@ class GaussianMixture(AbstractDenoiser):
 
 def check_probabilities(name: str, values: Numbers, number: int) -> np.ndarray:
     """Return probabilities in float64, normalised if their sum is within 1e-4 of 1."""
-    probs = finite(name, values)
+    probs = as_double(name, values)
     if probs.shape != (number,):
         raise ValueError(f"{name} has shape {probs.shape}; it needs shape {(number,)}.")
     if probs.min() < 0 or abs(probs.sum() - 1) > 1e-4:

@@ -14,10 +14,12 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, final
 
 import equinox as eqx
 import jax
+from jaxtyping import Array, PyTree
 
 from ..checks.arguments import check_instance, check_path, check_size
 from ..io.codec import LoadError, MismatchError
@@ -71,7 +73,7 @@ class Checkpoints(eqx.Module):
         self.keep = check_size("keep", keep)
         self.folder = Path(check_path("folder", folder)).expanduser().absolute()
 
-    def latest(self, *, like: Any = None) -> DiffusionModel:
+    def latest(self, *, like: PyTree = None) -> DiffusionModel:
         """Return the model of the last checkpoint, with the averaged weights if there are any.
 
         Args:
@@ -218,35 +220,34 @@ def _open_folder(folder: Path, config: RunConfig) -> RunConfig:
 _HISTORY = ("loss", "validation_iterations", "validation_elbo")
 
 
-def _trees(state: FitState) -> dict[str, Any]:
+def _trees(state: FitState) -> dict[str, PyTree]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
-def _parts(state: FitState, history: History) -> dict[str, list[Any]]:
+def _parts(state: FitState, history: History) -> dict[str, list[Array]]:
     """Return the arrays that change during a run, as one list for each name."""
     trees = _trees(state) | {name: getattr(history, name) for name in _HISTORY}
     kept = {name: list(filter(is_stored, jax.tree.leaves(tree))) for name, tree in trees.items()}
     return {name: arrays for name, arrays in kept.items() if arrays}
 
 
-def _fill(tree: Any, arrays: list[Any]) -> Any:
+def _fill(tree: PyTree, arrays: list[Array]) -> PyTree:
     """Replace the arrays of a tree by those of a checkpoint, on the same devices."""
-    leaves, structure = jax.tree.flatten(tree)
     remaining = iter(arrays)
-    return jax.tree.unflatten(
-        structure,
-        [_placed_like(leaf, next(remaining)) if is_stored(leaf) else leaf for leaf in leaves],
-    )
 
+    def filled(leaf: object) -> object:
+        if not is_stored(leaf):
+            return leaf
+        saved = next(remaining)
+        return jax.device_put(saved, leaf.sharding) if isinstance(leaf, jax.Array) else saved
 
-def _placed_like(leaf: Any, saved: Any) -> Any:
-    return jax.device_put(saved, leaf.sharding) if isinstance(leaf, jax.Array) else saved
+    return jax.tree.map(filled, tree)
 
 
 # Orbax ------------------------------------------------------------------------------------------
 
 
-def _orbax() -> Any:
+def _orbax() -> ModuleType:
     try:
         import orbax.checkpoint
     except ImportError as error:
@@ -269,7 +270,7 @@ def _manager(checkpoints: Checkpoints, *, writing: bool) -> Any:
 
 def _newest(
     checkpoints: Checkpoints, manager: Any, *, writing: bool
-) -> tuple[int, dict[str, list[Any]] | None]:
+) -> tuple[int, dict[str, list[Array]] | None]:
     """Return iteration and contents of the last readable checkpoint, or (0, None) without any."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # the original may not exist
     arguments = _orbax().args.StandardRestore(fallback_sharding=sharding)

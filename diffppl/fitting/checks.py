@@ -1,15 +1,16 @@
 """Checks of the arguments of `fit`, before training."""
 
 import dataclasses
-from typing import Any
 
 import equinox as eqx
 import jax
 import optax
+from jaxtyping import PyTree
 
 from ..checks.arguments import check_float, check_instance
 from ..model import DiffusionModel
 from ..model.compatibility import check_scaling
+from ..model.scaling import Scaling
 from ..predictions.variance import replace_fitted
 from .losses import AbstractLoss
 from .result import FitResult
@@ -32,7 +33,7 @@ INTENDED = {
 }
 
 
-def check_names(unknown: dict[str, Any]) -> None:
+def check_names(unknown: dict[str, object]) -> None:
     """Raise a `TypeError` for an unknown argument of `fit`, with the likely intended one."""
     for name in unknown:
         meant = INTENDED.get(name)
@@ -41,7 +42,12 @@ def check_names(unknown: dict[str, Any]) -> None:
 
 
 def check_options(
-    model: Any, loss: Any, optimizer: Any, ema_decay: Any, scaling: Any, resume: Any
+    model: DiffusionModel,
+    loss: AbstractLoss,
+    optimizer: optax.GradientTransformation | None,
+    ema_decay: float | None,
+    scaling: Scaling | None,
+    resume: FitResult | None,
 ) -> None:
     """Check the types and ranges of options, and that `model` and `scaling` agree with `resume`."""
     check_instance("model", model, DiffusionModel)
@@ -61,7 +67,7 @@ def check_options(
         raise ValueError("model is not the one that resume was fit to: its structure differs.")
 
 
-def _kind(tree: Any) -> Any:
+def _kind(tree: PyTree) -> tuple:
     """Return structure, shapes and dtypes; of a model, without scalings and fitted variance."""
     if isinstance(tree, DiffusionModel):  # the rest is set by `fit`
         prediction = replace_fitted(tree.prediction, lambda _: None)

@@ -7,8 +7,6 @@ place of parameters and gradients. The counters of an optimiser are the integers
 are extrapolated linearly from their first increments.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -60,7 +58,7 @@ def step_lengths(
     def loss(params: PyTree) -> Array:
         return sum(map(jnp.sum, jax.tree.leaves(params)), jnp.zeros(()))
 
-    def step(state: Any, _: None) -> tuple[Any, Array]:
+    def step(state: PyTree, _: None) -> tuple[PyTree, Array]:
         # For line searches: a loss whose gradient is 1.
         extra = {"value": loss(ones), "grad": ones, "value_fn": loss}
         updates, state = transform.update(ones, state, ones, **extra)
@@ -70,7 +68,7 @@ def step_lengths(
     later, _ = jax.lax.scan(step, start, length=FEW_STEPS)
 
     def largest_norm(iteration: Array) -> Array:
-        def extrapolate(first: Any, last: Any) -> Any:
+        def extrapolate(first: PyTree, last: PyTree) -> PyTree:
             is_counter = eqx.is_array(first) and jnp.issubdtype(first.dtype, jnp.integer)
             slope = (last - first) / FEW_STEPS if is_counter else 0
             return (first + slope * iteration).astype(first.dtype) if is_counter else first

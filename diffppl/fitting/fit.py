@@ -18,6 +18,8 @@ from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
 
 from ..checks.arguments import check_flag, check_float, check_key, check_size
+from ..checks.arrays import Numbers
+from ..data import AbstractSource
 from ..model import DiffusionModel
 from ..model.scaling import Scaling
 from .checkpoints import Checkpoints, Run
@@ -36,24 +38,24 @@ from .training import TrainingConfig
 def fit(
     key: Array,
     model: DiffusionModel,
-    data: Any,
+    data: Numbers | AbstractSource,
     *,
     num_iterations: int,
     batch_size: int = 512,
-    context: Any = None,
+    context: Numbers | None = None,
     loss: AbstractLoss = ELBOLoss(),
     optimizer: optax.GradientTransformation | None = None,
     ema_decay: float | None = 0.999,
     scaling: Scaling | None = None,
-    validation_data: Any = None,
-    validation_context: Any = None,
+    validation_data: Numbers | None = None,
+    validation_context: Numbers | None = None,
     validation_every: int | None = None,
     trainable: PyTree = None,
     resume: FitResult | None = None,
     checkpoints: Checkpoints | None = None,
     chunk: int = 100,
     progress: bool = True,
-    **unknown: Any,
+    **unknown: object,
 ) -> FitResult:
     """Fit a model to data.
 

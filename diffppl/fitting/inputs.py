@@ -6,7 +6,7 @@ precision.
 """
 
 import math
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ..checks.arguments import described
-from ..checks.arrays import check_precision
+from ..checks.arrays import Numbers, check_precision
 from ..data import AbstractSource, InMemory
 from ..model import DiffusionModel
 from ..model.inputs import check_context, check_data
@@ -33,7 +33,9 @@ class Rows(eqx.Module):
     context: Array | None
 
 
-def as_dataset(data: Any, context: Any, model: DiffusionModel) -> Rows | AbstractSource:
+def as_dataset(
+    data: Numbers | AbstractSource, context: Numbers | None, model: DiffusionModel
+) -> Rows | AbstractSource:
     """Check `data` and `context` against a model, and return them as `Rows` or as a source.
 
     Raises:
@@ -105,7 +107,7 @@ def minibatches(
     return InMemory(model.to_model(dataset.data), dataset.context), None
 
 
-def column_names(data: Any) -> list[str] | None:
+def column_names(data: object) -> list[str] | None:
     """Return the column names of a table, such as a pandas DataFrame, or None."""
     names = getattr(data, "columns", None)
     return None if names is None else [str(name) for name in names]

@@ -5,17 +5,17 @@ It runs in chunks, so that bars, interrupts and files stay outside compiled code
 
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 from tqdm.auto import tqdm
 
+from ..checks.arrays import Numbers
 from ..data import AbstractSource
 from ..likelihood.elbo import AllSteps, SampledSteps
 from ..model import DiffusionModel
-from ..model.inputs import check_context, check_data
+from ..model.inputs import as_batch
 from .checkpoints import Run
 from .checks import resumed
 from .result import FitResult, History, NonFiniteLossError
@@ -23,7 +23,7 @@ from .training import FitState, TrainingConfig, initial_state, mean_elbo, model_
 
 
 def validation_of(
-    key: Array, model: DiffusionModel, data: Any, context: Any, block: int
+    key: Array, model: DiffusionModel, data: Numbers | None, context: Numbers | None, block: int
 ) -> Callable[[DiffusionModel], float] | None:
     """Return the ELBO of held-out data, as a function of a model; None without data.
 
@@ -37,11 +37,10 @@ def validation_of(
         if context is not None:
             raise ValueError("validation_context was given without validation_data.")
         return None
-    data = check_data("validation_data", data, model)
-    context = check_context(context, model, data.shape[0], "validation_context")
+    names = ("validation_data", "validation_context")
+    x_0, context = as_batch(model, data, context, names)
     # Short chains: all terms of the bound, which leaves no sampling error of t.
     steps = AllSteps() if model.num_steps <= 16 else SampledSteps(8)
-    x_0 = model.to_model(data)
     return lambda model: float(mean_elbo(key, model, x_0, context, steps, block))
 
 

@@ -21,7 +21,7 @@ References:
 
 import abc
 import math
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -30,11 +30,11 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from ..checks.arguments import check_fields, check_float
-from ..checks.arrays import as_finite
+from ..checks.arrays import as_double
 from ..likelihood.elbo import AbstractSteps, SampledSteps, bound
 from ..model import DiffusionModel
 from ..predictions.variance import LowerVariance, replace_fitted
-from ..processes import GaussianDiffusion
+from ..processes.support import check_real
 from ..schedules import Learned
 
 
@@ -84,7 +84,7 @@ class ELBOLoss(AbstractLoss):
 
 
 def _weights(weights: ArrayLike) -> Array:
-    values = np.asarray(as_finite("weights", weights), dtype=np.float64)
+    values = as_double("weights", weights)
     if values.ndim != 1 or not np.all(values >= 0):
         raise ValueError("weights must be a vector of finite numbers, none of them negative.")
     return jnp.asarray(values, dtype=float)
@@ -109,7 +109,7 @@ class WeightedLoss(AbstractLoss):
 
     def check(self, model: DiffusionModel) -> None:
         """Require real data, a fixed schedule and a weight for each step."""
-        _require_fixed_gaussian(self, model)
+        _check_real_and_fixed(self, model)
         if self.weights.shape != (model.num_steps - 1,):
             raise ValueError(
                 f"loss=WeightedLoss(weights) has weights of shape {self.weights.shape}; the model "
@@ -145,7 +145,7 @@ class SimpleLoss(AbstractLoss):
 
     def check(self, model: DiffusionModel) -> None:
         """Require real data and a fixed schedule with alpha_bar_T > 0."""
-        _require_fixed_gaussian(self, model)
+        _check_real_and_fixed(self, model)
         if float(model.process.schedule.alpha_bar()[-1]) == 0:
             raise ValueError(
                 "loss=SimpleLoss() gives no weight to a last step with alpha_bar_T = 0, so the "
@@ -162,7 +162,7 @@ class SimpleLoss(AbstractLoss):
         return jnp.mean(squared_errors) / math.prod(model.event_shape)
 
 
-def _rate(rate: Any) -> float:
+def _rate(rate: object) -> float:
     return check_float("rate", rate, 0.0, 1.0)
 
 
@@ -240,14 +240,10 @@ def noise_weights(model: DiffusionModel) -> Float[Array, " num_steps_less_one"]:
     return jax.vmap(weight)(jnp.arange(2, model.num_steps + 1))
 
 
-def _require_fixed_gaussian(loss: AbstractLoss, model: DiffusionModel) -> None:
-    name, process = type(loss).__name__, model.process
-    if not isinstance(process, GaussianDiffusion):
-        raise ValueError(
-            f"loss={name} is for real data, but the process is {type(process).__name__}; use "
-            "losses.ELBOLoss()."
-        )
-    if isinstance(process.schedule, Learned):
+def _check_real_and_fixed(loss: AbstractLoss, model: DiffusionModel) -> None:
+    name = type(loss).__name__
+    check_real(f"loss={name}", model.process, "; use losses.ELBOLoss()")
+    if isinstance(model.process.schedule, Learned):
         raise ValueError(
             f"loss={name} cannot learn a schedule: re-weighted divergences are no objective for "
             "the noise levels. Use losses.ELBOLoss(), or a fixed schedule."

@@ -2,11 +2,12 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from ..likelihood.elbo import prior_term
 from ..model import DiffusionModel
@@ -47,7 +48,7 @@ def warn_if_misfit(model: DiffusionModel, data: np.ndarray, names: list[str] | N
         _warn_if_not_noise(model, jnp.asarray(bulk))
 
 
-def _warn_if_not_noise(model: DiffusionModel, data: Any) -> None:
+def _warn_if_not_noise(model: DiffusionModel, data: Array) -> None:
     nats = float(-jnp.mean(jax.vmap(lambda x: prior_term(model, x))(data)))
     if nats <= MAX_NATS_LEFT:
         return

@@ -5,8 +5,6 @@ contexts of several axes as a whole. Not scaled are the labels of a network that
 columns of small whole numbers (-1 to 10), such as one-hot vectors, flags and labels.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -75,6 +73,6 @@ def trainable_mask(model: DiffusionModel, trainable: PyTree) -> PyTree[bool]:
     return mask
 
 
-def _replace(tree: PyTree, name: str, value: Any) -> PyTree:
+def _replace(tree: PyTree, name: str, value: PyTree) -> PyTree:
     # Fields that are None are leaves here, so that they can be replaced.
     return eqx.tree_at(lambda t: getattr(t, name), tree, value, is_leaf=lambda node: node is None)

@@ -1,17 +1,18 @@
 """Result of a fit: the model, its history, and the state from which it can be resumed."""
 
 import dataclasses
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Float, Int
 
+from ..checks.arrays import Numbers
 from ..model import DiffusionModel
 from .training import FitState
 
 
-def _floats(values: Any) -> np.ndarray:
+def _floats(values: Numbers) -> np.ndarray:
     return np.asarray(values, np.float64)
 
 

@@ -10,7 +10,7 @@ import json
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, final
+from typing import TypeGuard, final
 
 import equinox as eqx
 import jax
@@ -23,6 +23,7 @@ from ..io.codec import Describer
 from ..io.serialisation import load, save
 from ..model import DiffusionModel
 from ..predictions.variance import only_fitted
+from .losses import AbstractLoss
 
 FILE = "run.dppl"
 
@@ -55,11 +56,11 @@ class RunConfig(eqx.Module):
         key: Array,
         model: DiffusionModel,
         mask: PyTree[bool],
-        data: Any,
+        data: PyTree,
         *,
-        loss: Any,
+        loss: AbstractLoss,
         optimizer: optax.GradientTransformation,
-        ema_decay: Any,
+        ema_decay: float | None,
         batch_size: int,
         num_iterations: int | None,
     ) -> "RunConfig":
@@ -82,7 +83,7 @@ class RunConfig(eqx.Module):
         save(folder / FILE, self, needs_like=True)
 
     @staticmethod
-    def load(folder: Path, model: Any = None) -> "RunConfig":
+    def load(folder: Path, model: PyTree = None) -> "RunConfig":
         """Read the file of the run in a folder; `model` is the `like` of `load`.
 
         Raises:
@@ -120,24 +121,24 @@ class RunConfig(eqx.Module):
         )
 
 
-def is_stored(leaf: Any) -> bool:
+def is_stored(leaf: object) -> TypeGuard[Array]:
     """Return whether a leaf is an array (or its shape) that is not empty, as Orbax requires."""
     return isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct) and leaf.size > 0
 
 
-def name_of(path: Any, leaf: Any) -> str:
+def name_of(path: tuple, leaf: object) -> str:
     """Return path, dtype and shape of an array in a tree; "" for what is not stored."""
     if not is_stored(leaf):
         return ""
     return f"{jax.tree_util.keystr(path)} {leaf.dtype}{list(leaf.shape)}"
 
 
-def names(tree: Any) -> list[str]:
+def names(tree: PyTree) -> list[str]:
     """Return the names of the arrays in a tree, in order."""
     return [name for pair in jax.tree_util.tree_leaves_with_path(tree) if (name := name_of(*pair))]
 
 
-def fingerprint(value: Any) -> str:
+def fingerprint(value: PyTree) -> str:
     """Return the class of a value and a checksum of its classes, settings and arrays."""
     value = jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, value)
     describer = Describer(foreign=True)

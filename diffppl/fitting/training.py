@@ -8,7 +8,8 @@ Weights are averaged as a_i = d_i a_{i-1} + (1 - d_i) w_i with d_i = min(decay, 
 that the contribution of the initial weights also decays in a short run.
 """
 
-from typing import Any, final
+from types import UnionType
+from typing import final
 
 import equinox as eqx
 import jax
@@ -37,10 +38,10 @@ def default_trainable(model: DiffusionModel) -> PyTree[bool]:
     return _weights(model, AbstractDenoiser | AbstractSchedule)
 
 
-def _weights(model: DiffusionModel, fixed: Any) -> PyTree[bool]:
+def _weights(model: DiffusionModel, fixed: type | UnionType) -> PyTree[bool]:
     """Select the trainable arrays of a model; parts of its network of type `fixed` have none."""
 
-    def is_fixed(node: Any) -> bool:
+    def is_fixed(node: object) -> bool:
         return isinstance(node, fixed)
 
     nothing = jax.tree.map(lambda _: False, model)

@@ -26,14 +26,17 @@ import inspect
 import math
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, final
+from typing import TypeGuard, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ArrayLike, PyTree
 
 from ..schedules import RENAMED, Schedule
+
+Description = dict | list | str | int | float | bool | None  # JSON
 
 _PACKAGE = __name__.partition(".")[0]
 _NN = "relu relu6 sigmoid softplus soft_sign silu gelu elu selu celu leaky_relu log_sigmoid mish"
@@ -67,11 +70,11 @@ def known_classes() -> dict[str, type]:
     return {name: value for name, value in known.items() if _is_module(value)}
 
 
-def _field_names(cls: Any) -> list[str]:
+def _field_names(cls: type) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)]
 
 
-def _is_module(value: Any) -> bool:
+def _is_module(value: object) -> TypeGuard[type[eqx.Module]]:
     return isinstance(value, type) and issubclass(value, eqx.Module)
 
 
@@ -89,13 +92,13 @@ class Describer:
         self._classes = {cls: name for name, cls in known_classes().items()}
         self._functions = {id(function): name for name, function in ACTIVATIONS.items()}
 
-    def _store(self, array: Any) -> int:
+    def _store(self, array: ArrayLike | np.generic) -> int:
         values = np.asarray(array)
         # In native byte order, which is little-endian wherever JAX runs.
         self.arrays.append(values.astype(values.dtype.newbyteorder("="), copy=False))
         return len(self.arrays) - 1
 
-    def describe(self, value: Any, path: str) -> Any:
+    def describe(self, value: PyTree, path: str) -> Description:
         """Return the description of `value`, which error messages call `path`.
 
         Raises:
@@ -132,7 +135,7 @@ class Describer:
             return {"is": "module", "class": self._classes[type(value)], "fields": fields}
         return self._describe_foreign(value, path)
 
-    def _describe_foreign(self, value: Any, path: str) -> Any:
+    def _describe_foreign(self, value: PyTree, path: str) -> Description:
         leaves = [leaf for leaf in jax.tree.leaves(value) if eqx.is_array(leaf)]
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         if any(not is_plain(leaf.dtype) for leaf in leaves):
@@ -162,7 +165,7 @@ class Rebuilder:
         renamed = {f"{_PACKAGE}.schedules.{name}": Schedule for name in RENAMED}
         self._classes = known_classes() | renamed
 
-    def rebuild(self, description: Any, like: Any, path: str) -> Any:
+    def rebuild(self, description: Description, like: PyTree, path: str) -> PyTree:
         """Return the described object; `like` supplies the structure of its foreign parts.
 
         Raises:
@@ -194,7 +197,9 @@ class Rebuilder:
             case {"is": "function", "name": str(name)}:
                 if name in ACTIVATIONS:
                     return ACTIVATIONS[name]
-                _fail(f"{path} is the function {name}, which this version of diffppl lacks.")
+                raise LoadError(
+                    f"{path} is the function {name}, which this version of diffppl lacks."
+                )
             case {"is": "partial", "function": function, "items": [args, keywords]}:
                 function = self.rebuild(function, None, path)
                 args, keywords = (self.rebuild(item, None, path) for item in (args, keywords))
@@ -203,24 +208,24 @@ class Rebuilder:
                 return self._module(name, fields, like, path)
             case {"is": "foreign", "name": str(name), "indices": list(indices)}:
                 return self._foreign(name, indices, like, path)
-        return _fail(f"{path} has the invalid description {str(description)[:80]}.")
+        raise LoadError(f"{path} has the invalid description {str(description)[:80]}.")
 
     def _array(self, index: int, path: str) -> jax.Array:
         array = self._arrays[index]
         if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
-            _fail(
+            raise LoadError(
                 f"{path} has dtype {array.dtype}, which is disabled in JAX: call "
                 "jax.config.update('jax_enable_x64', True) first."
             )
         return jax.device_put(array)
 
-    def _module(self, name: str, fields: dict[str, Any], like: Any, path: str) -> Any:
+    def _module(self, name: str, fields: dict, like: PyTree, path: str) -> eqx.Module:
         cls = self._classes.get(name)
         if cls is None:
-            _fail(f"{path} is a {name}, which this version of diffppl lacks.")
+            raise LoadError(f"{path} is a {name}, which this version of diffppl lacks.")
         wanted = _field_names(cls)
         if set(wanted) != set(fields):
-            _fail(
+            raise LoadError(
                 f"{path} is a {name} with fields {sorted(fields)}, but in this version of diffppl "
                 f"the class has {sorted(wanted)}: it was saved by another version."
             )
@@ -230,9 +235,9 @@ class Rebuilder:
             object.__setattr__(module, field, value)
         return module
 
-    def _foreign(self, name: str, indices: list[int], like: Any, path: str) -> Any:
+    def _foreign(self, name: str, indices: list[int], like: PyTree, path: str) -> PyTree:
         if like is None:
-            _fail(
+            raise LoadError(
                 f"{path} is a {name}, of which the file has only the arrays. Pass like=model, with "
                 "a model of the same shape made by the same code."
             )
@@ -254,7 +259,7 @@ class Rebuilder:
         return jax.tree.unflatten(structure, leaves)
 
 
-def is_plain(dtype: Any) -> bool:
+def is_plain(dtype: object) -> bool:
     """Return whether arrays of this dtype can be saved."""
     return isinstance(dtype, np.dtype) and dtype.name in DTYPES
 
@@ -265,13 +270,9 @@ DTYPES: dict[str, np.dtype] = {
 }
 
 
-def _part(like: Any, key: int | str) -> Any:
+def _part(like: PyTree, key: int | str) -> PyTree:
     """Return an item of `like`, and None if it has no such item."""
     try:
         return like[key]
     except (TypeError, KeyError, IndexError):
         return None
-
-
-def _fail(message: str) -> NoReturn:
-    raise LoadError(message)

@@ -18,10 +18,10 @@ import uuid
 import zlib
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import equinox as eqx
 import numpy as np
+from jaxtyping import PyTree
 
 from ..checks.arguments import check_path, described
 from .codec import DTYPES, Describer, LoadError, Rebuilder
@@ -31,7 +31,7 @@ _NAME = b"diffppl "
 _HEADER = re.compile(_NAME + rb"([1-9]\d*) ([0-9a-f]{8}) (\d+)")
 
 
-def save(path: str | os.PathLike, model: Any, *, needs_like: bool = False) -> None:
+def save(path: str | os.PathLike, model: PyTree, *, needs_like: bool = False) -> None:
     """Write a model, or any part of one, to a file.
 
     The write is atomic: an interrupted save leaves an existing file unchanged.
@@ -73,7 +73,7 @@ def save(path: str | os.PathLike, model: Any, *, needs_like: bool = False) -> No
         temporary.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike, *, like: Any = None) -> Any:
+def load(path: str | os.PathLike, *, like: PyTree = None) -> PyTree:
     """Read a file written by `save`.
 
     Args:
@@ -99,7 +99,7 @@ def load(path: str | os.PathLike, *, like: Any = None) -> Any:
         raise LoadError(f"{os.fspath(path)!r} cannot be loaded: {what}") from error
 
 
-def _read(content: bytes, like: Any) -> Any:
+def _read(content: bytes, like: PyTree) -> PyTree:
     """Check the first line and the checksum, split the bytes into arrays, and rebuild the value."""
     if not content.startswith(_NAME):
         raise LoadError("it is not a file that diffppl.save wrote.")

@@ -15,7 +15,7 @@ References:
 
 import abc
 import math
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -24,8 +24,9 @@ from jaxtyping import Array, Float, Int
 
 from ..batching import map_in_blocks
 from ..checks.arguments import check_instance, check_key, check_size, size_field
+from ..checks.arrays import Numbers
 from ..model import DiffusionModel
-from ..model.inputs import check_context, check_data
+from ..model.inputs import as_batch
 from .estimate import Estimate
 
 BLOCK_SIZE = 2**14  # coordinates, over all events and steps, evaluated in one block
@@ -165,9 +166,9 @@ def bound(
 def elbo(
     key: Array,
     model: DiffusionModel,
-    x_0: Any,
+    x_0: Numbers,
     *,
-    context: Any = None,
+    context: Numbers | None = None,
     steps: AbstractSteps = AllSteps(),
     batch_size: int = 1_000,
 ) -> Estimate:
@@ -192,9 +193,8 @@ def elbo(
     check_instance("model", model, DiffusionModel)
     check_instance("steps", steps, AbstractSteps)
     batch_size = check_size("batch_size", batch_size)
-    x_0 = check_data("x_0", x_0, model)
-    context = check_context(context, model, x_0.shape[0])
-    return _elbo(key, model, model.to_model(x_0), context, steps, batch_size)
+    x_0, context = as_batch(model, x_0, context)
+    return _elbo(key, model, x_0, context, steps, batch_size)
 
 
 @eqx.filter_jit
@@ -214,7 +214,7 @@ def _elbo(
         return bound(key, model, x_0, context, steps)
     keys = jax.random.split(key, num_blocks + 1)
 
-    def block(index: Any, size: int) -> Estimate:
+    def block(index: int | Array, size: int) -> Estimate:
         rows = lambda x: jax.lax.dynamic_slice_in_dim(x, index * length, size)
         x, c = jax.tree.map(rows, (x_0, context))
         return bound(keys[index], model, x, c, steps)
@@ -224,7 +224,7 @@ def _elbo(
     if remainder:
         parts.append(jax.tree.map(lambda x: x[None], block(num_blocks, remainder)))
 
-    def share(part: Estimate) -> Any:
+    def share(part: Estimate) -> tuple[Array, Array]:
         weight = part.per_example.shape[1] / n  # of each block in the mean over data
         return jax.tree.map(lambda x: weight * x.sum(axis=0), (part.prior, part.terms))
 

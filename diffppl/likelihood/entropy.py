@@ -16,7 +16,7 @@ References:
     Sohl-Dickstein et al. 2015, section 2.6 and appendix A.
 """
 
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import Distribution
 
 from ..checks.arguments import check_instance, check_key
+from ..checks.arrays import Numbers
 from ..model import DiffusionModel
 from ..model.inputs import check_data
 
@@ -44,7 +45,7 @@ class EntropyBounds(eqx.Module):
     upper: Float[Array, " num_steps"]
 
 
-def entropy_bounds(key: Array, model: DiffusionModel, x_0: Any) -> EntropyBounds:
+def entropy_bounds(key: Array, model: DiffusionModel, x_0: Numbers) -> EntropyBounds:
     """Bounds of equation 24 on the entropy of every reverse step, averaged over data.
 
     Exact for Gaussian processes, whose transitions have an entropy independent of x_{t-1}; for

@@ -1,7 +1,6 @@
 """Log-densities of data under the probability flow; see `diffppl.model.flow_density`."""
 
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,10 +9,11 @@ from jax.scipy.stats import sem
 from jaxtyping import Array, ArrayLike, Float
 
 from ..checks.arguments import check_instance, check_key
+from ..checks.arrays import Numbers
 from ..model import DiffusionModel
 from ..model.flow_density import AbstractTrace, Hutchinson, event_log_density, log_density
-from ..model.inputs import check_context, check_data
-from ..model.probability_flow import Integrator, check_real
+from ..model.inputs import as_batch
+from ..model.probability_flow import Integrator, check_flow
 from .estimate import Estimate
 
 
@@ -44,9 +44,9 @@ def flow_log_density(
 def flow_likelihood(
     key: Array,
     model: DiffusionModel,
-    x_0: Any,
+    x_0: Numbers,
     *,
-    context: Any = None,
+    context: Numbers | None = None,
     trace: AbstractTrace = Hutchinson(num_probes=10),
     integrator: Integrator = Integrator(),
 ) -> Estimate:
@@ -71,12 +71,11 @@ def flow_likelihood(
     """
     key = check_key(key)
     check_instance("model", model, DiffusionModel)
-    check_real(model)
+    check_flow(model)
     check_instance("trace", trace, AbstractTrace)
     check_instance("integrator", integrator, Integrator)
-    x_0 = check_data("x_0", x_0, model)
-    context = check_context(context, model, x_0.shape[0])
-    return _flow_likelihood(key, model, model.to_model(x_0), context, trace, integrator)
+    x_0, context = as_batch(model, x_0, context)
+    return _flow_likelihood(key, model, x_0, context, trace, integrator)
 
 
 @eqx.filter_jit

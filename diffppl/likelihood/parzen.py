@@ -16,7 +16,7 @@ References:
 
 import math
 import warnings
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from ..batching import map_in_blocks
 from ..checks.arguments import check_size, described
-from ..checks.arrays import as_finite
+from ..checks.arrays import Numbers, as_double, check_rows
 from .estimate import Estimate
 
 BANDWIDTHS = tuple(np.logspace(-1, 0, 10).tolist())  # of the published protocol, see `parzen`
@@ -58,11 +58,11 @@ class ParzenEstimate(eqx.Module):
 
 
 def parzen(
-    samples: Any,
-    validation: Any,
-    x_test: Any,
+    samples: Numbers,
+    validation: Numbers,
+    x_test: Numbers,
     *,
-    bandwidths: Any = BANDWIDTHS,
+    bandwidths: Numbers = BANDWIDTHS,
     batch_size: int = 100,
 ) -> ParzenEstimate:
     """Estimate the log-density of test data by Parzen windows of one bandwidth around samples.
@@ -93,15 +93,16 @@ def parzen(
     """
     batch_size = check_size("batch_size", batch_size)
     names = {"samples": samples, "validation": validation, "x_test": x_test}
-    arrays = {name: _as_events(name, x) for name, x in names.items()}
+    arrays = {name: as_double(name, x) for name, x in names.items()}
     shape = arrays["samples"].shape[1:]
     for name, x in arrays.items():
+        check_rows(name, x)
         if x.shape[1:] != shape:
             raise ValueError(
                 f"{name} has events of shape {x.shape[1:]}, and samples of shape {shape}; they "
                 "must agree."
             )
-    widths = np.asarray(as_finite("bandwidths", bandwidths), np.float64)
+    widths = as_double("bandwidths", bandwidths)
     if widths.ndim != 1 or widths.size == 0 or not np.all(widths > 0):
         raise ValueError(f"bandwidths={described(bandwidths)} must be a list of positive numbers.")
     # Squared distances are |x|^2 + |s|^2 - 2 x.s, which cancels catastrophically for data far from
@@ -156,11 +157,3 @@ def _log_densities(
         return jax.lax.map(log_density, bandwidths)
 
     return map_in_blocks(one, (x,), block)
-
-
-def _as_events(name: str, x: Any) -> Float[np.ndarray, "n ..."]:
-    """Check for finite numbers with a leading axis; convert to float64."""
-    values = np.asarray(as_finite(name, x), np.float64)
-    if values.ndim == 0 or values.shape[0] == 0:
-        raise ValueError(f"{name} is empty: it has shape {values.shape}.")
-    return values

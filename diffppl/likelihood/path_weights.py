@@ -22,7 +22,7 @@ References:
 """
 
 import math
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -33,8 +33,9 @@ from numpyro.distributions import Distribution
 
 from ..batching import map_in_blocks
 from ..checks.arguments import check_instance, check_key, check_size
+from ..checks.arrays import Numbers
 from ..model import DiffusionModel
-from ..model.inputs import check_context, check_data
+from ..model.inputs import as_batch
 from .estimate import Estimate
 
 
@@ -105,7 +106,9 @@ def path_work(key: Array, model: DiffusionModel, x_0: Array, context: Array | No
     x = jnp.asarray(marginal.sample(key_last), x_0.dtype)
     work = log_prob(marginal, x) - log_prob(process.base(x_0.shape), x)
 
-    def step(state: tuple[Array, Array], inputs: tuple[Array, Array]) -> tuple[Any, None]:
+    def step(
+        state: tuple[Array, Array], inputs: tuple[Array, Array]
+    ) -> tuple[tuple[Array, Array], None]:
         x, work = state
         key, t = inputs
         q = process.posterior(x, x_0, t)
@@ -126,10 +129,10 @@ def path_work(key: Array, model: DiffusionModel, x_0: Array, context: Array | No
 def jarzynski(
     key: Array,
     model: DiffusionModel,
-    x_0: Any,
+    x_0: Numbers,
     *,
     num_trajectories: int,
-    context: Any = None,
+    context: Numbers | None = None,
     batch_size: int = 1_000,
 ) -> PathWork:
     """Estimate log p(x_0) and the dissipation from the work of forward trajectories.
@@ -150,9 +153,8 @@ def jarzynski(
     check_instance("model", model, DiffusionModel)
     num_trajectories = check_size("num_trajectories", num_trajectories)
     batch_size = check_size("batch_size", batch_size)
-    x_0 = check_data("x_0", x_0, model)
-    context = check_context(context, model, x_0.shape[0])
-    work = _work(key, model, model.to_model(x_0), context, num_trajectories, batch_size)
+    x_0, context = as_batch(model, x_0, context)
+    work = _work(key, model, x_0, context, num_trajectories, batch_size)
     return PathWork(work, math.prod(model.event_shape))
 
 
@@ -178,10 +180,10 @@ def _work(
 def importance_bound(
     key: Array,
     model: DiffusionModel,
-    x_0: Any,
+    x_0: Numbers,
     *,
     num_particles: int,
-    context: Any = None,
+    context: Numbers | None = None,
     batch_size: int = 1_000,
 ) -> Estimate:
     """Estimate the importance-weighted lower bound on log p(x_0), averaged over data, in nats.

@@ -8,7 +8,6 @@ References:
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,8 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
 from .positive_definite import SMALL, product, symmetric_part
+
+Pair = tuple[Array, Array]
 
 
 @jax.custom_jvp
@@ -33,7 +34,7 @@ def eigh(matrix: Float[Array, "m m"]) -> tuple[Float[Array, " m"], Float[Array, 
 
 
 @eigh.defjvp
-def _eigh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+def _eigh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Pair, Pair]:
     values, vectors = eigh(*primals)
     change = product(vectors.T, product(symmetric_part(*tangents), vectors))
     gap = values - values[:, None]
@@ -43,14 +44,14 @@ def _eigh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
 
 
 @custom_vmap
-def _jacobi(matrix: Array) -> tuple[Array, Array]:
+def _jacobi(matrix: Array) -> Pair:
     """Return unsorted eigenvalues, and eigenvectors."""
     values, vectors = _jacobi_of_many(matrix[..., None])
     return values[..., 0], vectors[..., 0]
 
 
 @_jacobi.def_vmap
-def _jacobi_mapped(_: int, __: list[bool], matrices: Array) -> tuple[tuple[Array, Array], Any]:
+def _jacobi_mapped(_: int, __: list[bool], matrices: Array) -> tuple[Pair, tuple[bool, bool]]:
     """Move the batch to the last axis, over which XLA vectorises: three times as fast."""
     values, vectors = _jacobi_of_many(jnp.moveaxis(matrices, 0, -1))
     return (jnp.moveaxis(values, -1, 0), jnp.moveaxis(vectors, -1, 0)), (True, True)

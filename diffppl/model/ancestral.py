@@ -7,11 +7,11 @@ of data, at a cost of T network calls.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from ..processes.base import Time
 from .base import AbstractModel
@@ -50,7 +50,7 @@ def run_chain(
     key_steps, key_final = jax.random.split(key)
     x_T = x_T.astype(dtype)
 
-    def body(state: SamplerState, inputs: tuple[Array, Array]) -> tuple[SamplerState, Any]:
+    def body(state: SamplerState, inputs: tuple[Array, Array]) -> tuple[SamplerState, PyTree]:
         key, t = inputs
         # A step may promote the dtype, which `scan` does not allow.
         state = jax.tree.map(lambda x: x.astype(dtype), step(key, state, t))

@@ -5,14 +5,13 @@ the conversion between units from the scaling. `DiffusionModel` is the implement
 """
 
 import abc
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ..checks.arguments import check_time
 from ..processes import AbstractProcess
@@ -46,7 +45,7 @@ class AbstractModel(eqx.Module):
     # Estimates and kernels --------------------------------------------------------------------
 
     @abc.abstractmethod
-    def estimate(self, x_t: Array, t: Time, context: Array | None = None) -> Any:
+    def estimate(self, x_t: Array, t: Time, context: Array | None = None) -> PyTree:
         """Return the network's estimate of x_0 from x_t, of the type of the process.
 
         Args:

@@ -9,7 +9,7 @@ References:
     thresholding").
 """
 
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -20,8 +20,9 @@ from jaxtyping import Array, ArrayLike, Float
 from ..checks.arguments import check_broadcast, check_instance, described
 from ..checks.arrays import as_array, as_numbers
 from ..predictions.prediction import AbstractPrediction, KernelMoments
-from ..processes import AbstractProcess, GaussianDiffusion, GaussianEstimate
+from ..processes import AbstractProcess, GaussianEstimate
 from ..processes.base import Time
+from ..processes.support import check_real
 from .model import DiffusionModel
 
 
@@ -70,10 +71,7 @@ def clipped(model: DiffusionModel, low: ArrayLike, high: ArrayLike) -> Diffusion
         >>> x = dp.sample(key, dp.clipped(dp.guided(model, 4.0), 0, 256), (16,), context=label)
     """
     check_instance("model", model, DiffusionModel)
-    if not isinstance(model.process, GaussianDiffusion):
-        raise ValueError(
-            f"clipped is for real data, but the process is {type(model.process).__name__}."
-        )
+    check_real("clipped", model.process)
     if isinstance(model.prediction, KernelMoments):
         raise ValueError(
             "clipped cannot bound the moments of a kernel (KernelMoments): use another prediction."
@@ -83,7 +81,7 @@ def clipped(model: DiffusionModel, low: ArrayLike, high: ArrayLike) -> Diffusion
             "clipped requires the scaling of the data: fit the model first, or make it with "
             "scaling=dp.Scaling(loc, scale)."
         )
-    bounds: list[Any] = []
+    bounds: list[Array] = []
     for name, bound in (("low", low), ("high", high)):
         bounds.append(as_array(name, as_numbers(name, bound), float))
         check_broadcast(name, bounds[-1].shape, model.event_shape)

@@ -1,23 +1,27 @@
 """Checks that the parts of a model are compatible, without running the network."""
 
-from typing import Any
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Array, PyTree
 
 from ..checks.arguments import check_broadcast, check_callable, check_instance
 from ..denoisers.base import AbstractDenoiser
-from ..networks.settings import num_categories_of
+from ..networks.layers.layout import num_categories_of
 from ..predictions.prediction import AbstractPrediction, Data
 from ..processes import AbstractProcess, GaussianDiffusion
+from ..processes.base import Time
 from ..schedules import AbstractSchedule
 from .scaling import Scaling
 
+Network = Callable[[Array, Time, Array | None], Array]
 
-def check_process(process: Any, network: Any) -> None:
+
+def check_process(process: object, network: object) -> None:
     """Check the types of the process and the network.
 
     Raises:
@@ -36,9 +40,9 @@ def check_process(process: Any, network: Any) -> None:
 
 def check_parts(
     process: AbstractProcess,
-    network: Any,
+    network: Network,
     prediction: AbstractPrediction,
-    scaling: Any,
+    scaling: Scaling | None,
     event_shape: tuple[int, ...],
     context_shape: tuple[int, ...] | None,
 ) -> None:
@@ -56,7 +60,9 @@ def check_parts(
     _check_network(process, network, prediction, event_shape, context_shape)
 
 
-def check_scaling(scaling: Any, process: AbstractProcess, event_shape: tuple[int, ...]) -> None:
+def check_scaling(
+    scaling: Scaling | None, process: AbstractProcess, event_shape: tuple[int, ...]
+) -> None:
     """Check a scaling of events.
 
     Raises:
@@ -76,7 +82,14 @@ def check_scaling(scaling: Any, process: AbstractProcess, event_shape: tuple[int
     check_broadcast("scaling.scale", scaling.scale.shape, event_shape)
 
 
-def check_context_scaling(scaling: Any, context_shape: tuple[int, ...] | None) -> None:
+def check_takes_context(name: str, context_shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return the model's shape of contexts; without one, a given `name` is a ValueError."""
+    if context_shape is None:
+        raise ValueError(f"{name} was given, but the model has no context_shape.")
+    return context_shape
+
+
+def check_context_scaling(scaling: Scaling | None, context_shape: tuple[int, ...] | None) -> None:
     """Check a scaling of contexts.
 
     Raises:
@@ -86,8 +99,7 @@ def check_context_scaling(scaling: Any, context_shape: tuple[int, ...] | None) -
     if scaling is None:
         return
     check_instance("context_scaling", scaling, Scaling, remedy=", such as Scaling(loc, scale)")
-    if context_shape is None:
-        raise ValueError("context_scaling was given, but the model has no context_shape.")
+    context_shape = check_takes_context("context_scaling", context_shape)
     check_broadcast("context_scaling.loc", scaling.loc.shape, context_shape)
     check_broadcast("context_scaling.scale", scaling.scale.shape, context_shape)
 
@@ -103,7 +115,7 @@ def _check_settings(process: AbstractProcess, event_shape: tuple[int, ...]) -> N
         check_broadcast(f"process.{name}", shape, event_shape)
 
 
-def _check_encoding(process: AbstractProcess, network: Any) -> None:
+def _check_encoding(process: AbstractProcess, network: Network) -> None:
     """Check that a network of this package encodes categories if and only if the data have them.
 
     Raises:
@@ -148,7 +160,7 @@ def _check_levels(process: AbstractProcess, network: AbstractDenoiser) -> None:
 
 def _check_network(
     process: AbstractProcess,
-    network: Any,
+    network: Network,
     prediction: AbstractPrediction,
     event_shape: tuple[int, ...],
     context_shape: tuple[int, ...] | None,
@@ -177,10 +189,10 @@ def _check_network(
 
 def raw_output(
     process: AbstractProcess,
-    network: Any,
+    network: Network,
     event_shape: tuple[int, ...],
     context_shape: tuple[int, ...] | None,
-) -> Any:
+) -> PyTree:
     """Return shape and dtype of the raw output for one event, without running the network."""
     spec, dtype = jax.ShapeDtypeStruct, jnp.result_type(float)
     context = None if context_shape is None else spec(context_shape, dtype)

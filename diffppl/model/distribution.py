@@ -6,13 +6,15 @@ through `jit`, `vmap` and `scan` like any other distribution.
 """
 
 import warnings
-from typing import Any, Generic, TypeVar, final
+from typing import Generic, TypeVar, final
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 from numpyro.distributions import Distribution, constraints
 
 from ..checks.arguments import check_instance, check_key
+from ..checks.arrays import Numbers
 from ..processes import GaussianDiffusion
 from .ancestral import ancestral
 from .base import AbstractModel
@@ -44,7 +46,7 @@ class DiffusionDistribution(Distribution, Generic[Model]):
     def __init__(
         self,
         model: Model,
-        context: Any = None,
+        context: Numbers | None = None,
         *,
         validate_args: bool | None = None,
     ) -> None:
@@ -72,7 +74,7 @@ class DiffusionDistribution(Distribution, Generic[Model]):
         """Whether x_0 consists of bits or categories."""
         return self.model.process.support.is_discrete
 
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Array | np.ndarray, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw ancestral samples of shape `sample_shape + batch_shape + event_shape`."""
         shape = (*sample_shape, *self.batch_shape)
         return _draw(check_key(key), self.model, shape, self.context)

@@ -33,7 +33,7 @@ from ..checks.arguments import size_field
 from ..checks.arrays import as_numbers
 from .base import AbstractModel
 from .inputs import as_context, check_ends_in
-from .probability_flow import Integrator, angles, check_real, over_batch, velocity
+from .probability_flow import Integrator, angles, check_flow, over_batch, velocity
 
 
 class AbstractTrace(eqx.Module):
@@ -91,7 +91,7 @@ def log_density(
     integrator: Integrator = Integrator(),
 ) -> Float[Array, "..."]:
     """Return the log-density at x_0 with the exact trace: see `likelihood.flow_log_density`."""
-    check_real(model)
+    check_flow(model)
     context = as_context("context", context, model)
     exact = ExactTrace()
 

@@ -1,10 +1,10 @@
 """Models with classifier-free guidance."""
 
 import math
-from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+from jaxtyping import ArrayLike
 
 from ..checks.arguments import check_instance, check_pair
 from ..networks.classifier_free import ClassifierFree
@@ -16,7 +16,7 @@ ALL_LEVELS = (0.0, math.inf)  # all ratios of noise to signal
 
 
 def guided(
-    model: DiffusionModel, weight: Any, noise_to_signal: tuple[float, float] = ALL_LEVELS
+    model: DiffusionModel, weight: ArrayLike, noise_to_signal: tuple[float, float] = ALL_LEVELS
 ) -> DiffusionModel:
     """Return the model with classifier-free guidance: see `networks.classifier_free`.
 

@@ -2,16 +2,25 @@
 
 import math
 import warnings
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
-from ..checks.arrays import Values, as_array, as_numbers, check_range, describe_invalid
+from ..checks.arrays import (
+    Numbers,
+    Values,
+    as_array,
+    as_numbers,
+    check_finite,
+    check_range,
+    check_rows,
+    describe_invalid,
+)
 from ..processes.support import check_support
 from .base import AbstractModel
+from .compatibility import check_takes_context
 
 # In standard deviations of the noise. Two modes at this distance are distinguished in 1 of 5 draws.
 MAX_RESIDUAL_SIGNAL = 0.5
@@ -28,7 +37,7 @@ def check_ends_in(
         )
 
 
-def check_data(name: str, x: Any, model: AbstractModel) -> Values:
+def check_data(name: str, x: Numbers, model: AbstractModel) -> Values:
     """Return data of shape `(n, *event_shape)` in the user's units.
 
     Real data stay on the host in their own precision, in which `DiffusionModel.to_model` centres
@@ -45,23 +54,18 @@ def check_data(name: str, x: Any, model: AbstractModel) -> Values:
             f"{name} has shape {values.shape}, but the model's events have shape {event_shape}, "
             f"so it needs shape (n, {', '.join(map(str, event_shape))})."
         )
-    if values.shape[0] == 0:
-        raise ValueError(f"{name} is empty: it has shape {values.shape}.")
+    check_rows(name, values)
     return as_events(name, values, model)
 
 
-def as_events(name: str, x: Any, model: AbstractModel) -> Values:
+def as_events(name: str, x: Numbers, model: AbstractModel) -> Values:
     """Return data as `check_data` does, of shape `(*batch, *event_shape)`."""
     values, process = as_numbers(name, x), model.process
     check_ends_in(name, values.shape, "event_shape", model.event_shape)
     if isinstance(values, Tracer):
         return values.astype(process.dtype)
-    bad = ~np.isfinite(values)
-    if np.any(bad):
-        raise ValueError(
-            f"{name} has NaN or infinite values: {describe_invalid(bad, values)}. Remove them, or "
-            "leave missing entries unobserved in a program."
-        )
+    remedy = " Remove them, or leave missing entries unobserved in a program."
+    check_finite(name, values, remedy)
     if not process.support.is_discrete:
         # Not converted: float32 would round data that are far from 0 before they are centred.
         check_range(name, values, process.dtype)
@@ -70,13 +74,13 @@ def as_events(name: str, x: Any, model: AbstractModel) -> Values:
     return as_array(name, values, process.dtype)
 
 
-def required_context_shape(
-    context: Any, model: AbstractModel, name: str = "context"
-) -> tuple[int, ...] | None:
-    """Return the shape that a context must end in; None if there is none and none is required.
+def as_context(name: str, context: Numbers | None, model: AbstractModel) -> Array | None:
+    """Return contexts as an array of shape `(*batch, *context_shape)`, or None if not required.
 
     Raises:
-        ValueError: a context for a model without one, or a missing context.
+        TypeError: not numbers.
+        ValueError: missing, not supported by the model, of the wrong shape, not finite; or labels
+            that are not whole numbers from 0 to `num_classes` - 1 (or -1, for no class).
     """
     if context is None:
         if model.context_shape is not None and model.needs_context:
@@ -86,29 +90,12 @@ def required_context_shape(
                 f"array of shape ({shape}{',' * (not model.context_shape)})."
             )
         return None
-    if model.context_shape is None:
-        raise ValueError(f"{name} was given, but the model has no context_shape.")
-    return model.context_shape
-
-
-def as_context(name: str, context: Any, model: AbstractModel) -> Array | None:
-    """Return contexts as an array of shape `(*batch, *context_shape)`, or None if not required.
-
-    Raises:
-        TypeError: not numbers.
-        ValueError: missing, not supported by the model, of the wrong shape, not finite; or labels
-            that are not whole numbers from 0 to `num_classes` - 1 (or -1, for no class).
-    """
-    wanted = required_context_shape(context, model, name)
-    if wanted is None:
-        return None
+    wanted = check_takes_context(name, model.context_shape)
     values = as_numbers(name, context)
     check_ends_in(name, values.shape, "context_shape", wanted)
     if isinstance(values, Tracer):
         return values.astype(jnp.result_type(float))
-    if not np.all(np.isfinite(values)):
-        bad = ~np.isfinite(values)
-        raise ValueError(f"{name} has NaN or infinite values: {describe_invalid(bad, values)}.")
+    check_finite(name, values)
     if (num_labels := model.num_labels) is not None:
         labels = np.asarray(values, np.float64)
         bad = (labels < -1) | (labels >= num_labels) | (labels != np.round(labels))
@@ -121,7 +108,7 @@ def as_context(name: str, context: Any, model: AbstractModel) -> Array | None:
 
 
 def check_context(
-    context: Any, model: AbstractModel, n: int, name: str = "context"
+    context: Numbers | None, model: AbstractModel, n: int, name: str = "context"
 ) -> Array | None:
     """Return contexts as an array, with one for each of `n` data.
 
@@ -135,6 +122,22 @@ def check_context(
             f"{(n, *(model.context_shape or ()))}."
         )
     return values
+
+
+def as_batch(
+    model: AbstractModel,
+    x_0: Numbers,
+    context: Numbers | None,
+    names: tuple[str, str] = ("x_0", "context"),
+) -> tuple[Array, Array | None]:
+    """Return data in the chain's units, shape `(n, *event_shape)`, and a context for each.
+
+    Raises:
+        TypeError, ValueError: as for `check_data` and `check_context`.
+    """
+    values = check_data(names[0], x_0, model)
+    context = check_context(context, model, values.shape[0], names[1])
+    return model.to_model(values), context
 
 
 # The end of the chain ---------------------------------------------------------------------------
@@ -156,12 +159,13 @@ def residual_signal(model: AbstractModel, x_0: Array) -> Float[Array, ""]:
     return jnp.sqrt(model.process.schedule.alpha_bar()[-1]) * jnp.mean(lengths)
 
 
-def warn_of_residual_signal(left: Any, what: str) -> None:
+def warn_of_residual_signal(left: ArrayLike, what: str) -> None:
     """Warn if the signal at t = T is large against the noise; see `residual_signal`."""
-    if float(left) > MAX_RESIDUAL_SIGNAL:
+    signal = float(np.asarray(left))
+    if signal > MAX_RESIDUAL_SIGNAL:
         warnings.warn(
             f"the chain of {what} ends with too little noise: E|sqrt(alpha_bar_T) x_0| = "
-            f"{float(left):.2f}, but should be at most {MAX_RESIDUAL_SIGNAL}. The weights of modes "
+            f"{signal:.2f}, but should be at most {MAX_RESIDUAL_SIGNAL}. The weights of modes "
             "are wrong. Use a schedule with more noise at its end, such as "
             "schedules.log_snr_linear with a larger noise_to_signal.",
             stacklevel=3,  # the caller of the public function

@@ -13,27 +13,32 @@ interface. The *model's units* are those of the chain, x_1 .. x_T, brought to un
 `scaling`. Sites and arguments called `x_t` are always in model units.
 """
 
-from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, PyTree
 
 from ..checks.arguments import check_instance, check_shape, check_time
-from ..networks.settings import num_classes_of
+from ..checks.arrays import Numbers
+from ..networks.layers.embedding import num_classes_of
 from ..predictions.prediction import AbstractPrediction, default_prediction
 from ..predictions.variance import replace_fitted, without_context
 from ..processes import AbstractProcess
 from ..processes.base import Time
 from . import programs
 from .base import AbstractModel
-from .compatibility import check_context_scaling, check_parts, check_process, raw_output
+from .compatibility import (
+    Network,
+    check_context_scaling,
+    check_parts,
+    check_process,
+    check_takes_context,
+    raw_output,
+)
 from .distribution import DiffusionDistribution
 from .scaling import Scaling
-
-Network = Callable[[Array, Time, Array | None], Array]
 
 
 @final
@@ -122,13 +127,13 @@ class DiffusionModel(AbstractModel):
     def num_labels(self) -> int | None:
         return num_classes_of(self.network)
 
-    def estimate(self, x_t: Array, t: Time, context: Array | None = None) -> Any:
+    def estimate(self, x_t: Array, t: Time, context: Array | None = None) -> PyTree:
         t = jnp.asarray(check_time(t, self.num_steps), jnp.int32)
         # A fitted reverse variance has separate values with and without a context.
         unconditional = replace_fitted(self.prediction, without_context)
         has_labels = self.num_labels is not None
 
-        def single(x: Array, context: Array | None) -> Any:
+        def single(x: Array, context: Array | None) -> PyTree:
             raw = self.network(x, t, context)
             if context is None:
                 return unconditional.estimate(self.process, raw, x, t)
@@ -143,11 +148,10 @@ class DiffusionModel(AbstractModel):
         if (*batch_shape, *self.event_shape) != x_t.shape:
             raise ValueError(f"x_t has shape {x_t.shape}; it must end in {self.event_shape}.")
         if context is not None:
-            if self.context_shape is None:
-                raise ValueError("context was given, but the model has no context_shape.")
+            context_shape = check_takes_context("context", self.context_shape)
             if self.context_scaling is not None:
                 context = self.context_scaling.to_model(context)
-            context = jnp.broadcast_to(context, (*batch_shape, *self.context_shape))
+            context = jnp.broadcast_to(context, (*batch_shape, *context_shape))
         # Networks and predictions take one event; each batch axis is a `vmap`.
         for _ in batch_shape:
             single = jax.vmap(single, in_axes=(0, None if context is None else 0))
@@ -170,7 +174,7 @@ class DiffusionModel(AbstractModel):
         """Run the guide that matches `reverse` site by site: see `programs.guide`."""
         programs.guide(self, context, obs)
 
-    def __call__(self, context: Any = None) -> "DiffusionDistribution[DiffusionModel]":
+    def __call__(self, context: Numbers | None = None) -> "DiffusionDistribution[DiffusionModel]":
         """Return the model as a NumPyro distribution over x_0, in the user's units.
 
         Args:

@@ -26,14 +26,14 @@ References:
 """
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ..checks.arguments import check_float, check_instance, check_size
 from ..schedules import AbstractSchedule
@@ -76,12 +76,12 @@ class Integrator(eqx.Module):
 
     def solve(
         self,
-        field: Callable[[Array, Any], Any],
-        y: Any,
+        field: Callable[[Array, PyTree], PyTree],
+        y: PyTree,
         start: Array,
         stop: Array,
         saveat: diffrax.SaveAt,
-    ) -> Any:
+    ) -> PyTree:
         """Solve dy/dphi = field(phi, y) from `start` to `stop`, and return what `saveat` saves."""
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda angle, y, _: field(jnp.asarray(angle), y)),
@@ -101,7 +101,7 @@ class Integrator(eqx.Module):
         return jax.tree.map(lambda y: jnp.where(is_solved, y, jnp.nan), solution.ys)
 
 
-def check_real(model: AbstractModel) -> None:
+def check_flow(model: AbstractModel) -> None:
     """Check that a model has a probability flow.
 
     Raises:
@@ -146,10 +146,10 @@ def _interpolation_weights(nodes: Array, point: Array) -> Float[Array, " nodes"]
 
 def over_batch(
     model: AbstractModel,
-    single: Callable[[Array, Array | None], Any],
+    single: Callable[[Array, Array | None], Array],
     x: Array,
     context: Array | None,
-) -> Any:
+) -> Array:
     """Map `single(x, context)`, a function of one event, over leading axes that broadcast."""
     batch_shape = x.shape[: x.ndim - len(model.event_shape)]
     if context is not None and model.context_shape is not None:
@@ -173,7 +173,7 @@ def noise_to_data(
 
     Invertible and differentiable; maps N(0, I) to the data distribution of the flow.
     """
-    check_real(model)
+    check_flow(model)
 
     def single(x: Array, context: Array | None) -> Array:
         return _from_noise(model, x, context, integrator, diffrax.SaveAt(t1=True))[-1]
@@ -189,7 +189,7 @@ def noise_to_path(
     integrator: Integrator = Integrator(),
 ) -> Float[Array, "..."]:
     """Return x_T, .., x_1 and x_0 along the flow, on a new axis just before the event's."""
-    check_real(model)
+    check_flow(model)
 
     def single(x: Array, context: Array | None) -> Array:
         levels = angles(model.process.schedule)[::-1]

@@ -22,9 +22,9 @@ network does not depend on a schedule. Analytic denoisers, which do, are in `den
 from ..denoisers import Enumerated as EnumeratedDenoiser
 from ..denoisers import Gaussian as GaussianDenoiser
 from ..denoisers import GaussianMixture as GaussianMixtureDenoiser
+from .classifier_free import OptionalContext
 from .layers import padding
 from .mlp import MLP
-from .optional_context import OptionalContext
 from .sohl_dickstein import RBF, MultiScaleConv, SigmoidMLP
 from .unet import UNet
 from .wrappers import MixedPrecision, Rematerialised

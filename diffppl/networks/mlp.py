@@ -1,34 +1,63 @@
 """A dense network with time and context modulation of every hidden layer.
 
-With c = activation(A features(t) + B context),
+With the vector c of time and context of `layers.embedding`, one layer deep,
 
-    h_1 = W_0 x    (or W_0 of the Fourier features of x)
+    h_1 = W_0 x    (or W_0 features(x))
     h_{l+1} = h_l + W_l activation(h_l * (1 + scale_l(c)) + shift_l(c)),    l = 1..depth-1
     output = W activation(h_depth * (1 + scale_depth(c)) + shift_depth(c)).
 
 Scales, shifts and W are initialised at zero, and so is the output: with `Velocity` the initial
 reverse kernel has the mean of the forward kernel.
 
+Fourier features let a smooth network represent fine detail in few coordinates:
+
+    features(x) = (x, sin(F x), cos(F x)),    F initially with entries from N(0, scale^2).
+
+A dense network learns low-frequency functions of its input first, and those that vary over a
+length l only once one of its features does; with F of scale 1 / l some do from the start. For data
+close to a curve or a surface, low noise levels require such functions.
+
 References:
-    Perez et al. 2018 (scale and shift); He et al. 2016 (pre-activation residual layers).
+    Perez et al. 2018 (scale and shift); He et al. 2016 (pre-activation residual layers);
+    Tancik et al. 2020, "Fourier Features Let Networks Learn High Frequency Functions in Low
+    Dimensional Domains"; there F is fixed, here it is trained with the rest.
 """
 
-import math
 from collections.abc import Callable
 from typing import final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from ..checks.arguments import check_callable, check_key, check_shape, check_size
-from .layers.contexts import ContextEmbedding, context_embedding, embed
-from .layers.fourier import FourierFeatures
-from .layers.inputs import flatten, input_size
-from .layers.time import sinusoidal
+from ..checks.arguments import Time, check_float, check_key, check_size
+from .layers.embedding import Embedding
+from .layers.layout import DenseLayout
 
-NUM_FEATURES = 64  # of the time
+
+@final
+class FourierFeatures(eqx.Module):
+    """A vector x with sines and cosines of `num` projections of it: `size + 2 num` features.
+
+    Args:
+        size: length of x.
+        num: projections.
+        scale: standard deviation of the frequencies, radians per unit of x.
+        key: for the frequencies.
+    """
+
+    frequencies: Float[Array, "num size"]
+
+    def __init__(self, size: int, num: int, scale: float, *, key: Array) -> None:
+        # Named as the argument of the networks that contain this layer.
+        scale = check_float("fourier_scale", scale, 0.0)
+        self.frequencies = scale * jax.random.normal(key, (num, size))
+
+    def __call__(self, x: Float[Array, " size"]) -> Float[Array, " features"]:
+        """Return the features of one vector."""
+        angles = self.frequencies @ x
+        return jnp.concatenate([x, jnp.sin(angles), jnp.cos(angles)])
 
 
 @final
@@ -63,16 +92,13 @@ class MLP(eqx.Module):
         Array([0., 0.], dtype=float32)
     """
 
+    layout: DenseLayout
     fourier: FourierFeatures | None
     first: eqx.nn.Linear
     hidden: tuple[eqx.nn.Linear, ...]
     modulations: tuple[eqx.nn.Linear, ...]
     last: eqx.nn.Linear
-    time: eqx.nn.Linear
-    context: ContextEmbedding | None
-    activation: Callable[[Array], Array] = eqx.field(static=True)
-    output_shape: tuple[int, ...] = eqx.field(static=True)
-    num_categories: int | None = eqx.field(static=True)
+    embedding: Embedding
 
     def __init__(
         self,
@@ -90,16 +116,13 @@ class MLP(eqx.Module):
         fourier_scale: float = 4.0,
     ) -> None:
         key = check_key(key)
-        event_shape = check_shape("event_shape", event_shape)
-        output_shape = event_shape if output_shape is None else output_shape
-        if num_categories is not None:
-            num_categories = check_size("num_categories", num_categories, least=2)
+        self.layout = DenseLayout(event_shape, output_shape, num_categories)
         width, depth = check_size("width", width), check_size("depth", depth)
         fourier_features = check_size("fourier_features", fourier_features, least=0)
-        *layer_keys, key_fourier = jax.random.split(key, 2 * depth + 4)
+        *layer_keys, key_time, key_context, key_fourier = jax.random.split(key, 2 * depth + 4)
         keys = iter(layer_keys)
         linear = eqx.nn.Linear
-        size, self.fourier = input_size(event_shape, num_categories), None
+        size, self.fourier = self.layout.inputs, None
         if fourier_features:
             self.fourier = FourierFeatures(size, fourier_features, fourier_scale, key=key_fourier)
         self.first = linear(size + 2 * fourier_features, width, key=next(keys))
@@ -108,35 +131,30 @@ class MLP(eqx.Module):
         self.modulations = tuple(
             zeroed(linear(width, 2 * width, key=next(keys))) for _ in range(depth)
         )
-        self.output_shape = check_shape("output_shape", output_shape)
-        self.last = zeroed(linear(width, math.prod(self.output_shape), key=next(keys)))
-        self.time = linear(NUM_FEATURES, width, key=next(keys))
-        self.context = context_embedding(width, context_shape, num_classes, key=next(keys))
-        self.activation = check_callable("activation", activation, "(x)")
-        self.num_categories = num_categories
+        self.last = zeroed(linear(width, self.layout.outputs, key=next(keys)))
+        self.embedding = Embedding(
+            width,
+            keys=(key_time, key_context),
+            context_shape=context_shape,
+            num_classes=num_classes,
+            activation=activation,
+        )
 
-    def __call__(
-        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
-    ) -> Float[Array, "..."]:
+    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Float[Array, "..."]:
         """Return the raw output for one event."""
-        # Without a context this depends on t alone, and `vmap` computes it once per batch.
-        condition = self.time(sinusoidal(t, NUM_FEATURES))
-        vector = embed(self.context, context, condition.dtype)
-        condition = condition if vector is None else condition + vector
-        # Time features have the default float type, weights possibly a shorter one.
-        condition = self.activation(condition).astype(self.first.weight.dtype)
-
-        x = flatten(x_t, self.num_categories)
+        condition = self.embedding(t, context)
+        x = self.layout.to_vector(x_t)
         h = self.first(x if self.fourier is None else self.fourier(x))
         for modulation, layer in zip(self.modulations[:-1], self.hidden, strict=True):
             h = h + layer(self._activate(h, modulation(condition)))
-        output = self.last(self._activate(h, self.modulations[-1](condition)))
-        return output.reshape(self.output_shape)
+        return self.layout.from_vector(
+            self.last(self._activate(h, self.modulations[-1](condition)))
+        )
 
     def _activate(self, h: Array, modulation: Array) -> Float[Array, " width"]:
         """Return activation(h * (1 + scale) + shift)."""
         scale, shift = jnp.split(modulation, 2)
-        return self.activation(h * (1 + scale) + shift)
+        return self.embedding.activation(h * (1 + scale) + shift)
 
 
 def zeroed(layer: eqx.nn.Linear) -> eqx.nn.Linear:

@@ -16,9 +16,10 @@ from typing import final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ..checks.arguments import (
+    Time,
     check_flag,
     check_instance,
     check_key,
@@ -28,8 +29,8 @@ from ..checks.arguments import (
 )
 from .layers.convolution import (
     Convolution,
+    check_resolutions,
     from_patches,
-    num_resolutions,
     pool,
     to_patches,
     upsample,
@@ -140,7 +141,10 @@ class UNet(eqx.Module):
             return tuple(block(size + skip, level, heads[level]) for size in inputs)
 
         self.embedding = Embedding(
-            width, key=next(keys), context_shape=context_shape, num_classes=num_classes
+            width,
+            keys=tuple(jax.random.split(next(keys), 3)),
+            context_shape=context_shape,
+            num_classes=num_classes,
         )
         # The channels of all pixels of a patch are concatenated.
         inputs, outputs = (
@@ -158,9 +162,7 @@ class UNet(eqx.Module):
         last = Convolution(channels[0], outputs, num_axes, key=next(keys), padding=padding)
         self.last = zeroed(last)
 
-    def __call__(
-        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
-    ) -> Float[Array, "..."]:
+    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Float[Array, "..."]:
         """Return the raw output for one event."""
         condition = self.embedding(t, context)
         image = self.layout.to_image(x_t, self.first.weight.dtype)
@@ -196,7 +198,7 @@ class UNet(eqx.Module):
             ValueError: another number of either, or fewer pixels than the levels require.
         """
         layout = self.layout.resized(event_shape)
-        _check_levels("the network", len(self.up), _num_patches(layout.space, self.patch))
+        check_resolutions("the network", len(self.up), _num_patches(layout.space, self.patch))
         # No weight depends on the size of the event: the layout alone is replaced.
         return eqx.tree_at(lambda network: network.layout, self, layout)
 
@@ -213,7 +215,7 @@ def _check_channels(channels: object, space: tuple[int, ...]) -> tuple[int, ...]
     sizes = check_shape("channels", channels)
     if not sizes:
         raise ValueError("channels=() must have one number for each level, such as (32, 64).")
-    _check_levels(f"channels={described(channels)}", len(sizes), space)
+    check_resolutions(f"channels={described(channels)}", len(sizes), space)
     return sizes
 
 
@@ -230,13 +232,3 @@ def _heads(channels: tuple[int, ...], attention_levels: int, num_heads: int) -> 
                 f"attention, but channels={channels} includes {size}."
             )
     return heads
-
-
-def _check_levels(what: str, num: int, space: tuple[int, ...]) -> None:
-    """Raise ValueError if there are more levels than resolutions."""
-    most = num_resolutions(space)
-    if num > most:
-        raise ValueError(
-            f"{what} has {num} levels, but {max(space)} pixels can be halved {most - 1} times "
-            f"only: give at most {most}."
-        )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
-from ..checks.arguments import check_callable
+from ..checks.arguments import Time, check_callable
 
 
 @final
@@ -42,7 +42,7 @@ class MixedPrecision(eqx.Module):
     def __init__(self, network: Callable[..., Array]) -> None:
         self.network = check_callable("network", network)
 
-    def __call__(self, x_t: Array, t: int | Int[Array, ""], context: Array | None) -> Array:
+    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Array:
         """Return the raw output for one event, in the dtype of x_t if that is floating-point."""
         is_real = jnp.issubdtype(x_t.dtype, jnp.inexact)
         dtype = x_t.dtype if is_real else jnp.result_type(float)
@@ -95,6 +95,6 @@ class Respaced(eqx.Module):
     network: Callable[..., Array]
     levels: Int[Array, " levels"]
 
-    def __call__(self, x_t: Array, t: int | Int[Array, ""], context: Array | None) -> Array:
+    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Array:
         """Return the raw output for one event."""
         return self.network(x_t, self.levels[t], context)

@@ -25,18 +25,19 @@ References:
 """
 
 import abc
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ..checks.arguments import check_fields
 from ..denoisers.base import AbstractDenoiser
 from ..processes import AbstractProcess, GaussianDiffusion, GaussianEstimate
 from ..processes.base import Time
+from ..processes.support import check_real
 from ..schedules import AbstractSchedule
 from .variance import (
     AbstractVariance,
@@ -63,18 +64,13 @@ class AbstractPrediction(eqx.Module):
         """
 
     @abc.abstractmethod
-    def estimate(self, process: AbstractProcess, raw: Array, x_t: Array, t: Time) -> Any:
+    def estimate(self, process: AbstractProcess, raw: Array, x_t: Array, t: Time) -> PyTree:
         """Return the estimate of x_0 that `process.reverse` takes, for one event."""
 
 
-def _require_gaussian(prediction: "AbstractPrediction", process: AbstractProcess) -> None:
-    """Raise ValueError for a process of discrete data."""
-    if not isinstance(process, GaussianDiffusion):
-        name = type(prediction).__name__
-        raise ValueError(
-            f"prediction={name}() is for real data, but the process is "
-            f"{type(process).__name__}; use Data(), whose raw output is then logits."
-        )
+def _check_real(prediction: "AbstractPrediction", process: AbstractProcess) -> None:
+    what = f"prediction={type(prediction).__name__}()"
+    check_real(what, process, "; use Data(), whose raw output is then logits")
 
 
 def _with_channels(variance: AbstractVariance, event_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -88,6 +84,11 @@ def _gaussian_estimate(
     """Split the raw output into the mean's channel and Var[x_0 | x_t]."""
     first, last = (raw[0], raw[1]) if variance.channels else (raw, raw)
     return first, variance.variance(last, schedule.log_snr()[t])
+
+
+def _amplitudes(schedule: AbstractSchedule, t: Time) -> tuple[Array, Array]:
+    """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t)."""
+    return jnp.sqrt(schedule.alpha_bar()[t]), jnp.sqrt(schedule.one_minus_alpha_bar()[t])
 
 
 @final
@@ -110,7 +111,7 @@ class Data(AbstractPrediction):
         categories = process.num_categories
         return event_shape if categories is None else (*event_shape, categories)
 
-    def estimate(self, process: AbstractProcess, raw: Array, x_t: Array, t: Time) -> Any:
+    def estimate(self, process: AbstractProcess, raw: Array, x_t: Array, t: Time) -> PyTree:
         del x_t
         if isinstance(process, GaussianDiffusion):
             return GaussianEstimate(*_gaussian_estimate(self.variance, process.schedule, raw, t))
@@ -126,7 +127,7 @@ class Noise(AbstractPrediction):
     def output_shape(
         self, process: AbstractProcess, event_shape: tuple[int, ...]
     ) -> tuple[int, ...]:
-        _require_gaussian(self, process)
+        _check_real(self, process)
         last = process.schedule.alpha_bar()[-1]
         if not isinstance(last, Tracer) and float(last) == 0:
             raise ValueError(
@@ -139,11 +140,8 @@ class Noise(AbstractPrediction):
         self, process: AbstractProcess, raw: Array, x_t: Array, t: Time
     ) -> GaussianEstimate:
         eps, variance = _gaussian_estimate(self.variance, process.schedule, raw, t)
-        alpha_bar, noise = (
-            process.schedule.alpha_bar()[t],
-            process.schedule.one_minus_alpha_bar()[t],
-        )
-        return GaussianEstimate((x_t - jnp.sqrt(noise) * eps) / jnp.sqrt(alpha_bar), variance)
+        signal, noise = _amplitudes(process.schedule, t)
+        return GaussianEstimate((x_t - noise * eps) / signal, variance)
 
 
 @final
@@ -158,18 +156,15 @@ class Velocity(AbstractPrediction):
     def output_shape(
         self, process: AbstractProcess, event_shape: tuple[int, ...]
     ) -> tuple[int, ...]:
-        _require_gaussian(self, process)
+        _check_real(self, process)
         return _with_channels(self.variance, event_shape)
 
     def estimate(
         self, process: AbstractProcess, raw: Array, x_t: Array, t: Time
     ) -> GaussianEstimate:
         velocity, variance = _gaussian_estimate(self.variance, process.schedule, raw, t)
-        alpha_bar, noise = (
-            process.schedule.alpha_bar()[t],
-            process.schedule.one_minus_alpha_bar()[t],
-        )
-        return GaussianEstimate(jnp.sqrt(alpha_bar) * x_t - jnp.sqrt(noise) * velocity, variance)
+        signal, noise = _amplitudes(process.schedule, t)
+        return GaussianEstimate(signal * x_t - noise * velocity, variance)
 
 
 class AbstractMeanHead(eqx.Module):
@@ -224,13 +219,13 @@ class KernelMoments(AbstractPrediction):
     def output_shape(
         self, process: AbstractProcess, event_shape: tuple[int, ...]
     ) -> tuple[int, ...]:
-        _require_gaussian(self, process)
+        _check_real(self, process)
         return (2, *event_shape)
 
     def estimate(
         self, process: AbstractProcess, raw: Array, x_t: Array, t: Time
     ) -> GaussianEstimate:
-        _require_gaussian(self, process)
+        _check_real(self, process)
         beta = process.schedule.beta()[t]
         sigma2 = jax.nn.sigmoid(raw[1] + jax.scipy.special.logit(beta))
         mean = self.head.mean(x_t, raw[0], sigma2, beta)

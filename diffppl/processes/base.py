@@ -5,13 +5,13 @@ from typing import Generic, TypeVar
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from numpyro.distributions import Distribution
 from numpyro.distributions.constraints import Constraint
 
+from ..checks.arguments import Time
 from ..schedules import AbstractSchedule, check_schedule
 
-Time = int | Int[Array, ""]
 E = TypeVar("E")
 
 

@@ -32,7 +32,7 @@ from ..checks.arguments import check_instance
 from ..schedules import AbstractSchedule
 from .base import AbstractProcess, Time
 from .bernoulli import check_fixed_schedule
-from .counts import Counts, checked_counts, is_state
+from .counts import Counts, check_counts, is_state
 from .divergence import categorical_kl
 
 
@@ -140,7 +140,7 @@ class CategoricalDiffusion(AbstractProcess[CategoricalEstimate]):
                 "with alpha_bar_T = 0, all states masked. Use schedules.reciprocal(num_steps)."
             )
         self.schedule = schedule
-        self.categories = checked_counts(num_categories)
+        self.categories = check_counts(num_categories)
         self.base_distribution = base
 
     @property

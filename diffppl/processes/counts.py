@@ -14,7 +14,7 @@ def is_state(num_categories: Counts) -> Bool[np.ndarray, "*counts categories"]:
     return np.arange(np.max(num_categories)) < np.expand_dims(num_categories, -1)
 
 
-def checked_counts(num_categories: Numbers) -> int | tuple:
+def check_counts(num_categories: Numbers) -> int | tuple:
     """Return an int, or nested tuples of ints in the shape of the coordinates (hashable).
 
     Raises:

@@ -1,10 +1,26 @@
-"""Check of data against the support of a process."""
+"""Checks of a process, and of data, against the support."""
 
 import numpy as np
 
 from ..checks.arguments import check_broadcast
 from ..checks.arrays import describe_invalid
 from .base import AbstractProcess
+
+
+def check_real(
+    what: str, process: AbstractProcess, remedy: str = "", *, subject: str = "the process is"
+) -> None:
+    """Raise a ValueError for a process of discrete data.
+
+    Args:
+        what: what requires real data, as the user typed it.
+        process: the process.
+        remedy: end of the message, such as "; use Data()".
+        subject: whose process it is, such as "site 'x' has".
+    """
+    if process.support.is_discrete:
+        name = type(process).__name__
+        raise ValueError(f"{what} is for real data, but {subject} {name}{remedy}.")
 
 
 def check_support(name: str, values: np.ndarray, process: AbstractProcess) -> None:

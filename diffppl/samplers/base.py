@@ -9,6 +9,7 @@ from ..checks.arguments import check_fields
 from ..model import DiffusionModel
 from ..model.ancestral import SamplerState, run_chain
 from ..processes.base import Time
+from ..processes.support import check_real
 
 
 class AbstractSampler(eqx.Module):
@@ -21,11 +22,9 @@ class AbstractSampler(eqx.Module):
 
     def check(self, model: DiffusionModel) -> None:
         """Raise ValueError for a model of discrete data, unless the sampler supports it."""
-        if model.process.support.is_discrete and not self.supports_discrete:
-            raise ValueError(
-                f"sampler={type(self).__name__} is for real data, but the model has "
-                f"{type(model.process).__name__}; Ancestral() is the sampler for discrete data."
-            )
+        if not self.supports_discrete:
+            name, remedy = type(self).__name__, "; Ancestral() is the sampler for discrete data"
+            check_real(f"sampler={name}", model.process, remedy, subject="the model has")
 
     @abc.abstractmethod
     def draw(

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from ... import linalg, samplers
 from ...processes import GaussianDiffusion
+from ...processes.support import check_real
 from ...samplers.matched_step import MatchedStep, matched_final_step, matched_step
 from ..moments import Observations
 from ..program import Values
@@ -47,11 +48,9 @@ class CovarianceMatched(AbstractChain):
 
     def check(self, target: Target, twist: AbstractTwist) -> None:
         """Require real data, and at most `MAX_DENSE` observed numbers."""
-        for name in target.sites(discrete=True):
-            raise ValueError(
-                f"chain=CovarianceMatched() is for real data, but site {name!r} has "
-                f"{type(target.models[name].process).__name__}; use chain=ModelChain()."
-            )
+        what, remedy = "chain=CovarianceMatched()", "; use chain=ModelChain()"
+        for name, model in target.models.items():
+            check_real(what, model.process, remedy, subject=f"site {name!r} has")
         if (observed := target.num_observed()) > MAX_DENSE:
             raise ValueError(
                 f"chain=CovarianceMatched() conditions on at most {MAX_DENSE} numbers, and the "

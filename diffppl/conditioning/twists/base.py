@@ -28,9 +28,9 @@ from typing import final
 import equinox as eqx
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from ...checks.arguments import check_fields, short_repr
+from ...checks.arguments import Time, check_fields, short_repr
 from ...denoisers import AbstractDenoiser
 from ..program import Values
 from ..target import Estimates, Level, Target
@@ -109,7 +109,7 @@ def log_next_stage(
     return twist.evaluate(target, x, Level(level.stage + 1, target.num_steps), latents).log_value
 
 
-def require_kind(target: Target, twist: AbstractTwist, *, discrete: bool, remedy: str) -> None:
+def check_kind(target: Target, twist: AbstractTwist, *, discrete: bool, remedy: str) -> None:
     """Raise ValueError if the program has diffusion sites of the other kind of data."""
     for name in target.sites(discrete=not discrete):
         both = bool(target.sites(discrete=discrete))
@@ -119,7 +119,7 @@ def require_kind(target: Target, twist: AbstractTwist, *, discrete: bool, remedy
         )
 
 
-def require_noise(target: Target, twist: AbstractTwist, remedy: str) -> None:
+def check_noise(target: Target, twist: AbstractTwist, remedy: str) -> None:
     """Raise ValueError if an observation has no noise."""
     if target.has_noiseless:
         raise ValueError(
@@ -128,7 +128,7 @@ def require_noise(target: Target, twist: AbstractTwist, remedy: str) -> None:
         )
 
 
-def require_one_stage(target: Target, twist: AbstractTwist, remedy: str) -> None:
+def check_one_stage(target: Target, twist: AbstractTwist, remedy: str) -> None:
     """Raise ValueError if the network of a diffusion site depends on another diffusion site."""
     if target.structure.num_stages > 1:
         name = target.sites(stage=1)[0]
@@ -161,7 +161,7 @@ def noise_of(target: Target, level: Level, names: tuple[str, ...]) -> Values:
     }
 
 
-def time_of(target: Target, level: Level, name: str) -> int | Int[Array, ""]:
+def time_of(target: Target, level: Level, name: str) -> Time:
     """Return the t of a site: that of the level in the running stage, T in later ones."""
     return level.t if name in target.sites(level.stage) else target.num_steps
 

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..program import Values
 from ..states import num_states, state_logits, with_state_logits
 from ..target import Level, Target
-from .base import AbstractTwist, Twisted, require_kind, require_one_stage
+from .base import AbstractTwist, Twisted, check_kind, check_one_stage
 
 MAX_STATES = 2**16
 MAX_STATES_WITH_LATENTS = 2**8
@@ -40,8 +40,8 @@ class Enumeration(AbstractTwist):
     """
 
     def resolve(self, target: Target) -> "Enumeration":
-        require_kind(target, self, discrete=True, remedy="MomentMatching()")
-        require_one_stage(target, self, remedy="ExpectedLikelihood()")
+        check_kind(target, self, discrete=True, remedy="MomentMatching()")
+        check_one_stage(target, self, remedy="ExpectedLikelihood()")
         allowed = MAX_STATES_WITH_LATENTS if target.structure.latents else MAX_STATES
         num = math.prod(_num_states(target))
         if num > allowed:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from ..program import Values
 from ..states import state_logits, with_state_logits
 from ..target import Estimates, Level, Target
-from .base import AbstractTwist, Twisted, log_next_stage, require_kind
+from .base import AbstractTwist, Twisted, check_kind, log_next_stage
 
 _FLOOR = -1e4  # nats; bounds log r from below, so that ratios to an impossible x_0 are finite
 
@@ -32,7 +32,7 @@ class ExpectedLikelihood(AbstractTwist):
     """
 
     def resolve(self, target: Target) -> "ExpectedLikelihood":
-        require_kind(target, self, discrete=True, remedy="MomentMatching()")
+        check_kind(target, self, discrete=True, remedy="MomentMatching()")
         return self
 
     def has_jacobian(self, target: Target) -> bool:

@@ -27,11 +27,11 @@ from .base import (
     AbstractTwist,
     Linearised,
     Twisted,
+    check_kind,
     flat_like,
     learned_noise,
     noise_of,
     only_score,
-    require_kind,
     shifted,
     tweedie_factor,
 )
@@ -61,7 +61,7 @@ class MomentMatching(AbstractTwist):
     covariance: AbstractCovariance | None = None
 
     def resolve(self, target: Target) -> "MomentMatching":
-        require_kind(target, self, discrete=False, remedy="ExpectedLikelihood()")
+        check_kind(target, self, discrete=False, remedy="ExpectedLikelihood()")
         return self.with_covariance(target)
 
     def with_covariance(self, target: Target) -> "MomentMatching":

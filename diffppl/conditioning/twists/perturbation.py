@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from ..program import Values
 from ..states import kernel_logits
 from ..target import Estimates, Level, Target
-from .base import AbstractTwist, Twisted, only_score, require_noise, require_one_stage, shifted
+from .base import AbstractTwist, Twisted, check_noise, check_one_stage, only_score, shifted
 from .expected import coordinate_changes
 
 
@@ -76,8 +76,8 @@ class Perturbation(AbstractTwist):
     power: AbstractPower = ConstantPower()
 
     def resolve(self, target: Target) -> "Perturbation":
-        require_noise(target, self, remedy="MomentMatching() or ExpectedLikelihood()")
-        require_one_stage(target, self, remedy="MomentMatching() or ExpectedLikelihood()")
+        check_noise(target, self, remedy="MomentMatching() or ExpectedLikelihood()")
+        check_one_stage(target, self, remedy="MomentMatching() or ExpectedLikelihood()")
         if target.sites(discrete=True) and target.sites(discrete=False):
             raise ValueError(
                 "twist=Perturbation() perturbs real data or states, but not both in one program: "

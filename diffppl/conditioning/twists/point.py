@@ -13,9 +13,9 @@ from ..target import Estimates, Level, Target
 from .base import (
     AbstractTwist,
     Twisted,
+    check_kind,
+    check_noise,
     only_score,
-    require_kind,
-    require_noise,
     shifted,
     tweedie_factor,
 )
@@ -36,8 +36,8 @@ class PointEstimate(AbstractTwist):
     """
 
     def resolve(self, target: Target) -> "PointEstimate":
-        require_kind(target, self, discrete=False, remedy="ExpectedLikelihood()")
-        require_noise(target, self, remedy="MomentMatching()")
+        check_kind(target, self, discrete=False, remedy="ExpectedLikelihood()")
+        check_noise(target, self, remedy="MomentMatching()")
         return self
 
     def has_jacobian(self, target: Target) -> bool:

@@ -30,12 +30,12 @@ from .base import (
     INFLATION,
     AbstractTwist,
     Twisted,
+    check_kind,
+    check_noise,
+    check_one_stage,
     flat_like,
     learned_noise,
     only_score,
-    require_kind,
-    require_noise,
-    require_one_stage,
     shifted,
     tweedie_factor,
 )
@@ -72,9 +72,9 @@ class Quadrature(AbstractTwist):
         check_float("kept", self.kept, 0.0, 1.0)
 
     def resolve(self, target: Target) -> "Quadrature":
-        require_kind(target, self, discrete=False, remedy="ExpectedLikelihood()")
-        require_noise(target, self, remedy="MomentMatching()")
-        require_one_stage(target, self, remedy="MomentMatching()")
+        check_kind(target, self, discrete=False, remedy="ExpectedLikelihood()")
+        check_noise(target, self, remedy="MomentMatching()")
+        check_one_stage(target, self, remedy="MomentMatching()")
         size = sum(math.prod(shape) for shape in target.structure.shapes.values())
         if self.num_nodes**size > _MAX_NODES:
             raise ValueError(

@@ -127,6 +127,16 @@ def zeroed(layer: Convolution) -> Convolution:
     return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, zeros)
 
 
+def check_resolutions(what: str, num: int, space: tuple[int, ...]) -> None:
+    """Raise a ValueError if `what` asks for more resolutions than the image has."""
+    most = num_resolutions(space)
+    if num > most:
+        raise ValueError(
+            f"{what} has {num} levels, but {max(space)} pixels can be halved {most - 1} times "
+            f"only: give at most {most}."
+        )
+
+
 def num_resolutions(space: tuple[int, ...]) -> int:
     """Return the number of resolutions, each half the last, down to one pixel per axis."""
     return (max(space) - 1).bit_length() + 1

@@ -1,7 +1,6 @@
 """The networks of Sohl-Dickstein et al. 2015, appendix D."""
 
 from .multi_scale import MultiScaleConv
-from .rbf import RBF
-from .sigmoid_mlp import SigmoidMLP
+from .per_step import RBF, SigmoidMLP
 
 __all__ = ["RBF", "MultiScaleConv", "SigmoidMLP"]

@@ -14,9 +14,9 @@ from typing import final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from ...checks.arguments import check_size
+from ...checks.arguments import Time, check_size
 
 
 @final
@@ -35,7 +35,7 @@ class BumpReadout(eqx.Module):
         self.num_steps = check_size("num_steps", num_steps)
         self.num_bumps = check_size("num_bumps", num_bumps)
 
-    def bumps(self, t: int | Int[Array, ""]) -> Float[Array, " num_bumps"]:
+    def bumps(self, t: Time) -> Float[Array, " num_bumps"]:
         """Return the weights g_j(t): positive, with sum 1."""
         centres = jnp.linspace(1.0, self.num_steps, self.num_bumps)
         # The spacing of the centres, kept positive for a single step or a single bump.
@@ -43,7 +43,7 @@ class BumpReadout(eqx.Module):
         return jax.nn.softmax(-0.5 * ((t - centres) / width) ** 2)
 
     def __call__(
-        self, coefficients: Float[Array, "*any num_bumps"], t: int | Int[Array, ""]
+        self, coefficients: Float[Array, "*any num_bumps"], t: Time
     ) -> Float[Array, "*any"]:
         """Return the readout at step t, in 1..`num_steps`."""
         return coefficients @ self.bumps(t).astype(coefficients.dtype)

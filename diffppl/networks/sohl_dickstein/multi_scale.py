@@ -18,10 +18,10 @@ from typing import final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from ...checks.arguments import check_instance, check_key, check_size
-from ..layers.convolution import Convolution, num_resolutions, pool, upsample, zeroed
+from ...checks.arguments import Time, check_instance, check_key, check_size
+from ..layers.convolution import Convolution, check_resolutions, pool, upsample, zeroed
 from ..layers.layout import ImageLayout
 from ..layers.padding import AbstractPadding, Edge
 from .bumps import BumpReadout
@@ -152,7 +152,7 @@ class MultiScaleConv(eqx.Module):
         width, depth = check_size("width", width), check_size("depth", depth)
         num_scales = check_size("num_scales", num_scales)
         check_instance("padding", padding, AbstractPadding)
-        _check_scales(num_scales, space)
+        check_resolutions(f"num_scales={num_scales}", num_scales, space)
         self.readout = BumpReadout(num_steps, num_bumps)
         key_conv, key_dense, key_pixelwise = jax.random.split(key, 3)
 
@@ -203,22 +203,10 @@ class MultiScaleConv(eqx.Module):
         shape = (*self.layout.space, self.layout.outputs, self.readout.num_bumps)
         return self.last(h).reshape(shape)
 
-    def __call__(
-        self, x_t: Array, t: int | Int[Array, ""], context: Array | None
-    ) -> Float[Array, "..."]:
+    def __call__(self, x_t: Array, t: Time, context: Array | None) -> Float[Array, "..."]:
         """Return the raw output for one event; the context is ignored."""
         del context
         return self.layout.from_image(self.readout(self.coefficients(x_t), t))
-
-
-def _check_scales(num_scales: int, space: tuple[int, ...]) -> None:
-    """Raise ValueError if there are more sizes than the image can be halved to."""
-    most = num_resolutions(space)
-    if num_scales > most:
-        raise ValueError(
-            f"num_scales={num_scales} is too many: {max(space)} pixels can be halved "
-            f"{most - 1} times only. Give at most {most}."
-        )
 
 
 def _after_softplus(leaf: Array) -> Array:
