@@ -239,14 +239,12 @@ def check_instance(name: str, value: T, *kinds: type, remedy: str = "") -> T:
     """Return the value if it is an instance of one of several classes.
 
     Args:
-        name: name of the argument.
-        value: value of the argument.
+        name, value: the argument.
         *kinds: the classes.
         remedy: end of the error message; by default it lists the package's classes of these kinds.
 
     Raises:
-        TypeError: any other value; for the class, a function that returns one, or the owner of
-            one as `.name`, with a remedy.
+        TypeError: any other value; for a class, or for an object that holds one, with the remedy.
     """
     if isinstance(value, kinds):
         return value
