@@ -5,7 +5,6 @@ residual of the drawn observations. This requires no square root of a conditiona
 """
 
 import math
-from collections.abc import Callable
 from typing import final
 
 import equinox as eqx
@@ -22,6 +21,7 @@ from .program import Values
 from .target import Target
 from .twists.normal import (
     MAX_DENSE,
+    LinearObservations,
     conjugate_gradients,
     log_density,
     rounding_variance,
@@ -85,25 +85,22 @@ class ConditionedNormal(eqx.Module):
             def observations(flat: Array) -> Observations:
                 return target.observations(others | unravel(flat), latents)
 
-            # c = V dlog r/dx_0, for the factors of r without moments.
-            self.shift = free * jax.grad(lambda flat: observations(flat).log_rest)(self.mean)
-            self._condition(observations, free)
+            self._condition(LinearObservations(observations, self.mean), free)
 
-    def _condition(self, observations: Callable[[Array], Observations], free: Array) -> None:
-        observed = observations(self.mean)
-        if 0 < observed.value.size <= MAX_DENSE:
-            jacobian = jax.jacrev(lambda flat: observations(flat).mean)(self.mean)
-            residual = observed.value - observed.mean - jacobian @ self.shift
-            self.linear = _Linear(jacobian, residual, observed.covariance, free)
-        elif observed.value.size:
+    def _condition(self, linear: LinearObservations, free: Array) -> None:
+        # c = V dlog r/dx_0, for the factors of r without moments.
+        self.shift = free * linear.gradient
+        residual, noise = linear.residual, linear.at.covariance
+        if 0 < residual.size <= MAX_DENSE:
+            jacobian = linear.jacobian()
+            self.linear = _Linear(jacobian, residual - jacobian @ self.shift, noise, free)
+        elif residual.size:
             # c + V H' (H V H' + R)^{-1} (y - h(m) - H c), by products with H = dh/dx_0.
-            _, jvp = jax.linearize(lambda flat: observations(flat).mean, self.mean)
-            vjp = jax.linear_transpose(jvp, self.mean)
             solved = conjugate_gradients(
-                lambda v: jvp(free * vjp(v)[0]) + observed.covariance.mv(v),
-                observed.value - observed.mean - jvp(self.shift),
+                lambda v: linear.push(free * linear.pull(v)) + noise.mv(v),
+                residual - linear.push(self.shift),
             )
-            self.shift = self.shift + free * vjp(solved)[0]
+            self.shift = self.shift + free * linear.pull(solved)
 
     def sample(self, key: Array) -> Values:
         """Draw every site, noiseless entries included."""
@@ -185,20 +182,18 @@ def draw_conditioned(
     def observe(flat: Array) -> Observations:
         return target.observations(unravel(flat), latents)
 
-    observed = observe(flat)
+    linear = LinearObservations(observe, flat)
     key_x, key_y = jax.random.split(key)
     scale = jnp.sqrt(free)
-    shift = jnp.tanh(scale * jax.grad(lambda flat: observe(flat).log_rest)(flat))  # in (-1, 1)
+    shift = jnp.tanh(scale * linear.gradient)  # in (-1, 1)
     step = scale * (jax.random.normal(key_x, flat.shape, flat.dtype) + shift)
-    if observed.value.size:
+    residual, noise = linear.residual, linear.at.covariance
+    if residual.size:
         # Matheron's rule: correct the step by the residual of observations drawn with it.
-        _, jvp = jax.linearize(lambda flat: observe(flat).mean, flat)
-        vjp = jax.linear_transpose(jvp, flat)
-        error = jax.random.normal(key_y, observed.value.shape, flat.dtype)
-        error = square_root(observed.covariance).mv(error)
+        error = square_root(noise).mv(jax.random.normal(key_y, residual.shape, flat.dtype))
         solved = conjugate_gradients(
-            lambda v: jvp(free * vjp(v)[0]) + observed.covariance.mv(v),
-            observed.value - observed.mean - jvp(step) - error,
+            lambda v: linear.push(free * linear.pull(v)) + noise.mv(v),
+            residual - linear.push(step) - error,
         )
-        step = step + free * vjp(solved)[0]
+        step = step + free * linear.pull(solved)
     return unravel(flat + step)

@@ -72,6 +72,13 @@ class Observations(NamedTuple):
     covariance: lx.AbstractLinearOperator
     log_rest: Float[Array, ""]
 
+    def first_covariance(self, num: int) -> lx.AbstractLinearOperator:
+        """Return the covariance of the first `num` observations."""
+        if isinstance(self.covariance, lx.DiagonalLinearOperator):
+            return lx.DiagonalLinearOperator(lx.diagonal(self.covariance)[:num])
+        matrix = self.covariance.as_matrix()[:num, :num]
+        return lx.MatrixLinearOperator(matrix, lx.positive_semidefinite_tag)
+
     def last(self, num: int) -> "Observations":
         """Return the last `num` observations alone, with `log_rest` 0."""
         start = self.value.size - num

@@ -33,6 +33,7 @@ from .method import AbstractMethod, Draws, Exactness, check_no_latents, draw_bas
 from .program import Values
 from .target import Level, Target
 from .twists.base import flat_like
+from .twists.normal import LinearObservations
 
 _MIN_ALPHA_BAR = 1e-6  # alpha_bar_T may be 0
 _NUM_PROBES = 32  # random signs of the estimate of the diagonal of H H'
@@ -197,14 +198,13 @@ def _min_relative_noise(target: Target) -> Float[Array, ""]:
     """Return the smallest R_ii / (H H')_ii of the observations near the center; 1 without any."""
     near = jax.tree.map(lambda x: x[0], _near_center(jax.random.key(1), target, 1))
     center, unravel = ravel_pytree(target.clamp(near))
-    observed = target.observations(unravel(center), jnp.zeros(0))
-    if not observed.value.size:
+    linear = LinearObservations(
+        lambda flat: target.observations(unravel(flat), jnp.zeros(0)), center
+    )
+    if not linear.residual.size:
         return jnp.ones(())
     # E (H s)_i^2 = (H H')_ii over random signs s; exact if row i of H has a single nonzero entry.
     signs = jax.random.rademacher(jax.random.key(0), (_NUM_PROBES, center.size), center.dtype)
-    _, push = jax.linearize(
-        lambda flat: target.observations(unravel(flat), jnp.zeros(0)).mean, center
-    )
-    squared_norms = jnp.mean(jax.vmap(push)(signs) ** 2, axis=0)
-    variance = lx.diagonal(observed.covariance)
+    squared_norms = jnp.mean(jax.vmap(linear.push)(signs) ** 2, axis=0)
+    variance = lx.diagonal(linear.at.covariance)
     return jnp.min(variance / jnp.maximum(squared_norms, jnp.finfo(center.dtype).tiny))

@@ -18,7 +18,14 @@ from ..program import Values
 from ..target import Level, Target
 from ..twists import AbstractTwist, Twisted
 from ..twists.base import flat_like, tweedie_factor
-from ..twists.normal import MAX_DENSE, log_density, rounding_variance, square_root, whitened
+from ..twists.normal import (
+    MAX_DENSE,
+    LinearObservations,
+    log_density,
+    rounding_variance,
+    square_root,
+    whitened,
+)
 from .base import AbstractChain, Particle
 
 _MAX_EXPLAINED = 0.98
@@ -110,32 +117,31 @@ class CovarianceMatched(AbstractChain):
         denoiser = _denoiser(target, particle, unravel, Level(stage, 1))
         mean, jvp, vjp = _linearised(denoiser, x_1)
 
-        def observe(flat: Array, *, noiseless: tuple[str, ...]) -> Observations:
-            # Before the last stage, only the noiseless entries of this stage are observed.
+        without = target.is_ignored(names)
+
+        def observe(flat: Array) -> Observations:
             found = target.observations(
-                particle.x | unravel(flat), particle.latents, noiseless=noiseless
+                particle.x | unravel(flat), particle.latents, noiseless=names
             )
-            if is_last:
-                return found
-            return found.last(target.is_ignored(names).size * bool(noiseless))
+            # Before the last stage, only the noiseless entries of this stage are observed.
+            return found if is_last else found.last(without.size)
 
         def transposed(vector: Array) -> Array:
             """Return L' times a vector."""
             scaled = step.scale * vector
             return scaled + step.grow * vjp(scaled)
 
-        u = transposed(jax.grad(lambda flat: observe(flat, noiseless=()).log_rest)(mean))
-        observed = observe(mean, noiseless=names)
-        jacobian = jax.jacrev(lambda flat: observe(flat, noiseless=names).mean)(mean)
-        cross = jax.vmap(transposed)(jacobian)
+        linear = LinearObservations(observe, mean)
+        residual, u = linear.residual, transposed(linear.gradient)
+        cross = jax.vmap(transposed)(linear.jacobian())
         # Noiseless entries, which come last, have variance 0 and must be matched exactly; those
         # without effect have residual 0 and variance 1, and their constant is removed below.
-        noisy, without = observe(mean, noiseless=()), target.is_ignored(names)
-        rounding = rounding_variance(cross @ cross.T)
-        root = square_root(noisy.covariance, rounding)
+        num_noisy = residual.size - without.size
+        root = square_root(
+            linear.at.first_covariance(num_noisy), rounding_variance(cross @ cross.T)
+        )
         ignored = jnp.diag(jnp.where(without, 1.0, 0.0))
         noise_factor = jax.scipy.linalg.block_diag(root.as_matrix(), ignored)
-        residual = observed.value - observed.mean
         white, log_det = (residual, cross, noise_factor), jnp.zeros(())
         if residual.size:
             factor = linalg.cholesky(cross @ cross.T + noise_factor @ noise_factor.T)
@@ -146,8 +152,8 @@ class CovarianceMatched(AbstractChain):
         z, log_ratio = _draw_conditioned(key, u, *white)
         num_free = residual.size - jnp.sum(without)
         log_ratio -= 0.5 * (log_det + jnp.log(2 * jnp.pi) * num_free)
-        if noisy.value.size:
-            error = (residual - cross @ z)[: noisy.value.size]
+        if num_noisy:
+            error = (residual - cross @ z)[:num_noisy]
             log_ratio -= log_density(whitened(root, error), lx.diagonal(root))
         x_0 = unravel(mean + step.scale * (z + step.grow * jvp(z)))
         return target.clamp(x_0), log_ratio

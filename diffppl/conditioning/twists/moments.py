@@ -36,7 +36,13 @@ from .base import (
     tweedie_factor,
 )
 from .covariance import AbstractCovariance, Isotropic, Tweedie
-from .normal import MAX_DENSE, conjugate_gradients, log_density, rounding_variance
+from .normal import (
+    MAX_DENSE,
+    LinearObservations,
+    conjugate_gradients,
+    log_density,
+    rounding_variance,
+)
 
 
 @final
@@ -90,11 +96,11 @@ class MomentMatching(AbstractTwist):
         covariance = self.covariance
         assert covariance is not None, "resolve the twist first"
         denoised = _denoise(target, x, level, latents, states)
-        mean, observe = denoised.mean, denoised.observe
-        observations = observe(mean)
-        residual = observations.value - observations.mean
+        mean = denoised.mean
+        linear = LinearObservations(denoised.observe, mean)
+        observations, residual = linear.at, linear.residual
         # Gradient in x_t of the log-density of everything but the observations with moments.
-        rest = denoised.pull_back(jax.grad(lambda flat: observe(flat).log_rest)(mean))
+        rest = denoised.pull_back(linear.gradient)
         inflation = covariance.inflation * denoised.learned_noise
         num = denoised.num_running
 
@@ -104,13 +110,13 @@ class MomentMatching(AbstractTwist):
 
         # `score` is (dh/dx_t)' (H C H' + R)^{-1} residual.
         if residual.size == 0:
-            value, score, linear = jnp.zeros(()), jnp.zeros_like(mean), only_score(rest[:num])
+            value, score, kept = jnp.zeros(()), jnp.zeros_like(mean), only_score(rest[:num])
         elif residual.size > MAX_DENSE:
-            value, cotangent = _iterative(observe, mean, residual, times_covariance)
+            value, cotangent = _iterative(linear, times_covariance)
             score = denoised.pull_back(cotangent)
-            linear = only_score((rest + score)[:num])
+            kept = only_score((rest + score)[:num])
         else:
-            jacobian = jax.jacrev(lambda flat: observe(flat).mean)(mean)  # H
+            jacobian = linear.jacobian()  # H
             if covariance.is_jacobian:
                 jacobian_t = jax.vmap(denoised.pull_back)(jacobian)  # dh/dx_t
                 projected = linalg.nearest_psd((jacobian_t * denoised.factor) @ jacobian.T)
@@ -126,14 +132,14 @@ class MomentMatching(AbstractTwist):
             solved = linalg.solve_triangular(factor, white, transpose=True)
             if jacobian_t is None:
                 score = denoised.pull_back(jacobian.T @ solved)
-                linear = only_score((rest + score)[:num])
+                kept = only_score((rest + score)[:num])
             else:
                 score = jacobian_t.T @ solved
-                linear = Linearised(white, factor, jacobian_t[:, :num], rest[:num])
+                kept = Linearised(white, factor, jacobian_t[:, :num], rest[:num])
         # Tweedie's formula: E[x_0 | x_t, y] - E[x_0 | x_t] = factor * d log psi / dx_t.
         shifts = denoised.unravel((denoised.factor * (rest + score))[:num])
         guided = clamped(target, shifted(denoised.estimates, shifts))
-        return Twisted(value + observations.log_rest, denoised.estimates, guided, {}, linear)
+        return Twisted(value + observations.log_rest, denoised.estimates, guided, {}, kept)
 
 
 def clamped(target: Target, guided: Estimates) -> Estimates:
@@ -235,25 +241,20 @@ def _denoise(target: Target, x: Values, level: Level, latents: Array, states: Va
 
 
 def _iterative(
-    observe: Callable[[Array], Observations],
-    mean: Float[Array, " d"],
-    residual: Float[Array, " m"],
-    times_covariance: Callable[[Array], Array],
+    linear: LinearObservations, times_covariance: Callable[[Array], Array]
 ) -> tuple[Float[Array, ""], Float[Array, " d"]]:
     """log psi_t and H' (H C H' + R)^{-1} residual, by matrix-vector products.
 
     The determinant is that of the diagonal of R plus the mean diagonal entry of H C H', which one
     Rademacher probe estimates. The probe is constant, since psi must be a function of x_t.
     """
-    noise = observe(mean).covariance
-    _, push = jax.linearize(lambda flat: observe(flat).mean, mean)
-    pull = jax.linear_transpose(push, mean)
+    noise, residual = linear.at.covariance, linear.residual
     solved = conjugate_gradients(
-        lambda v: push(times_covariance(pull(v)[0])) + noise.mv(v), residual
+        lambda v: linear.push(times_covariance(linear.pull(v))) + noise.mv(v), residual
     )
     signs = jax.random.rademacher(jax.random.key(0), residual.shape, residual.dtype)
-    probe = pull(signs)[0]
+    probe = linear.pull(signs)
     # Hutchinson's estimate of tr(H C H') / m.
     variance = jnp.maximum(probe @ times_covariance(probe), 0.0) / residual.size
     log_det = jnp.sum(jnp.log(2 * jnp.pi * (lx.diagonal(noise) + variance)))
-    return -0.5 * (residual @ solved + log_det), pull(solved)[0]
+    return -0.5 * (residual @ solved + log_det), linear.pull(solved)

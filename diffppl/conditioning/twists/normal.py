@@ -1,19 +1,61 @@
 """Normal densities of observations, by factorisation and by matrix-vector products."""
 
 from collections.abc import Callable
+from typing import final
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
 from ... import linalg
+from ..moments import Observations
 
 MAX_DENSE = 32
 """Number of observations up to which their covariance is formed as a matrix."""
 
 _MAX_ITERATIONS = 30
 _TOLERANCE = 1e-5  # on the norm of the residual, relative to that of the vector
+
+
+@final
+class LinearObservations(eqx.Module):
+    """Observations as a function of x_0, linearised: h(x_0 + v) = h(x_0) + H v.
+
+    Attributes:
+        at: the observations at x_0.
+        gradient: gradient of `log_rest`.
+        push: multiplies a vector by H.
+        pull: multiplies a vector by H'.
+    """
+
+    at: Observations
+    gradient: Float[Array, " d"]
+    push: Callable[[Array], Array]
+    pull: Callable[[Array], Array]
+
+    def __init__(self, observe: Callable[[Array], Observations], x_0: Float[Array, " d"]) -> None:
+        def outputs(flat: Array) -> tuple[tuple[Array, Array], Observations]:
+            observations = observe(flat)
+            return (observations.mean, observations.log_rest), observations
+
+        _, push, self.at = jax.linearize(outputs, x_0, has_aux=True)
+        # Transposed separately: a zero times an infinite derivative of the other output is NaN.
+        pull_mean = jax.linear_transpose(lambda vector: push(vector)[0], x_0)
+        pull_rest = jax.linear_transpose(lambda vector: push(vector)[1], x_0)
+        self.push = lambda vector: push(vector)[0]
+        self.pull = lambda vector: pull_mean(vector)[0]
+        (self.gradient,) = pull_rest(jnp.ones_like(self.at.log_rest))
+
+    @property
+    def residual(self) -> Float[Array, " m"]:
+        """y - h(x_0)."""
+        return self.at.value - self.at.mean
+
+    def jacobian(self) -> Float[Array, "m d"]:
+        """Return H."""
+        return jax.vmap(self.pull)(jnp.eye(self.at.mean.size))
 
 
 def rounding_variance(covariance: Float[Array, "m m"]) -> Float[Array, ""]:

@@ -39,6 +39,7 @@ from .base import (
     shifted,
     tweedie_factor,
 )
+from .normal import LinearObservations
 
 _NUM_STEPS = 4  # of Newton's method at each node
 _MAX_STEP = 2.0  # norm of a Newton step in v, whose prior is N(0, I)
@@ -141,20 +142,22 @@ def _laplace(
 
             K (r + S v) - v + (I - K S) (g + v - S' R^{-1} r).
         """
-        observations = target.observations(place(v), latents, labels=True)
-        slope = jax.jacfwd(lambda v: target.observations(place(v), latents, labels=True).mean)(v)
-        gradient, residual = jax.grad(objective)(v), observations.value - observations.mean
+        linear = LinearObservations(
+            lambda v: target.observations(place(v), latents, labels=True), v
+        )
+        slope, residual = jax.vmap(linear.push)(jnp.eye(dimension)).T, linear.residual
+        gradient = jax.grad(objective)(v)
         if not residual.size:
             return gradient, jnp.zeros(())
         if residual.size > dimension:
-            operator = observations.covariance
+            operator = linear.at.covariance
             if isinstance(operator, lx.DiagonalLinearOperator):
                 solved = slope / lx.diagonal(operator)[:, None]
             else:
                 solved = linalg.cholesky_solve(linalg.cholesky(operator.as_matrix()), slope)
             information = linalg.cholesky(jnp.eye(dimension) + slope.T @ solved)
             return linalg.cholesky_solve(information, gradient), linalg.log_det(information)
-        covariance = observations.covariance.as_matrix()
+        covariance = linear.at.covariance.as_matrix()
         noise, total = linalg.cholesky(covariance), linalg.cholesky(slope @ slope.T + covariance)
 
         def kalman_gain(residual: Array) -> Array:
