@@ -17,6 +17,8 @@ def jit_quickly(*, optimization_level: int) -> Callable[[Callable[P, R]], Callab
     Measured on the program of `examples/quickstart.py`: level 0 halves the time of compilation and
     multiplies the time of a run by 2.5; level 1 saves a fifth, and runs are as fast.
 
+    The functions must not be called inside other compiled functions.
+
     Args:
         optimization_level: of LLVM, 0 to 3.
     """

@@ -20,7 +20,6 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..model import DiffusionModel, respaced
 from .bound import BoundProgram
-from .compilation import jit_quickly
 from .keys import split
 from .moments import Moments, Observations, concatenate_moments
 from .program import Values
@@ -287,7 +286,7 @@ class Target(eqx.Module):
         return Moments(value, mean, jnp.where(without, 1.0, variance), constant)
 
 
-@jit_quickly(optimization_level=0)
+@eqx.filter_jit
 def _networks_at_origin(bound: BoundProgram) -> Networks:
     latents = {name: jnp.zeros(shape) for name, shape in bound.traces.latents.items()}
     evaluation = bound.evaluate(bound.origin(), latents)
