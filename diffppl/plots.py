@@ -21,6 +21,8 @@ from .likelihood.estimate import Estimate
 from .likelihood.path_weights import PathWork
 from .schedules import AbstractSchedule
 
+__all__ = ["bound_terms", "calibration", "chain", "events", "history", "schedule", "work"]
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -253,13 +255,8 @@ def calibration(result: Calibration, *, axes: "Panels" = None) -> np.ndarray:
         columns = min(len(lines), 4)
         rows = math.ceil(len(lines) / columns)
         size = (2.9 * columns, 2.5 * rows)
-        grid = (
-            _pyplot()
-            .subplots(
-                rows, columns, figsize=size, sharex=True, squeeze=False, layout="constrained"
-            )[1]
-            .ravel()
-        )
+        options = {"sharex": True, "squeeze": False, "layout": "constrained"}
+        grid = _pyplot().subplots(rows, columns, figsize=size, **options)[1].ravel()
         for empty in grid[len(lines) :]:
             empty.set_axis_off()
         axes = grid[: len(lines)]

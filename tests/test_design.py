@@ -344,6 +344,12 @@ def test_the_public_face_has_all_that_is_imported_for_it():
     assert imported == set(dp.__all__)
 
 
+def test_public_modules_list_their_names():
+    for module in (getattr(dp, name) for name in dp.__all__):
+        if inspect.ismodule(module):
+            assert all(hasattr(module, name) for name in module.__all__), module.__name__
+
+
 OTHER_VERBS = ("assert_", "ensure_", "refuse_", "require_", "validate_", "verify_")
 
 

@@ -37,6 +37,8 @@ from ..predictions.variance import LowerVariance, replace_fitted
 from ..processes.support import check_real
 from ..schedules import Learned
 
+__all__ = ["AbstractLoss", "ContextDropout", "ELBOLoss", "SimpleLoss", "WeightedLoss"]
+
 
 class AbstractLoss(eqx.Module):
     """A scalar training objective. Subclasses define its label, its requirements and its value."""
