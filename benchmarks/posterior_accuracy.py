@@ -3,6 +3,7 @@
     mixtures   25 Gaussians in 8, 80 or 800 dimensions, linear observations (MCGdiff's table)
     noise      the same with unknown noise level
     mask       the same with one noiseless observation of a coordinate
+    curves     smooth curves and images, of which masks, blurs, .. show up to 512 numbers
     grid       a square, a product, a radius, a count, a label of one or two coordinates
     heartbeat  five binary sequences, with bits missing and flipped
 
@@ -26,16 +27,17 @@ import pathlib
 
 import jax
 import numpy as np
-from posterior import grids, heartbeat, measure, mixtures, report
+from posterior import curves, grids, heartbeat, measure, mixtures, report
 from posterior.methods import METHODS
 from posterior.problem import Problem
 from tqdm import tqdm
 
 GROUPS = {
     "mixtures": [
-        lambda seed, cell=cell: mixtures.KnownNoise(*cell, seed) for cell in mixtures.CELLS
+        lambda seed, cell=cell: mixtures.published(*cell, seed) for cell in mixtures.CELLS
     ],
-    "noise": [lambda seed: mixtures.UnknownNoise(8, 2, seed)],
+    "noise": [lambda seed: mixtures.published_unknown(8, 2, seed)],
+    "curves": [lambda seed, cell=cell: curves.problem(*cell, seed) for cell in curves.CELLS],
     "mask": [lambda seed: mixtures.Mask(8, seed)],
     "grid": [lambda seed, cell=cell: grids.Grid(*cell, seed) for cell in grids.CELLS],
     "heartbeat": [heartbeat.Heartbeat],

@@ -95,6 +95,8 @@ MEANS = np.array([[-1.5, 0.5], [0.4, -0.8], [1.6, 1.1]])
 
 def full_covariances(covariances):
     covariances = np.asarray(covariances)
+    if covariances.shape[:1] == (1,):
+        covariances = np.repeat(covariances, 3, axis=0)
     if covariances.ndim < 2:
         return np.broadcast_to(covariances, 3)[:, None, None] * np.eye(2)
     return covariances[:, :, None] * np.eye(2) if covariances.ndim == 2 else covariances
@@ -106,6 +108,8 @@ FORMS = {
     "isotropic": np.array([0.05, 0.4, 0.15]),
     "diagonal": np.array([[0.1, 0.3], [0.5, 0.2], [0.2, 0.05]]),
     "matrices": FULL,
+    "one-diagonal": np.array([[0.1, 0.3]]),
+    "one-matrix": FULL[2:],
     "points": 0.0,
     "points-and-widths": np.array([0.0, 0.4, 0.0]),
 }
@@ -152,7 +156,7 @@ def test_mixture_in_one_dimension_is_a_quadrature(schedule):
         np.testing.assert_allclose(variances_t[:, 0], truth, rtol=1e-7)
 
 
-@pytest.mark.parametrize("form", ["isotropic", "points", "matrices"])
+@pytest.mark.parametrize("form", ["isotropic", "points", "matrices", "one-matrix"])
 def test_the_derivative_is_the_variance(form, schedule):
     """dE[x_0]/dx_t = sqrt(alpha_bar) Cov[x_0 | x_t] / (1 - alpha_bar), forward and back."""
     network = dp.denoisers.GaussianMixture(schedule, WEIGHTS, MEANS, FORMS[form])
@@ -218,6 +222,36 @@ def test_float32_serves_in_800_dimensions(variances):
         np.testing.assert_allclose(raw[:, 0], mean, atol=5e-5)  # squares alone: 1e-3
         truth = np.log((within[:, None] + between) / noise[t])
         np.testing.assert_allclose(raw[:, 1], truth, atol=2e-4)
+    assert undecided > 20
+
+
+def test_float32_serves_with_one_covariance_in_300_dimensions():
+    size, rng = 300, np.random.default_rng(7)
+    weights, means = pairs_on_a_grid(size)
+    vectors = np.linalg.qr(rng.normal(size=(size, size)))[0]
+    eigenvalues = 10.0 / (1 + np.arange(size))
+    covariance = (vectors * eigenvalues) @ vectors.T
+    schedule = dp.schedules.log_snr_linear(8, noise_to_signal=(0.3, 100.0))
+    network = dp.denoisers.GaussianMixture(schedule, weights, means, covariance[None])
+    abar, noise = levels(schedule)
+    call = jax.jit(jax.vmap(lambda x, t: network(x, t, None), in_axes=(0, None)))
+    undecided = 0
+    for t in range(1, 9):
+        a, spread = np.sqrt(abar[t]), abar[t] * eigenvalues + noise[t]
+        x = rng.normal(size=(40, size)) * np.sqrt(spread) @ vectors.T
+        x += a * means[rng.choice(50, p=weights, size=40)]
+        x = x.astype(np.float32).astype(np.float64)
+        residual = (x[:, None] - a * means) @ vectors
+        logits = np.log(weights) - 0.5 * np.sum(residual**2 / spread, axis=2)
+        probs = scipy.special.softmax(logits, axis=1)
+        undecided += np.sum(probs.max(axis=1) < 0.9)
+        each = means + (a * eigenvalues / spread * residual) @ vectors.T
+        mean = np.einsum("nk,nkj->nj", probs, each)
+        variance = vectors**2 @ (noise[t] * eigenvalues / spread)
+        variance = variance + np.einsum("nk,nkj->nj", probs, (each - mean[:, None]) ** 2)
+        raw = np.asarray(call(jnp.asarray(x, jnp.float32), jnp.int32(t)))
+        np.testing.assert_allclose(raw[:, 0], mean, atol=2e-4)
+        np.testing.assert_allclose(raw[:, 1], np.log(variance / noise[t]), atol=2e-3)
     assert undecided > 20
 
 

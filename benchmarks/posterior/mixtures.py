@@ -13,6 +13,8 @@ Exact posterior: with A = U S V', component k has, conditional on sigma,
 so the posterior is again a mixture; log sigma is scalar, and integrated on a grid.
 """
 
+import abc
+
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -44,8 +46,43 @@ def first_known(model, y=None):
     numpyro.sample("y", dist.Delta(x[:1], event_dim=1), obs=y)
 
 
-class LinearMixture:
-    """25 Gaussians with a linear map, and their exact posterior for any y and sigma."""
+class Mixture(abc.ABC):
+    """A Gaussian mixture, observed through `matrix`, and its exact posterior."""
+
+    weights: np.ndarray
+    means: np.ndarray
+    matrix: np.ndarray
+    noise: float  # variance of a coordinate within a component
+
+    @property
+    def variance(self) -> float:
+        """Variance of a coordinate, averaged over coordinates."""
+        spread = self.weights @ self.means**2 - (self.weights @ self.means) ** 2
+        return self.noise + float(spread.mean())
+
+    @abc.abstractmethod
+    def model(self, num_steps: int) -> dp.DiffusionModel:
+        """Return the model, with log-spaced noise levels up to ten times the norm of the data."""
+
+    @abc.abstractmethod
+    def prior(self, rng: np.random.Generator, num: int) -> np.ndarray:
+        """Draw x from the prior."""
+
+    @abc.abstractmethod
+    def log_joint(self, y: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+        """Return log p(component, y | sigma), shape `(*sigma, components)`."""
+
+    @abc.abstractmethod
+    def posterior(
+        self, rng: np.random.Generator, y: np.ndarray, sigma: np.ndarray, component: np.ndarray
+    ) -> np.ndarray:
+        """Draw x once for each sigma and component."""
+
+
+class LinearMixture(Mixture):
+    """25 Gaussians with a linear map."""
+
+    noise = 1.0
 
     def __init__(self, rng: np.random.Generator, d_x: int, d_y: int) -> None:
         weights = rng.normal(size=25) ** 2
@@ -55,14 +92,8 @@ class LinearMixture:
         self.u, self.singular = u, np.sort(rng.uniform(size=len(singular)))[::-1]
         self.matrix = u * self.singular @ self.v
 
-    @property
-    def variance(self) -> float:
-        """Variance of a coordinate, averaged over coordinates."""
-        spread = self.weights @ self.means**2 - (self.weights @ self.means) ** 2
-        return 1 + float(spread.mean())
-
     def model(self, num_steps: int) -> dp.DiffusionModel:
-        """Return the model, with log-spaced noise levels up to ten times the norm of the data."""
+        """See `Mixture.model`."""
         d_x = self.means.shape[1]
         length = np.sqrt((self.means**2).sum(1).max() + d_x)
         schedule = dp.schedules.log_snr_linear(num_steps, noise_to_signal=(0.05, 10 * length))
@@ -70,12 +101,12 @@ class LinearMixture:
         return dp.DiffusionModel(dp.GaussianDiffusion(schedule), denoiser, (d_x,))
 
     def prior(self, rng: np.random.Generator, num: int) -> np.ndarray:
-        """Draw x from the prior."""
+        """See `Mixture.prior`."""
         means = self.means[rng.choice(25, p=self.weights, size=num)]
         return means + rng.normal(size=means.shape)
 
     def log_joint(self, y: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-        """Return log p(component, y | sigma), shape `(*sigma, 25)`."""
+        """See `Mixture.log_joint`."""
         total = self.singular**2 + sigma[..., None, None] ** 2
         residual = (y - self.means @ self.matrix.T) @ self.u
         log_density = -0.5 * (residual**2 / total + np.log(2 * np.pi * total)).sum(-1)
@@ -84,7 +115,7 @@ class LinearMixture:
     def posterior(
         self, rng: np.random.Generator, y: np.ndarray, sigma: np.ndarray, component: np.ndarray
     ) -> np.ndarray:
-        """Draw x once for each sigma and component."""
+        """See `Mixture.posterior`."""
         means = self.means[component]
         total = self.singular**2 + sigma[:, None] ** 2
         shift = ((y - means @ self.matrix.T) @ self.u) * self.singular / total
@@ -96,9 +127,10 @@ class LinearMixture:
 
 
 class OfMixture(Problem):
-    """A problem whose prior is a `LinearMixture`."""
+    """A problem whose prior is a mixture."""
 
-    mixture: LinearMixture
+    mixture: Mixture
+    num_steps = 100
 
     def model(self, num_steps: int) -> dp.DiffusionModel:
         """See `Problem.model`."""
@@ -117,25 +149,25 @@ class OfMixture(Problem):
 
 
 class KnownNoise(OfMixture):
-    """A problem of the published table, with known sigma."""
+    """A problem with known sigma."""
 
-    group, num_steps = "mixtures", 100
     program = staticmethod(known_noise)
 
-    def __init__(self, d_x: int, d_y: int, seed: int) -> None:
-        rng = np.random.default_rng([d_x, d_y, seed])
-        self.cell, self.seed, self.mixture = (
-            f"mixture {d_x}/{d_y}",
-            seed,
-            LinearMixture(rng, d_x, d_y),
-        )
-        mixture = self.mixture
-        self.variance = mixture.variance
-        self.sigma = rng.uniform() * mixture.singular.max()
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        mixture: Mixture,
+        sigma: float,
+        group: str,
+        cell: str,
+        seed: int,
+    ) -> None:
+        self.group, self.cell, self.seed = group, cell, seed
+        self.mixture, self.sigma, self.variance = mixture, sigma, mixture.variance
         x = mixture.prior(rng, 1)[0]
-        self.y = mixture.matrix @ x + self.sigma * rng.normal(size=d_y)
-        self.arguments = (jnp.asarray(mixture.matrix), jnp.asarray(self.sigma))
-        log_joint = mixture.log_joint(self.y, np.array(self.sigma))
+        self.y = mixture.matrix @ x + sigma * rng.normal(size=len(mixture.matrix))
+        self.arguments = (jnp.asarray(mixture.matrix), jnp.asarray(sigma))
+        log_joint = mixture.log_joint(self.y, np.array(sigma))
         self.log_evidence = float(np.logaddexp.reduce(log_joint))
         self.weights = np.exp(log_joint - self.log_evidence)
 
@@ -145,28 +177,24 @@ class KnownNoise(OfMixture):
 
     def draw(self, rng: np.random.Generator, num: int) -> Draws:
         """See `Problem.draw`."""
-        component = rng.choice(25, p=self.weights / self.weights.sum(), size=num)
-        sigma = np.full(num, self.sigma)
-        return {"x": self.mixture.posterior(rng, self.y, sigma, component)}
+        probabilities = self.weights / self.weights.sum()
+        component = rng.choice(len(probabilities), p=probabilities, size=num)
+        return {"x": self.mixture.posterior(rng, self.y, np.full(num, self.sigma), component)}
 
 
 class UnknownNoise(OfMixture):
     """The same with sigma ~ HalfNormal: the joint posterior of x and log sigma."""
 
-    group, num_steps = "noise", 100
     program = staticmethod(unknown_noise)
 
-    def __init__(self, d_x: int, d_y: int, seed: int) -> None:
-        rng = np.random.default_rng([d_x, d_y, seed, 1])
-        self.cell, self.seed, self.mixture = (
-            f"noise {d_x}/{d_y}",
-            seed,
-            LinearMixture(rng, d_x, d_y),
-        )
-        mixture = self.mixture
-        self.variance = mixture.variance
+    def __init__(
+        self, rng: np.random.Generator, mixture: Mixture, group: str, cell: str, seed: int
+    ) -> None:
+        self.group, self.cell, self.seed = group, cell, seed
+        self.mixture, self.variance = mixture, mixture.variance
         truth = self.prior(rng, 1)
-        self.y = mixture.matrix @ truth["x"][0] + truth["sigma"][0] * rng.normal(size=d_y)
+        noise = truth["sigma"][0] * rng.normal(size=len(mixture.matrix))
+        self.y = mixture.matrix @ truth["x"][0] + noise
         self.arguments = (jnp.asarray(mixture.matrix),)
         # The density of log sigma is smooth: the error of the sum over a fine grid is negligible.
         log_sigma = np.linspace(-16.0, np.log(8), 20_001) + np.log(NOISE_SCALE)
@@ -193,10 +221,24 @@ class UnknownNoise(OfMixture):
         return {"x": self.mixture.posterior(rng, self.y, sigma, component), "sigma": sigma}
 
 
+def published(d_x: int, d_y: int, seed: int) -> KnownNoise:
+    """Return a problem of the published table."""
+    rng = np.random.default_rng([d_x, d_y, seed])
+    mixture = LinearMixture(rng, d_x, d_y)
+    sigma = rng.uniform() * mixture.singular.max()
+    return KnownNoise(rng, mixture, sigma, "mixtures", f"mixture {d_x}/{d_y}", seed)
+
+
+def published_unknown(d_x: int, d_y: int, seed: int) -> UnknownNoise:
+    """Return a problem like those of the published table, with unknown sigma."""
+    rng = np.random.default_rng([d_x, d_y, seed, 1])
+    return UnknownNoise(rng, LinearMixture(rng, d_x, d_y), "noise", f"noise {d_x}/{d_y}", seed)
+
+
 class Mask(OfMixture):
     """A noiseless observation of the first coordinate, consistent with five components."""
 
-    group, num_steps = "mask", 100
+    group = "mask"
     program, arguments = staticmethod(first_known), ()
 
     def __init__(self, d_x: int, seed: int) -> None:
