@@ -42,7 +42,9 @@ def exact(num_steps: int) -> dp.DiffusionModel:
 
 
 def fit(model: dp.DiffusionModel, data: np.ndarray, iterations: int) -> dp.DiffusionModel:
-    return dp.fit(jax.random.key(1), model, data, num_iterations=iterations, progress=False).model
+    return dp.fit(
+        jax.random.key(1), model, data, num_iterations=iterations, progress_bar=False
+    ).model
 
 
 def normal_rows(steps: list[int], num: int, iterations: int) -> Iterator[str]:

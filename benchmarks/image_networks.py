@@ -43,7 +43,7 @@ def library(data: np.ndarray, channels: tuple[int, ...], num_steps: int, batch_s
     )
     print(model)
     optimizer = optax.adam(1e-3)
-    length = {"chunk": 20, "progress": False, "batch_size": batch_size, "optimizer": optimizer}
+    length = {"chunk": 20, "progress_bar": False, "batch_size": batch_size, "optimizer": optimizer}
 
     def train(num: int) -> Any:
         return dp.fit(key, model, data, num_iterations=num, **length).state

@@ -51,7 +51,7 @@ def test_a_fitted_table_has_only_categories_that_there_are(base: str, tmp_path: 
         batch_size=256,
         optimizer=optax.adam(5e-3),
         ema_decay=None,
-        progress=False,
+        progress_bar=False,
     )
     draws = np.asarray(dp.sample(jax.random.key(1), result.model, (2_000,)))
     assert draws.dtype == result.model.process.dtype

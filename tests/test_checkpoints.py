@@ -65,7 +65,7 @@ def fit(folder: Any = None, num_iterations: int = 40, **kwargs: Any) -> FitResul
         "chunk": 10,
         "loss": QuickLoss(),
         "optimizer": OPTIMIZER,
-        "progress": False,
+        "progress_bar": False,
     }
     options |= kwargs
     every = options.pop("every", 10)

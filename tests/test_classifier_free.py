@@ -367,7 +367,7 @@ def test_what_is_fit_with_context_dropout_knows_both():
         optimizer=optax.adam(1e-2),
         num_iterations=500,
         batch_size=128,
-        progress=False,
+        progress_bar=False,
     )
     # With one variance for both, no mean has a larger bound than the exact one.
     exact = two_classes(SCHEDULE, result.model.prediction.variance)
@@ -423,7 +423,7 @@ def test_context_dropout_refuses_what_it_cannot_drop():
     dropout = dp.losses.ContextDropout
     data, contexts = np.array([[1.0], [-1.0]]), np.eye(2)
     plain = mlp_model(dp.networks.MLP((1,), width=8, depth=1, context_shape=(2,), key=KEY))
-    options = {"num_iterations": 1, "progress": False}
+    options = {"num_iterations": 1, "progress_bar": False}
     with pytest.raises(ValueError, match=r"optional context.*networks.OptionalContext"):
         dp.fit(KEY, plain, data, context=contexts, loss=dropout(), **options)
     for rate in (0.0, 1.0, -0.1):

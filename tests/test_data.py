@@ -506,7 +506,7 @@ def short_fit(model, data, num_iterations=20, **options):
         batch_size=32,
         loss=SquareLoss(),
         optimizer=optax.sgd(1e-2),
-        progress=False,
+        progress_bar=False,
         chunk=10,
         **options,
     )

@@ -64,7 +64,7 @@ def short_fit(
         "chunk": 10,
         "loss": ToyLoss(),
         "optimizer": OPTIMIZER,
-        "progress": False,
+        "progress_bar": False,
     }
     return fit(key, model, DATA, num_iterations=num_iterations, **(options | kwargs))
 
@@ -87,7 +87,7 @@ def test_fit_approaches_the_exact_model_and_does_not_pass_it():
     network = dp.networks.MLP((2,), width=32, depth=1, output_shape=(2, 2), key=jax.random.key(0))
     learned = dp.predictions.Velocity(dp.predictions.LearnedVariance())
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (2,), prediction=learned)
-    result = fit(KEY, model, DATA, num_iterations=600, batch_size=128, progress=False)
+    result = fit(KEY, model, DATA, num_iterations=600, batch_size=128, progress_bar=False)
     scaling = result.model.scaling
     mean, variance = scaling.to_model(jnp.asarray(DATA.mean(0))), DATA.var(0) / scaling.scale**2
     exact = dp.DiffusionModel(
@@ -117,7 +117,7 @@ def test_bits_are_fit_beyond_their_independent_rates():
     process = dp.BernoulliDiffusion(dp.schedules.reciprocal(10), rate=data.mean(0))
     network = dp.networks.MLP((2,), width=16, depth=1, key=jax.random.key(0))
     model = dp.DiffusionModel(process, network, (2,))
-    result = fit(KEY, model, data, num_iterations=500, batch_size=128, progress=False)
+    result = fit(KEY, model, data, num_iterations=500, batch_size=128, progress_bar=False)
     exact = dp.DiffusionModel(
         process, dp.denoisers.Enumerated(process, data, np.full(2000, 1 / 2000)), (2,)
     )
@@ -333,7 +333,7 @@ def test_contexts_stay_with_their_data():
 
 
 def test_the_bar_shows_loss_and_validation(capsys: pytest.CaptureFixture[str]):
-    short_fit(10, progress=True, validation_data=DATA[:100], validation_every=10)
+    short_fit(10, progress_bar=True, validation_data=DATA[:100], validation_every=10)
     shown = capsys.readouterr().err
     assert re.search(r"10/10 .*loss \d.*validation ELBO -\d.* nats", shown)
     result = short_fit(10)
@@ -405,7 +405,7 @@ def test_a_learned_schedule_beats_the_best_network_on_the_fixed_one():
         batch_size=64,
         scaling=dp.Scaling(),
         optimizer=optax.adam(1e-2),
-        progress=False,
+        progress_bar=False,
     )
     learned = result.model.process.schedule
     assert not np.any(np.asarray(learned.raw_drops) == np.asarray(schedule.raw_drops))
@@ -662,7 +662,7 @@ def test_what_a_source_rarely_draws_stops_the_fit():
 
     process = dp.BernoulliDiffusion(dp.schedules.reciprocal(4), rate=0.9)
     model = dp.DiffusionModel(process, MODEL.network, (2,))
-    options = {"num_iterations": 400, "batch_size": 64, "progress": False, "loss": ToyLoss()}
+    options = {"num_iterations": 400, "batch_size": 64, "progress_bar": False, "loss": ToyLoss()}
     good = fit(jax.random.key(0), model, Rare(0.0), **options)
     assert good.history.loss.size == 400
     for value in (0.5, 2.0):

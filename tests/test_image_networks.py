@@ -446,7 +446,7 @@ def test_a_unet_learns_a_gaussian_field():
     )
     images = data.reshape(-1, size, size)
     fitted = dp.fit(
-        KEY, model, images, num_iterations=300, batch_size=64, ema_decay=0.98, progress=False
+        KEY, model, images, num_iterations=300, batch_size=64, ema_decay=0.98, progress_bar=False
     ).model
     best, start = dp.elbo(KEY, exact, test), dp.elbo(KEY, model, test.reshape(-1, size, size))
     found = dp.elbo(KEY, fitted, test.reshape(-1, size, size))

@@ -43,7 +43,7 @@ def fitted() -> dp.DiffusionModel:
         optimizer=optax.adam(5e-3),
         num_iterations=1_500,
         batch_size=256,
-        progress=False,
+        progress_bar=False,
     ).model
 
 
@@ -104,7 +104,7 @@ def test_labels_go_into_programs_and_likelihoods(fitted: dp.DiffusionModel):
 
 def test_labels_from_a_source(fitted: dp.DiffusionModel):
     source = dp.data.InMemory(DATA, context=LABELS.astype(np.uint8))
-    options = {"num_iterations": 20, "batch_size": 64, "progress": False}
+    options = {"num_iterations": 20, "batch_size": 64, "progress_bar": False}
     from_source = fit(KEY, make_model(mlp(), optional=False), source, **options)
     from_array = fit(KEY, make_model(mlp(), optional=False), DATA, context=LABELS, **options)
     # Equal but for the centring of the array, which is in double precision.
@@ -129,7 +129,7 @@ def test_a_u_net_takes_labels_the_same_way():
         context=labels,
         loss=loss,
         num_iterations=3,
-        progress=False,
+        progress_bar=False,
         batch_size=8,
     )
     assert np.all(np.isfinite(result.history.loss))
@@ -192,7 +192,7 @@ def test_labels_of_any_source_are_looked_at():
             return jax.random.normal(key, (size, 1)), jnp.full(size, self.label)
 
     model = make_model(mlp(), optional=False)
-    options = {"num_iterations": 2, "batch_size": 4, "progress": False}
+    options = {"num_iterations": 2, "batch_size": 4, "progress_bar": False}
     assert fit(KEY, model, Labelled(1.0), **options).history.loss.size == 2
     with pytest.raises(ValueError, match="the context that data draws has .* that are not labels"):
         fit(KEY, model, Labelled(2.0), **options)

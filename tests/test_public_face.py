@@ -78,7 +78,9 @@ def seeded(program: Any, *args: Any) -> Any:
 
 
 def fit(*args: Any, **options: Any) -> dp.FitResult:
-    return fit_whole(*args, **{"num_iterations": 1, "progress": False, "batch_size": 8} | options)
+    return fit_whole(
+        *args, **{"num_iterations": 1, "progress_bar": False, "batch_size": 8} | options
+    )
 
 
 RESULT, BOUND = fit(KEY, M, X), dp.elbo(KEY, M, X)
@@ -976,7 +978,7 @@ refuse(
     ema=0.9 -> 'ema': pass ema_decay
     labels=X -> 'labels': pass context
     validation=X -> 'validation': pass validation_data
-    progress_bar=False -> 'progress_bar': pass progress
+    progress=False -> 'progress': pass progress_bar
     seed=0 -> 'seed': pass key
     nonsense=0 -> fit has no argument 'nonsense'
     loss="elbo" -> loss='elbo' must be an AbstractLoss, such as ContextDropout, ELBOLoss
@@ -993,7 +995,7 @@ refuse(
     resume="run" -> resume='run' must be a FitResult
     checkpoints="run" -> checkpoints='run' must be a Checkpoints, made by Checkpoints(folder)
     checkpoints=dp.Checkpoints -> checkpoints=<class Checkpoints> | not its class
-    progress="no" -> progress='no' must be True or False
+    progress_bar="no" -> progress_bar='no' must be True or False
     """,
 )
 refuse(

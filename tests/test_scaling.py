@@ -93,7 +93,7 @@ def model(num: int = 2, **options: Any) -> dp.DiffusionModel:
 
 def fit(model: Any, data: Any, **options: Any) -> dp.DiffusionModel:
     options = {"num_iterations": 1, "loss": Nothing(), "optimizer": optax.sgd(0.0)} | options
-    return dp.fit(KEY, model, data, progress=False, **options).model
+    return dp.fit(KEY, model, data, progress_bar=False, **options).model
 
 
 def messages(*args: Any, **options: Any) -> list[str]:
@@ -245,7 +245,7 @@ def test_a_fit_of_data_far_from_0_is_that_of_centred_data():
         loss=Nothing(),
         optimizer=optax.sgd(0.0),
         validation_data=x + 1.6e9,
-        progress=False,
+        progress_bar=False,
     )
     assert abs(held_out.history.validation_elbo[-1] + entropy) < 2
 

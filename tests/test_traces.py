@@ -61,7 +61,7 @@ def run_fit(key, model, x, setting):
         batch_size=4,
         chunk=2,
         optimizer=SGD,
-        progress=False,
+        progress_bar=False,
     )
 
 

@@ -63,7 +63,9 @@ def exact_model(known: Any, shape: tuple[int, ...]) -> dp.DiffusionModel:
 
 def fit(model: Any, data: Any, num_iterations: int = 600, **options: Any) -> dp.DiffusionModel:
     options = {"loss": Nothing(), "optimizer": optax.sgd(0.0), "batch_size": 400} | options
-    return dp.fit(KEY, model, data, num_iterations=num_iterations, progress=False, **options).model
+    return dp.fit(
+        KEY, model, data, num_iterations=num_iterations, progress_bar=False, **options
+    ).model
 
 
 def normal_data(mean: Any = MEAN, variance: Any = VARIANCE, num: int = 20_000) -> np.ndarray:
@@ -278,7 +280,7 @@ def test_pooled_is_one_number_per_level():
 def test_it_goes_on_where_a_run_stopped():
     model, data = mlp_model(), normal_data()
     options = {"loss": dp.losses.ELBOLoss(), "optimizer": optax.adam(1e-3), "batch_size": 32}
-    options |= {"progress": False, "chunk": 10}
+    options |= {"progress_bar": False, "chunk": 10}
     whole = dp.fit(KEY, model, data, num_iterations=50, **options)
     half = dp.fit(KEY, model, data, num_iterations=23, **options)
     rest = dp.fit(KEY, model, data, num_iterations=50, resume=half, **options)
@@ -299,7 +301,7 @@ def test_draws_and_bound_of_a_fitted_network_are_right_at_few_steps(num_steps: i
     model = dp.DiffusionModel(dp.GaussianDiffusion(schedule), network, (1,))
     rng = np.random.default_rng(0)
     model = dp.fit(
-        KEY, model, rng.normal(size=(20_000, 1)), num_iterations=1_000, progress=False
+        KEY, model, rng.normal(size=(20_000, 1)), num_iterations=1_000, progress_bar=False
     ).model
     draws = np.asarray(dp.sample(KEY, model, (40_000,)))
     assert abs(draws.std() - 1) < 0.02

@@ -146,7 +146,7 @@ def test_a_wrapped_network_is_fit_saved_and_loaded(wrapper, tmp_path):
     network = wrapper(dp.networks.MLP((3,), width=8, depth=1, key=KEY))
     model = dp.DiffusionModel(dp.GaussianDiffusion(dp.schedules.cosine(5)), network, (3,))
     data = np.random.default_rng(0).standard_normal((50, 3))
-    fitted = dp.fit(KEY, model, data, num_iterations=5, batch_size=8, progress=False).last_model
+    fitted = dp.fit(KEY, model, data, num_iterations=5, batch_size=8, progress_bar=False).last_model
     moved = zip(weights(fitted.network), weights(network), strict=True)
     assert all(np.any(a != b) for a, b in moved if a.ndim > 1 and np.any(b != 0))
     dp.save(tmp_path / "model.dppl", fitted)

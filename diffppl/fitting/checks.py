@@ -28,7 +28,7 @@ INTENDED = {
     "labels": "context",
     "contexts": "context",
     "validation": "validation_data",
-    "progress_bar": "progress",
+    "progress": "progress_bar",
     "seed": "key, the first argument",
 }
 

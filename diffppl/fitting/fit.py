@@ -54,7 +54,7 @@ def fit(
     resume: FitResult | None = None,
     checkpoints: Checkpoints | None = None,
     chunk: int = 100,
-    progress: bool = True,
+    progress_bar: bool = True,
     **unknown: object,
 ) -> FitResult:
     """Fit a model to data.
@@ -93,7 +93,7 @@ def fit(
             continues from the last checkpoint.
         chunk: iterations per compiled call; the progress bar and the check for NaN are updated
             once per chunk.
-        progress: whether to show a progress bar.
+        progress_bar: whether to show a progress bar.
         **unknown: raises a `TypeError` that names the intended argument.
 
     Returns:
@@ -118,7 +118,7 @@ def fit(
     """
     check_names(unknown)
     check_options(model, loss, optimizer, ema_decay, scaling, resume)
-    key, progress = check_key(key), check_flag("progress", progress)
+    key, progress_bar = check_key(key), check_flag("progress_bar", progress_bar)
     sizes = {"num_iterations": num_iterations, "batch_size": batch_size, "chunk": chunk}
     num_iterations, batch_size, chunk = (check_size(name, n) for name, n in sizes.items())
     every = max(num_iterations // 20, 1) if validation_every is None else validation_every
@@ -151,7 +151,7 @@ def fit(
     if not is_default:
         check_updates(optimizer, params, done, num_iterations)
     warn_if_misfit(model, examples, column_names(data))
-    bar = tqdm(total=num_iterations, initial=done, disable=not progress, desc="fit")
+    bar = tqdm(total=num_iterations, initial=done, disable=not progress_bar, desc="fit")
     return train(key_fit, start, config, source, num_iterations, chunk, validation, every, run, bar)
 
 
