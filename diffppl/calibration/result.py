@@ -1,14 +1,13 @@
 """The result of simulation-based calibration: ranks, p-values and coverages."""
 
-from collections.abc import Sequence
 from typing import NamedTuple, final
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import ArrayLike
 
 from ..arviz import ArvizData, from_ranks
 from ..checks.arguments import check_float
+from ..checks.arrays import Numbers
 from . import uniformity
 
 
@@ -58,9 +57,7 @@ class Calibration(eqx.Module):
         """Joint p-value of all quantities, with the Bonferroni correction."""
         return _bonferroni(np.concatenate([np.ravel(p) for p in self.pvalues().values()]))
 
-    def coverage(
-        self, probs: ArrayLike | Sequence[float] = (0.5, 0.8, 0.9, 0.95)
-    ) -> dict[str, Coverage]:
+    def coverage(self, probs: Numbers = (0.5, 0.8, 0.9, 0.95)) -> dict[str, Coverage]:
         """Return the empirical coverage of the central interval of each probability.
 
         A rank on the boundary of an interval counts fractionally, so that the expected coverage of

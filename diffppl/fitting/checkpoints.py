@@ -19,7 +19,7 @@ from typing import Any, final
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from ..checks.arguments import check_instance, check_path, check_size
 from ..io.codec import LoadError, MismatchError
@@ -224,14 +224,14 @@ def _trees(state: FitState) -> dict[str, PyTree]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
-def _parts(state: FitState, history: History) -> dict[str, list[Array]]:
+def _parts(state: FitState, history: History) -> dict[str, list[PyTree]]:
     """Return the arrays that change during a run, as one list for each name."""
     trees = _trees(state) | {name: getattr(history, name) for name in _HISTORY}
     kept = {name: list(filter(is_stored, jax.tree.leaves(tree))) for name, tree in trees.items()}
     return {name: arrays for name, arrays in kept.items() if arrays}
 
 
-def _fill(tree: PyTree, arrays: list[Array]) -> PyTree:
+def _fill(tree: PyTree, arrays: list[PyTree]) -> PyTree:
     """Replace the arrays of a tree by those of a checkpoint, on the same devices."""
     remaining = iter(arrays)
 
@@ -270,7 +270,7 @@ def _manager(checkpoints: Checkpoints, *, writing: bool) -> Any:
 
 def _newest(
     checkpoints: Checkpoints, manager: Any, *, writing: bool
-) -> tuple[int, dict[str, list[Array]] | None]:
+) -> tuple[int, dict[str, list[PyTree]] | None]:
     """Return iteration and contents of the last readable checkpoint, or (0, None) without any."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # the original may not exist
     arguments = _orbax().args.StandardRestore(fallback_sharding=sharding)
