@@ -3,7 +3,7 @@
     mixtures   25 Gaussians in 8, 80 or 800 dimensions, linear observations (MCGdiff's table)
     noise      the same with unknown noise level
     mask       the same with one noiseless observation of a coordinate
-    curves     smooth curves and images, of which masks, blurs, .. show up to 512 numbers
+    curves     smooth curves and images, with 8 to 512 linear observations
     grid       a square, a product, a radius, a count, a label of one or two coordinates
     heartbeat  five binary sequences, with bits missing and flipped
 

@@ -250,8 +250,8 @@ def test_float32_serves_with_one_covariance_in_300_dimensions():
         variance = vectors**2 @ (noise[t] * eigenvalues / spread)
         variance = variance + np.einsum("nk,nkj->nj", probs, (each - mean[:, None]) ** 2)
         raw = np.asarray(call(jnp.asarray(x, jnp.float32), jnp.int32(t)))
-        np.testing.assert_allclose(raw[:, 0], mean, atol=2e-4)
-        np.testing.assert_allclose(raw[:, 1], np.log(variance / noise[t]), atol=2e-3)
+        np.testing.assert_allclose(raw[:, 0], mean, atol=6e-5)
+        np.testing.assert_allclose(raw[:, 1], np.log(variance / noise[t]), atol=4e-4)
     assert undecided > 20
 
 

@@ -39,7 +39,7 @@ CELLS = [  # numbers of x, observations, numbers observed, components, sigma (No
 class SmoothMixture(Mixture):
     """K smooth curves or images, with one covariance, observed through a matrix."""
 
-    noise = 1.0
+    within = 1.0
 
     def __init__(
         self, rng: np.random.Generator, size: int, operator: str, num: int, components: int

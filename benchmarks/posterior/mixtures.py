@@ -52,13 +52,13 @@ class Mixture(abc.ABC):
     weights: np.ndarray
     means: np.ndarray
     matrix: np.ndarray
-    noise: float  # variance of a coordinate within a component
+    within: float  # average variance of a coordinate within a component
 
     @property
     def variance(self) -> float:
         """Variance of a coordinate, averaged over coordinates."""
         spread = self.weights @ self.means**2 - (self.weights @ self.means) ** 2
-        return self.noise + float(spread.mean())
+        return self.within + float(spread.mean())
 
     @abc.abstractmethod
     def model(self, num_steps: int) -> dp.DiffusionModel:
@@ -82,7 +82,7 @@ class Mixture(abc.ABC):
 class LinearMixture(Mixture):
     """25 Gaussians with a linear map."""
 
-    noise = 1.0
+    within = 1.0
 
     def __init__(self, rng: np.random.Generator, d_x: int, d_y: int) -> None:
         weights = rng.normal(size=25) ** 2

@@ -137,14 +137,13 @@ class CovarianceMatched(AbstractChain):
         # Noiseless entries, which come last, have variance 0 and must be matched exactly; those
         # without effect have residual 0 and variance 1, and their constant is removed below.
         num_noisy = residual.size - without.size
-        root = square_root(
-            linear.at.first_covariance(num_noisy), rounding_variance(cross @ cross.T)
-        )
-        ignored = jnp.diag(jnp.where(without, 1.0, 0.0))
-        noise_factor = jax.scipy.linalg.block_diag(root.as_matrix(), ignored)
+        noise, rounding = linear.at.first_covariance(num_noisy), rounding_variance(cross @ cross.T)
+        root, ignored = square_root(noise, rounding), jnp.where(without, 1.0, 0.0)
+        noise_factor = jax.scipy.linalg.block_diag(root.as_matrix(), jnp.diag(ignored))
         white, log_det = (residual, cross, noise_factor), jnp.zeros(())
         if residual.size:
-            factor = linalg.cholesky(cross @ cross.T + noise_factor @ noise_factor.T)
+            noises = noise.as_matrix() + rounding * jnp.eye(num_noisy), jnp.diag(ignored)
+            factor = linalg.cholesky(cross @ cross.T + jax.scipy.linalg.block_diag(*noises))
             columns = jnp.column_stack([residual, cross, noise_factor])
             solved = linalg.solve_triangular(factor, columns)
             white = solved[:, 0], solved[:, 1 : 1 + len(mean)], solved[:, 1 + len(mean) :]
