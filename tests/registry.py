@@ -230,6 +230,7 @@ TWISTS: dict[str, Callable[[], dp.twists.AbstractTwist]] = {
     "point-estimate": dp.twists.PointEstimate,
     "tweedie": lambda: dp.twists.MomentMatching(dp.twists.Tweedie()),
     "isotropic": lambda: dp.twists.MomentMatching(dp.twists.Isotropic()),
+    "pooled": lambda: dp.twists.PooledMomentMatching(num_references=2, num_directions=1),
     "quadrature": dp.twists.Quadrature,
     "expected-likelihood": dp.twists.ExpectedLikelihood,
     "perturbation": dp.twists.Perturbation,

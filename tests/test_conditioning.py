@@ -97,6 +97,11 @@ def test_a_twist_has_a_value_and_guided_estimates(name: str) -> None:
             return evaluate(jax.tree.map(lambda leaf: leaf[0], x)), jax.vmap(evaluate)(x)
 
         x = draw_base(KEY, target, 3)
+        if isinstance(twist, dp.twists.AbstractAdaptiveTwist):
+            equal = jnp.full(3, -jnp.log(3.0))
+            twist = twist.adapted(KEY, target, x, level, jnp.zeros((3, 0)), equal)
+            evaluate = functools.partial(evaluate, twist=twist)
+            alone_and_together = functools.partial(alone_and_together, evaluate=evaluate)
         alone, together = eqx.filter_jit(alone_and_together)(x)
         assert alone.log_value.shape == ()
         assert np.all(np.isfinite(together.log_value))

@@ -77,6 +77,15 @@ CASES = {
 twist = dp.twists.MomentMatching(dp.twists.Isotropic())
 run(real, dp.TwistedSMC(30, twist=twist))
 """,
+    "pooled": """
+twist = dp.twists.PooledMomentMatching()
+run(real, dp.TwistedSMC(30, twist=twist))
+run(correlated, dp.TwistedSMC(30, twist=twist), jnp.ones((2, 3)))
+dp.calibrate(
+    jax.random.key(0), plain, dp.TwistedSMC(30, twist=twist), observed="y", num_simulations=4,
+    num_samples=9, progress_bar=False,
+)
+""",
     "quadrature": "run(two_numbers, dp.TwistedSMC(30, twist=dp.twists.Quadrature()), 0.5)",
     "point-estimate": "run(real, dp.TwistedSMC(30, twist=dp.twists.PointEstimate()))",
     "correlated": "run(correlated, dp.TwistedSMC(30), jnp.ones((2, 3)))",

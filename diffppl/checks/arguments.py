@@ -59,7 +59,7 @@ def short_repr(module: eqx.Module) -> str:
         is_default = value is field.default or (
             isinstance(value, float | int | eqx.Module) and value == field.default
         )
-        if not is_default:
+        if field.repr and not is_default:
             shown.append(f"{field.name}={getattr(value, '__name__', None) or repr(value)}")
     return f"{type(module).__name__}({', '.join(shown)})"
 

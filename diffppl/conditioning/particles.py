@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from .program import Values
 from .resampling import Resampling
-from .twists import Twisted
+from .twists import AbstractAdaptiveTwist, Twisted
 from .weights import effective_sample_size, reweight
 
 STATISTICS = ("ess", "num_ancestors", "acceptance", "nan_share", "excluded_share")
@@ -23,12 +23,15 @@ class SMCState(NamedTuple):
         x: every diffusion site at its time.
         latents: unconstrained latents.
         twisted: the twist at each particle.
+        adapted: the twist adapted to the particles of the last level; None for other twists.
         log_prior: log q of the latents, where they are tempered.
         temperature: the power of psi_T / q in the weights at x_T.
         log_weights: normalised log-weights; their exponentials sum to 1.
         eves: the eve index of each particle: its ancestor at the start.
         num_resampled: number of resampling steps so far.
         log_evidence: log evidence of the steps so far, in nats.
+        variance: relative variance of the evidence up to the last resampling step, if the weights
+            between resampling steps are independent.
         prior_scale: standard deviations of the latents under their prior.
         acceptance: acceptance rate of the last Metropolis steps.
         stats: `STATISTICS` at x_T and after each step.
@@ -37,12 +40,14 @@ class SMCState(NamedTuple):
     x: Values
     latents: Float[Array, "n p"]
     twisted: Twisted
+    adapted: AbstractAdaptiveTwist | None
     log_prior: Float[Array, " n"]
     temperature: Float[Array, ""]
     log_weights: Float[Array, " n"]
     eves: Int[Array, " n"]
     num_resampled: Int[Array, ""]
     log_evidence: Float[Array, ""]
+    variance: Float[Array, ""]
     prior_scale: Float[Array, " p"]
     acceptance: Float[Array, ""]
     stats: Float[Array, "num_entries 5"]
@@ -75,7 +80,7 @@ def resampled(
 ) -> SMCState:
     """Resample if the effective sample size is below `threshold` times the number of particles."""
     n = state.log_weights.size
-    needed = effective_sample_size(state.log_weights) < threshold * n
+    ess = effective_sample_size(state.log_weights)
 
     def resample(state: SMCState) -> SMCState:
         ancestors = scheme(key, jnp.exp(state.log_weights), n)
@@ -86,6 +91,7 @@ def resampled(
             **chosen,
             log_weights=jnp.full(n, -jnp.log(n), state.log_weights.dtype),
             num_resampled=state.num_resampled + 1,
+            variance=state.variance + 1 / ess - 1 / n,
         )
 
-    return jax.lax.cond(needed, resample, lambda state: state, state)
+    return jax.lax.cond(ess < threshold * n, resample, lambda state: state, state)

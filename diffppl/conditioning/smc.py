@@ -35,11 +35,11 @@ from .chains import AbstractChain, CovarianceMatched, ModelChain, Particle
 from .method import AbstractMethod, Draws, Exactness, draw_base
 from .particles import MIN_LOG_TWIST, STATISTICS, SMCState, resampled, weighted
 from .program import Values
-from .rejuvenation import can_update_latents, metropolis, rows
+from .rejuvenation import can_update_latents
 from .resampling import Resampling, systematic
 from .target import Level, Target
-from .tempering import num_keys, tempered, weight_and_update
-from .twists import AbstractTwist, Twisted
+from .tempering import num_keys, tempered, update_at_x_0, weight_and_update
+from .twists import AbstractAdaptiveTwist, AbstractTwist, Twisted
 from .twists.default import resolved_twist
 from .weights import relative_variance
 
@@ -59,11 +59,11 @@ class TwistedSMC(AbstractMethod):
         num_particles: number of particles; the error decreases with its square root.
         num_steps: number of steps to respace the chain to; None for all. The posterior is then
             that of the shorter chain (compare `elbo(key, respaced(model, num_steps), x)`).
-        twist: if None, `MomentMatching()` for real data, `ExpectedLikelihood()` for discrete data
-            and `Mixed()` for programs with both.
+        twist: if None, `MomentMatching()` for real data, or `PooledMomentMatching()` for 9 to 1,024
+            observed numbers, `ExpectedLikelihood()` for discrete data and `Mixed()` for both.
         chain: the reverse chain whose posterior is targeted. If None, `CovarianceMatched()` for
             twists that compute the Jacobian of the denoiser (`MomentMatching(Tweedie())`,
-            `Quadrature()`), and `ModelChain()` otherwise, as for more than 32 observed numbers.
+            `PooledMomentMatching()`, `Quadrature()`), and `ModelChain()` otherwise.
         resampling: a function (key, weights, num) -> ancestors; see `diffppl.resampling`.
         ess_threshold: resample if the effective sample size falls below this fraction of
             `num_particles`.
@@ -72,7 +72,6 @@ class TwistedSMC(AbstractMethod):
     Example:
         >>> posterior = dp.Posterior(program, dp.TwistedSMC(num_particles=1_000))
         >>> posterior.run(jax.random.key(0), y=0.3)
-        >>> posterior.log_evidence
     """
 
     exactness: ClassVar[Exactness] = Exactness.CONSISTENT
@@ -97,7 +96,7 @@ class TwistedSMC(AbstractMethod):
                 f"num_samples={num_samples} is more than num_particles={self.num_particles}: draws "
                 "are selected from the particles. Decrease num_samples or increase num_particles."
             )
-        twist = resolved_twist(self.twist, target)
+        twist = resolved_twist(self.twist, target, adaptive=True)
         chain = self.chain
         if chain is None:
             # If the twist computes the Jacobian anyway, the second-order chain costs little more.
@@ -112,9 +111,11 @@ class TwistedSMC(AbstractMethod):
 
     def num_denoiser_calls(self, target: Target, num_samples: int) -> int:
         del num_samples
-        evaluations = 1 + (self.num_mcmc_steps if can_update_latents(target) else 0)
-        steps = target.num_steps * target.structure.num_stages
-        return self.num_particles * steps * (evaluations + self._resolved()[1].num_denoiser_calls())
+        twist, chain = self._resolved()
+        each = 1 + (self.num_mcmc_steps if can_update_latents(target) else 0)
+        shared = twist.num_references if isinstance(twist, AbstractAdaptiveTwist) else 0
+        step = self.num_particles * (each + chain.num_denoiser_calls()) + shared
+        return step * target.num_steps * target.structure.num_stages
 
     def phases(self, target: Target) -> tuple[int, ...]:
         """Return the number of levels t = T..1, for each stage."""
@@ -132,13 +133,14 @@ class TwistedSMC(AbstractMethod):
             x,
             latents,
             # log q(u) is the denominator of w_T.
-            self._placeholder(target, x, latents, 0, log_prior),
+            *self._placeholder(target, x, latents, 0, log_prior),
             log_prior,
             temperature=jnp.asarray(0.0 if can_update_latents(target) else 1.0),
             log_weights=jnp.full(n, -jnp.log(n)),
             eves=jnp.arange(n),
             num_resampled=jnp.asarray(0),
             log_evidence=jnp.zeros(()),
+            variance=jnp.zeros(()),
             prior_scale=jnp.std(drawn[n:], axis=0),
             acceptance=jnp.full((), jnp.nan),
             stats=jnp.full((num_entries, len(STATISTICS)), jnp.nan),
@@ -154,15 +156,17 @@ class TwistedSMC(AbstractMethod):
         """
         level, entry = Level(phase, target.num_steps - i), phase * target.num_steps + i
         # Each call of `split` compiles a loop, so all keys of the step are from one.
-        keys_x, keys_rest = jnp.split(
-            jax.random.split(key, self.num_particles + num_keys(self.num_mcmc_steps)),
-            [self.num_particles],
-        )
+        ends = self.num_particles, self.num_particles + num_keys(self.num_mcmc_steps)
+        keys = jax.random.split(key, ends[1] + 1)
+        keys_x, keys_rest, key_adapt = jnp.split(keys, ends)
         chain, names = self._resolved()[1], target.sites(phase)
 
         def advance(state: SMCState) -> tuple[Values, Array]:
+            last = Level(phase, level.t + 1)
+            prepared = chain.prepared(target, self._twist(state), last)
+
             def step(key: Array, particle: Particle) -> tuple[Values, Array]:
-                return chain.step(key, target, particle, Level(phase, level.t + 1))
+                return prepared.step(key, target, particle, last)
 
             return self._each(keys_x, state, step)
 
@@ -172,9 +176,11 @@ class TwistedSMC(AbstractMethod):
         moved, log_ratio = jax.lax.cond(i > 0, advance, stay, state)
         # The incremental weight is psi_{t-1} / (psi_t q / p).
         log_denominator = state.twisted.log_value - log_ratio
-        state = state._replace(x=state.x | moved)
+        state = self._adapted(key_adapt[0], target, state._replace(x=state.x | moved), level)
+        twist = self._twist(state)
         if not can_update_latents(target):
-            state = state._replace(twisted=self._evaluate(target, state.x, state.latents, level))
+            twisted = self._evaluate(twist, target, state.x, state.latents, level)
+            state = state._replace(twisted=twisted)
             state = weighted(state, state.twisted.log_value - log_denominator, entry)
             return resampled(keys_rest[0], state, self.resampling, self.ess_threshold)
 
@@ -191,7 +197,7 @@ class TwistedSMC(AbstractMethod):
             return resampled(key, state, self.resampling, threshold)
 
         def evaluate(x: Values, latents: Array) -> tuple[Array, Twisted]:
-            twisted = self._evaluate(target, x, latents, level)
+            twisted = self._evaluate(twist, target, x, latents, level)
             return jax.vmap(target.log_prior)(latents), twisted
 
         return weight_and_update(keys_rest, state, evaluate, weigh, self.num_mcmc_steps)
@@ -204,23 +210,28 @@ class TwistedSMC(AbstractMethod):
         n = self.num_particles
         keys = jax.random.split(key, n + 2 + 2 * NUM_FINAL_MCMC_STEPS)
 
+        prepared = chain.prepared(target, self._twist(state), Level(phase, 1))
+
         def final_step(key: Array, particle: Particle) -> tuple[Values, Array]:
-            return chain.final_step(key, target, particle, phase)
+            return prepared.final_step(key, target, particle, phase)
 
         moved, log_ratio = self._each(keys[:n], state, final_step)
         log_denominator = state.twisted.log_value - log_ratio
         state = state._replace(x=state.x | moved)
         if phase < num_stages - 1:
             x, latents = state.x, state.latents
-            twisted = self._placeholder(target, x, latents, phase + 1, log_denominator)
-            return state._replace(twisted=twisted)
+            twisted, adapted = self._placeholder(target, x, latents, phase + 1, log_denominator)
+            return state._replace(twisted=twisted, adapted=adapted)
         log_likelihood = jax.vmap(target.log_likelihood)(state.x, state.latents)
         twisted = jax.vmap(lambda r: Twisted(r - target.log_noiseless_units(), {}, {}, {}, None))
         state = state._replace(twisted=twisted(log_likelihood))
         increments = state.twisted.log_value - log_denominator
         state = weighted(state, increments, num_stages * target.num_steps)
-        latents = _update_latents(keys[n + 2 :], target, state, log_likelihood)
-        variance = relative_variance(state.log_weights, state.eves, state.num_resampled)
+        latents = state.latents
+        if can_update_latents(target):
+            latents = update_at_x_0(keys[n + 2 :], target, state, log_likelihood)
+        ancestry = state.eves, state.num_resampled, state.variance
+        variance = relative_variance(state.log_weights, *ancestry)
         ancestors = self.resampling(keys[n], jnp.exp(state.log_weights), num_samples)
         # Systematic and stratified schemes return sorted indices, which are put in random order.
         ancestors = ancestors[jnp.argsort(jax.random.bits(keys[n + 1], (num_samples,)))]
@@ -234,33 +245,48 @@ class TwistedSMC(AbstractMethod):
             step_stats=dict(zip(STATISTICS, state.stats.T, strict=True)),
         )
 
-    # Parts of a step ------------------------------------------------------------------------------
-
     def _resolved(self) -> tuple[AbstractTwist, AbstractChain]:
         assert self.twist is not None, "resolve the method first"
         assert self.chain is not None, "resolve the method first"
         return self.twist, self.chain
 
-    def _evaluate(self, target: Target, x: Values, latents: Array, level: Level) -> Twisted:
-        twisted = jax.vmap(lambda x, u: self._evaluate_one(target, x, level, u))(x, latents)
+    def _twist(self, state: SMCState) -> AbstractTwist:
+        return self._resolved()[0] if state.adapted is None else state.adapted
+
+    def _adapted(self, key: Array, target: Target, state: SMCState, level: Level) -> SMCState:
+        twist = self._resolved()[0]
+        if not isinstance(twist, AbstractAdaptiveTwist):
+            return state
+        cloud = state.x, level, state.latents, state.log_weights
+        return state._replace(adapted=twist.adapted(key, target, *cloud))
+
+    def _evaluate(
+        self, twist: AbstractTwist, target: Target, x: Values, latents: Array, level: Level
+    ) -> Twisted:
+        def evaluate(x: Values, latents: Array) -> Twisted:
+            return self._resolved()[1].select(twist.evaluate(target, x, level, latents))
+
+        twisted = jax.vmap(evaluate)(x, latents)
         # The weights are consistent only for positive twists.
         value = jnp.where(jnp.isneginf(twisted.log_value), MIN_LOG_TWIST, twisted.log_value)
         return eqx.tree_at(lambda twisted: twisted.log_value, twisted, value)
 
-    def _evaluate_one(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
-        twist, chain = self._resolved()
-        return chain.select(twist.evaluate(target, x, level, latents))
-
     def _placeholder(
         self, target: Target, x: Values, latents: Array, stage: int, log_value: Array
-    ) -> Twisted:
-        """Return a placeholder for the twist at x_T of a stage; only its log-value is used."""
-        level = Level(stage, target.num_steps)
-        first = jax.tree.map(lambda leaf: leaf[0], (x, latents))
-        shapes = jax.eval_shape(lambda x, u: self._evaluate_one(target, x, level, u), *first)
-        n = self.num_particles
-        twisted = jax.tree.map(lambda leaf: jnp.zeros((n, *leaf.shape), leaf.dtype), shapes)
-        return eqx.tree_at(lambda twisted: twisted.log_value, twisted, log_value)
+    ) -> tuple[Twisted, AbstractAdaptiveTwist | None]:
+        """Return placeholders for the twist at x_T of a stage; only its log-value is used."""
+        twist, level = self._resolved()[0], Level(stage, target.num_steps)
+
+        def evaluate(x: Values, latents: Array) -> tuple[Twisted, AbstractAdaptiveTwist | None]:
+            adapted = None
+            if isinstance(twist, AbstractAdaptiveTwist):
+                key, weights = jax.random.key(0), jnp.zeros(self.num_particles)
+                adapted = twist.adapted(key, target, x, level, latents, weights)
+            return self._evaluate(adapted or twist, target, x, latents, level), adapted
+
+        shapes = eqx.filter_eval_shape(evaluate, x, latents)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return eqx.tree_at(lambda zeros: zeros[0].log_value, zeros, log_value)
 
     def _each(
         self,
@@ -271,17 +297,3 @@ class TwistedSMC(AbstractMethod):
         """Apply a step of the chain to each particle."""
         particles = Particle(state.x, state.twisted, state.latents)
         return jax.vmap(step)(keys, particles)
-
-
-def _update_latents(
-    keys: Array, target: Target, state: SMCState, log_likelihood: Float[Array, " n"]
-) -> Float[Array, "n p"]:
-    """Apply Metropolis steps at fixed x_0, which evaluate the program but no network."""
-    if not can_update_latents(target):
-        return state.latents
-
-    def log_density(latents: Array, first: Array) -> Array:
-        return jax.vmap(target.log_likelihood)(rows(state.x, first, len(latents)), latents)
-
-    start = (state.latents, log_likelihood)
-    return metropolis(keys, start, log_density, state.log_weights, state.prior_scale)[0]

@@ -1,4 +1,4 @@
-"""Tempering of the latents at the start of a particle method.
+"""Updates of the latents of a particle method, with tempering at the start.
 
 Latents are drawn from their prior q(u); after weighting by the first twist psi(u) the effective
 sample size may be small. In this case the particles pass through the sequence
@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, Int
 
 from .particles import SMCState
 from .program import Values
-from .rejuvenation import rows, update_half
+from .rejuvenation import metropolis, rows, update_half
+from .target import Target
 from .twists import Twisted
 from .weights import effective_sample_size
 
@@ -131,6 +132,25 @@ def weight_and_update(
 
     start = (jnp.asarray(0), state, jnp.zeros((), bool))
     return jax.lax.while_loop(lambda carry: ~carry[2], body, start)[1]
+
+
+def update_at_x_0(
+    keys: Array, target: Target, state: SMCState, log_likelihood: Float[Array, " n"]
+) -> Float[Array, "n p"]:
+    """Apply Metropolis steps to the latents at fixed x_0, which evaluate no network.
+
+    Args:
+        keys: typed JAX keys, two for each step.
+        target: the target.
+        state: the particles at t = 0.
+        log_likelihood: log r at the particles.
+    """
+
+    def log_density(latents: Array, first: Array) -> Array:
+        return jax.vmap(target.log_likelihood)(rows(state.x, first, len(latents)), latents)
+
+    start = (state.latents, log_likelihood)
+    return metropolis(keys, start, log_density, state.log_weights, state.prior_scale)[0]
 
 
 def _density(

@@ -25,9 +25,22 @@ def effective_sample_size(log_weights: Float[Array, " n"]) -> Float[Array, ""]:
 
 
 def relative_variance(
-    log_weights: Float[Array, " n"], eves: Int[Array, " n"], num_resampled: Int[Array, ""]
+    log_weights: Float[Array, " n"],
+    eves: Int[Array, " n"],
+    num_resampled: Int[Array, ""],
+    before: Float[Array, ""],
 ) -> Float[Array, ""]:
-    """Estimate the relative variance of the evidence from the weight of each first ancestor.
+    """Estimate the relative variance of the evidence by the larger of two estimates.
+
+    One is from the weight of each first ancestor: unbiased, but noisy, and often 0 if there were
+    few resampling steps. The other is the sum of 1 / ESS - 1 / n over the resampling steps, for
+    weights that are independent between them.
+
+    Args:
+        log_weights: normalised final log-weights.
+        eves: index of the first ancestor of each particle.
+        num_resampled: number of resampling steps.
+        before: the sum over the resampling steps, without the final weights.
 
     References:
         Lee and Whiteley 2018, "Variance estimation in the particle filter".
@@ -35,4 +48,5 @@ def relative_variance(
     n = log_weights.size
     shares = jnp.zeros(n).at[eves].add(jnp.exp(log_weights))
     inflation = (n / (n - 1)) ** (num_resampled + 1)
-    return jnp.maximum(1 - inflation * (1 - jnp.sum(shares**2)), 0.0)
+    independent = before + 1 / effective_sample_size(log_weights) - 1 / n
+    return jnp.maximum(1 - inflation * (1 - jnp.sum(shares**2)), independent)

@@ -10,6 +10,7 @@ All functions take one matrix of a fixed size m, zero included, and can be diffe
 of times. A matrix that is not positive definite or not finite gives NaN, as with LAPACK.
 """
 
+from .lapack import eigh_lapack
 from .positive_definite import (
     cholesky,
     cholesky_solve,
@@ -24,6 +25,7 @@ __all__ = [
     "cholesky",
     "cholesky_solve",
     "eigh",
+    "eigh_lapack",
     "largest_eigenvalue",
     "log_det",
     "nearest_psd",

@@ -43,6 +43,13 @@ class AbstractChain(eqx.Module):
         """Return the parts of a twist that the steps use; the others need not be stored."""
 
     @abc.abstractmethod
+    def prepared(self, target: Target, twist: AbstractTwist, level: Level) -> "AbstractChain":
+        """Return the chain with everything that the particles share in a step from `level`.
+
+        A Python integer t = 1 selects the final step.
+        """
+
+    @abc.abstractmethod
     def step(
         self, key: Array, target: Target, particle: Particle, level: Level
     ) -> tuple[Values, Float[Array, ""]]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import final
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -16,8 +17,8 @@ from ...samplers.matched_step import MatchedStep, matched_final_step, matched_st
 from ..moments import Observations
 from ..program import Values
 from ..target import Level, Target
-from ..twists import AbstractTwist, Twisted
-from ..twists.base import flat_like, tweedie_factor
+from ..twists import AbstractTwist, PooledMomentMatching, Twisted
+from ..twists.base import Linearised, flat_like, tweedie_factor
 from ..twists.normal import (
     MAX_DENSE,
     LinearObservations,
@@ -27,6 +28,8 @@ from ..twists.normal import (
     whitened,
 )
 from .base import AbstractChain, Particle
+from .model import ModelChain
+from .proposal import PooledProposal
 
 _MAX_EXPLAINED = 0.98
 """Largest share of the observations' covariance that one step may explain. The remainder must be
@@ -50,18 +53,24 @@ class CovarianceMatched(AbstractChain):
     weights are exact for any G.
 
     A step costs one Jacobian-vector product more than that of `ModelChain`, and one vector-Jacobian
-    product for each observed number.
+    product for each observed number. With `PooledMomentMatching()` the distribution of e has
+    S and G of the pool, and u is shifted along the whole score, at one product.
     """
 
+    pooled: PooledMomentMatching | None = eqx.field(default=None, repr=False)
+    proposal: PooledProposal | None = eqx.field(default=None, repr=False)
+
     def check(self, target: Target, twist: AbstractTwist) -> None:
-        """Require real data, and at most `MAX_DENSE` observed numbers."""
+        """Require real data, and at most `MAX_DENSE` observed numbers unless they are pooled."""
         what, remedy = "chain=CovarianceMatched()", "; use chain=ModelChain()"
         for name, model in target.models.items():
             check_real(what, model.process, remedy, subject=f"site {name!r} has")
-        if (observed := target.num_observed()) > MAX_DENSE:
+        is_pooled = isinstance(twist, PooledMomentMatching)
+        if (observed := target.num_observed()) > MAX_DENSE and not is_pooled:
             raise ValueError(
-                f"chain=CovarianceMatched() conditions on at most {MAX_DENSE} numbers, and the "
-                f"program observes {observed}; use chain=ModelChain()."
+                f"chain=CovarianceMatched() conditions on at most {MAX_DENSE} numbers with this "
+                f"twist, and the program observes {observed}; use chain=ModelChain(), or "
+                "twist=PooledMomentMatching()."
             )
 
     def sampler(self) -> samplers.CovarianceMatched:
@@ -72,6 +81,21 @@ class CovarianceMatched(AbstractChain):
 
     def select(self, twisted: Twisted) -> Twisted:
         return Twisted(twisted.log_value, {}, {}, {}, twisted.linear)
+
+    def prepared(self, target: Target, twist: AbstractTwist, level: Level) -> "CovarianceMatched":
+        if not isinstance(twist, PooledMomentMatching):
+            return self
+        assert twist.pool is not None, "adapt the twist first"
+        names = target.sites(level.stage)
+        like = {name: jnp.zeros(target.structure.shapes[name]) for name in names}
+        if is_final := isinstance(level.t, int) and level.t == 1:
+            step = _coefficients(target, like, matched_final_step)
+            cross = step.scale * (twist.pool.jacobian + step.grow * twist.pool.first)
+        else:
+            step = _coefficients(target, like, lambda process: matched_step(process, level.t))
+            cross = step.cross_scale * (twist.pool.first - step.shrink * twist.pool.second)
+        proposal = PooledProposal(twist.pool.values, cross)
+        return CovarianceMatched(twist if is_final else None, proposal)
 
     def step(
         self, key: Array, target: Target, particle: Particle, level: Level
@@ -89,21 +113,10 @@ class CovarianceMatched(AbstractChain):
         tweedie = flat_like(tweedie_factor(target, level, names), running)
         shift = step.x_0 * tweedie * linear.score / step.scale
         u = shift - step.shrink * vjp(shift)
-        # G = A Cov[x_0, z | x_t], see `MatchedStep`; `linear.jacobian` is A dm/dx_t.
-        cross = step.cross_scale * linear.jacobian
-        cross = cross - step.shrink * jax.vmap(vjp)(cross)
-        # From here on residuals and G are multiplied by L^{-1}, so that S is the identity.
-        residual, num_observed = linear.residual, linear.residual.size
-        if num_observed:
-            cross = linalg.solve_triangular(linear.factor, cross)
-            # G is a linearisation, so I - G G' may be indefinite unless G is bounded.
-            cross = jnp.sqrt(_shrinkage(cross)) * cross
-        noise_factor = linalg.cholesky(jnp.eye(num_observed) - cross @ cross.T)
-        z, log_ratio = _draw_conditioned(key, u, residual, cross, noise_factor)
-        if num_observed:
-            # The determinant of L is part of both normal densities and cancels.
-            white = linalg.solve_triangular(noise_factor, residual - cross @ z)
-            log_ratio += 0.5 * (white @ white + linalg.log_det(noise_factor))
+        if self.proposal is not None:
+            z, log_ratio = self.proposal.draw(key, u, linear.noise_scale)
+        else:
+            z, log_ratio = _draw_with(key, u, linear, step, vjp)
         x = step.x_0 * mean + step.x_t * x_t + step.scale * (z + step.grow * jvp(z))
         return unravel(x), log_ratio
 
@@ -111,11 +124,26 @@ class CovarianceMatched(AbstractChain):
         self, key: Array, target: Target, particle: Particle, stage: int
     ) -> tuple[Values, Float[Array, ""]]:
         names, is_last = target.sites(stage), stage == target.structure.num_stages - 1
+        if self.proposal is not None and target.has_noiseless:
+            # Clamped entries require the density of the rest, which a diagonal kernel has.
+            estimates = target.estimate(particle.x, Level(stage, 1), particle.latents)
+            twisted = Twisted(particle.twisted.log_value, estimates, {}, {}, None)
+            return ModelChain().final_step(key, target, particle._replace(twisted=twisted), stage)
         running = {name: particle.x[name] for name in names}
         x_1, unravel = ravel_pytree(running)
         step = _coefficients(target, running, matched_final_step)
         denoiser = _denoiser(target, particle, unravel, Level(stage, 1))
         mean, jvp, vjp = _linearised(denoiser, x_1)
+        if self.proposal is not None and is_last:
+            assert self.pooled is not None
+            level = Level(stage, 1)
+            gradient = self.pooled.gradient(target, particle.x, level, particle.latents)
+            scaled = step.scale * gradient
+            u = scaled + step.grow * vjp(scaled)
+            linear = particle.twisted.linear
+            assert linear is not None
+            z, log_ratio = self.proposal.draw(key, u, linear.noise_scale)
+            return unravel(mean + step.scale * (z + step.grow * jvp(z))), log_ratio
 
         without = target.is_ignored(names)
 
@@ -188,6 +216,32 @@ def _linearised(
     value, jvp = jax.linearize(function, at)
     vjp = jax.linear_transpose(jvp, at)
     return value, jvp, lambda vector: vjp(vector)[0]
+
+
+def _draw_with(
+    key: Array,
+    u: Float[Array, " d"],
+    linear: Linearised,
+    step: MatchedStep,
+    vjp: Callable[[Array], Array],
+) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+    """Draw z conditioned on the observations, linearised; also return log p(z) - log q(z)."""
+    # G = A Cov[x_0, z | x_t], see `MatchedStep`; `linear.jacobian` is A dm/dx_t.
+    cross = step.cross_scale * linear.jacobian
+    cross = cross - step.shrink * jax.vmap(vjp)(cross)
+    # From here on residuals and G are multiplied by L^{-1}, so that S is the identity.
+    residual, num_observed = linear.residual, linear.residual.size
+    if num_observed:
+        cross = linalg.solve_triangular(linear.factor, cross)
+        # G is a linearisation, so I - G G' may be indefinite unless G is bounded.
+        cross = jnp.sqrt(_shrinkage(cross)) * cross
+    noise_factor = linalg.cholesky(jnp.eye(num_observed) - cross @ cross.T)
+    z, log_ratio = _draw_conditioned(key, u, residual, cross, noise_factor)
+    if num_observed:
+        # The determinant of L is part of both normal densities and cancels.
+        white = linalg.solve_triangular(noise_factor, residual - cross @ z)
+        log_ratio += 0.5 * (white @ white + linalg.log_det(noise_factor))
+    return z, log_ratio
 
 
 def _shrinkage(cross: Float[Array, "m d"]) -> Float[Array, ""]:

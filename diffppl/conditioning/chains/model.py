@@ -29,6 +29,10 @@ class ModelChain(AbstractChain):
     def select(self, twisted: Twisted) -> Twisted:
         return dataclasses.replace(twisted, linear=None)
 
+    def prepared(self, target: Target, twist: AbstractTwist, level: Level) -> "ModelChain":
+        del target, twist, level
+        return self
+
     def step(
         self, key: Array, target: Target, particle: Particle, level: Level
     ) -> tuple[Values, Float[Array, ""]]:

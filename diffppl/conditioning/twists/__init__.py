@@ -1,12 +1,13 @@
 """Approximations to p(y | x_t) shared by the methods; see `AbstractTwist`.
 
-`PointEstimate`, `MomentMatching` and `Quadrature` apply to real data, `ExpectedLikelihood` and
-`Enumeration` to bits and categories, `Mixed` to programs with both, and `Perturbation`, the
-paper's rule, to either. To add one: a new file with a final subclass of `AbstractTwist`, and a row
-in `tests/registry.py`. What does not belong here: loops over time, particles and sampling.
+`PointEstimate`, `MomentMatching`, `PooledMomentMatching` and `Quadrature` apply to real data,
+`ExpectedLikelihood` and `Enumeration` to bits and categories, `Mixed` to programs with both, and
+`Perturbation`, the paper's rule, to either. To add one: a new file with a final subclass of
+`AbstractTwist`, and a row in `tests/registry.py`. What does not belong here: loops over time,
+particles and sampling.
 """
 
-from .base import AbstractTwist, Twisted
+from .base import AbstractAdaptiveTwist, AbstractTwist, Twisted
 from .covariance import AbstractCovariance, Isotropic, Tweedie
 from .default import default_twist
 from .enumeration import Enumeration
@@ -15,9 +16,11 @@ from .mixed import Mixed
 from .moments import MomentMatching
 from .perturbation import AbstractPower, ConstantPower, LinearPower, Perturbation
 from .point import PointEstimate
+from .pooled import PooledMomentMatching
 from .quadrature import Quadrature
 
 __all__ = [
+    "AbstractAdaptiveTwist",
     "AbstractCovariance",
     "AbstractPower",
     "AbstractTwist",
@@ -30,6 +33,7 @@ __all__ = [
     "MomentMatching",
     "Perturbation",
     "PointEstimate",
+    "PooledMomentMatching",
     "Quadrature",
     "Tweedie",
     "Twisted",

@@ -28,9 +28,9 @@ from typing import final
 import equinox as eqx
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
-from ...checks.arguments import Time, check_fields, short_repr
+from ...checks.arguments import Time, as_float, check_fields, short_repr
 from ...denoisers import AbstractDenoiser
 from ..program import Values
 from ..target import Estimates, Level, Target
@@ -43,13 +43,15 @@ class Linearised(eqx.Module):
     `factor` is the lower Cholesky factor L of H C_t H' + R; `residual` is L^{-1} (y - h(m)), shape
     `(m,)`; `jacobian` is dh(m)/dx_t, shape `(m, d)`; `score` has shape `(d,)`. The last two are
     over the real sites of the running stage, flattened. A twist that does not separate the
-    observations has m = 0, and `score` is its whole gradient.
+    observations has m = 0, and `score` is its whole gradient. `noise_scale` is the noise variance
+    of the particle relative to that of a `Pool`.
     """
 
     residual: Float[Array, " m"]
     factor: Float[Array, "m m"]
     jacobian: Float[Array, "m d"]
     score: Float[Array, " d"]
+    noise_scale: Float[Array, ""] = eqx.field(converter=as_float, default=1.0)
 
 
 @final
@@ -98,6 +100,33 @@ class AbstractTwist(eqx.Module):
     @abc.abstractmethod
     def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
         """Evaluate the twist at one particle, in model units."""
+
+
+class AbstractAdaptiveTwist(AbstractTwist):
+    """A twist with quantities that are computed from the particles of each level."""
+
+    num_references: eqx.AbstractVar[int]
+    """Number of particles of a level at which the network is evaluated for these quantities."""
+
+    @abc.abstractmethod
+    def adapted(
+        self,
+        key: Array,
+        target: Target,
+        x: Values,
+        level: Level,
+        latents: Float[Array, "n p"],
+        log_weights: Float[Array, " n"],
+    ) -> "AbstractAdaptiveTwist":
+        """Return the twist for a level.
+
+        Args:
+            key: a typed JAX key.
+            target: the target.
+            x, latents: the particles, with a leading axis.
+            level: the level of the running stage.
+            log_weights: normalised log-weights of the particles.
+        """
 
 
 def log_next_stage(
@@ -201,6 +230,7 @@ def flat_like(values: Values, like: Values) -> Float[Array, " d"]:
     return ravel_pytree(spread)[0]
 
 
-def only_score(score: Float[Array, " d"]) -> Linearised:
+def only_score(score: Float[Array, " d"], noise_scale: ArrayLike = 1.0) -> Linearised:
     """Return a `Linearised` with a score and no observations."""
-    return Linearised(jnp.zeros(0), jnp.zeros((0, 0)), jnp.zeros((0, score.size)), score)
+    no_rows = jnp.zeros((0, score.size))
+    return Linearised(jnp.zeros(0), jnp.zeros((0, 0)), no_rows, score, noise_scale)

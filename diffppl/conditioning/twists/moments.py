@@ -10,17 +10,15 @@ so one formula serves any number of stages.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, final
+from typing import final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from ... import linalg
-from ..moments import Observations
 from ..program import Values
 from ..target import Estimates, Level, Target
 from .base import (
@@ -28,14 +26,11 @@ from .base import (
     Linearised,
     Twisted,
     check_kind,
-    flat_like,
-    learned_noise,
-    noise_of,
     only_score,
     shifted,
-    tweedie_factor,
 )
 from .covariance import AbstractCovariance, Isotropic, Tweedie
+from .denoised import denoise
 from .normal import (
     MAX_DENSE,
     LinearObservations,
@@ -95,7 +90,7 @@ class MomentMatching(AbstractTwist):
         """
         covariance = self.covariance
         assert covariance is not None, "resolve the twist first"
-        denoised = _denoise(target, x, level, latents, states)
+        denoised = denoise(target, x, level, latents, states)
         mean = denoised.mean
         linear = LinearObservations(denoised.observe, mean)
         observations, residual = linear.at, linear.residual
@@ -158,86 +153,6 @@ def clamped(target: Target, guided: Estimates) -> Estimates:
         )
         for name, estimate in guided.items()
     }
-
-
-class _Denoised(NamedTuple):
-    """Estimates of x_0 at one particle and their derivatives, over the unfinished real sites.
-
-    The `num_running` coordinates of the running stage come first.
-    """
-
-    estimates: Estimates
-    mean: Float[Array, " d"]
-    pull_back: Callable[[Array], Array]
-    observe: Callable[[Array], Observations]
-    unravel: Callable[[Array], Values]
-    num_running: int
-    factor: Float[Array, " d"]
-    noise: Float[Array, " d"]
-    learned_noise: Float[Array, " d"]
-
-
-def _denoise(target: Target, x: Values, level: Level, latents: Array, states: Values) -> _Denoised:
-    """Denoise the running stage from x_t, and later stages from x_T."""
-    running = target.sites(level.stage, discrete=False)
-    stages = range(level.stage + 1, target.structure.num_stages)
-    later = tuple(name for stage in stages for name in target.sites(stage, discrete=False))
-    unfinished = tuple(
-        site.name for site in target.structure.diffusion if site.stage >= level.stage
-    )
-    flat_running, unravel = ravel_pytree({name: x[name] for name in running})
-    flat_later, unravel_later = ravel_pytree({name: x[name] for name in later})
-
-    def denoise_running(flat: Array) -> tuple[Array, Estimates]:
-        estimates = target.estimate(x | unravel(flat), level, latents)
-        real = {name: estimates[name] for name in running}
-        return ravel_pytree({name: e.mean for name, e in real.items()})[0], real
-
-    mean, vjp, estimates = jax.vjp(denoise_running, flat_running, has_aux=True)
-    mean_later, vjp_later = jnp.zeros(0), lambda vector: (vector,)
-    if later:
-        x_0 = target.complete(x, level, latents, unravel(mean) | states)
-        networks = target.networks(x_0, latents)
-
-        def denoise_later(flat: Array) -> Array:
-            values = unravel_later(flat)
-            means = {
-                name: networks[name][0].denoise(values[name], target.num_steps, networks[name][1])
-                for name in later
-            }
-            return ravel_pytree(means)[0]
-
-        mean_later, vjp_later = jax.vjp(denoise_later, flat_later)
-    num = flat_running.size
-
-    def pull_back(vector: Array) -> Array:
-        return jnp.concatenate([vjp(vector[:num])[0], vjp_later(vector[num:])[0]])
-
-    def observe(flat: Array) -> Observations:
-        shifts = unravel_later(flat[num:] - mean_later)
-        x_0 = target.complete(x, level, latents, unravel(flat[:num]) | states, shifts)
-        return target.observations(x_0, latents, noiseless=unfinished)
-
-    def over_sites(values: Callable[..., Values]) -> Array:
-        """Broadcast one number per site over all coordinates."""
-        return jnp.concatenate(
-            [
-                flat_like(values(target, level, names), {name: x[name] for name in names})
-                for names in (running, later)
-            ]
-        )
-
-    return _Denoised(
-        estimates,
-        jnp.concatenate([mean, mean_later]),
-        pull_back,
-        observe,
-        unravel,
-        num,
-        over_sites(tweedie_factor),
-        over_sites(noise_of),
-        over_sites(learned_noise),
-    )
 
 
 def _iterative(
