@@ -15,6 +15,7 @@ from diffppl.conditioning.chains import CovarianceMatched, Particle
 from diffppl.conditioning.target import Level, Target
 from diffppl.conditioning.twists import MomentMatching, PooledMomentMatching, Tweedie
 
+from .marks import slow
 from .statistics import assert_within_standard_errors
 
 KEY = jax.random.key(0)
@@ -97,7 +98,7 @@ def values(twist, target, x, latents, t: int):
 # The twist ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("program", [linear, unknown_scale, correlated])
+@pytest.mark.parametrize("program", [unknown_scale, *slow(linear, correlated)])
 def test_all_directions_give_the_covariance_of_each_particle(program) -> None:
     """For noise in proportion to that of the pool, as for one unknown scale."""
     target = target_of(program)
@@ -201,24 +202,28 @@ def truth(sigma: float = 1.0) -> tuple[float, np.ndarray, np.ndarray]:
     return log_evidence, weights, weights @ means
 
 
-def test_a_mixture() -> None:
+@pytest.mark.parametrize("scale", [12.0, *slow(1.0)])
+def test_a_mixture(scale: float) -> None:
+    """Of one mode for little noise, and of three for much."""
     posterior = dp.Posterior(linear, num_chains=4, num_samples=1_000, progress_bar=False)
-    posterior.run(KEY, y=jnp.asarray(Y))
+    # The chain's own error is small at 300 steps.
+    posterior.run(KEY, y=jnp.asarray(Y), noise=jnp.asarray(scale * NOISES), num_steps=300)
     assert isinstance(posterior.method.twist, PooledMomentMatching)
-    log_evidence, weights, mean = truth()
+    log_evidence, weights, mean = truth(scale)
     value, error = posterior.log_evidence
     assert_within_standard_errors(value, log_evidence, error, num=4.0)
     x = np.asarray(posterior.get_samples(group_by_chain=True)["x"], np.float64)
-    chain_means = x.mean(1)
-    error = chain_means.std(0, ddof=1) / 2
-    assert_within_standard_errors(chain_means.mean(0), mean, np.maximum(error, 0.01), num=5.0)
-    assert np.min(posterior.step_stats["ess"]) > 500
-    assert 0.02 < weights.min() or weights.max() > 0.9
+    chain_means = x.mean(axis=1)
+    error = np.maximum(chain_means.std(axis=0, ddof=1) / 2, x.std(axis=(0, 1)) / np.sqrt(4_000))
+    assert_within_standard_errors(chain_means.mean(axis=0), mean, error, num=5.0)
+    assert (np.sort(weights)[-2] > 0.1) == (scale == 12.0)
+    assert np.min(posterior.step_stats["ess"]) > 250
 
 
+@pytest.mark.slow
 def test_an_unknown_scale() -> None:
     posterior = dp.Posterior(unknown_scale, num_chains=4, num_samples=1_000, progress_bar=False)
-    posterior.run(KEY, y=jnp.asarray(Y))
+    posterior.run(KEY, y=jnp.asarray(Y), num_steps=300)
     grid = np.linspace(-2.5, 2.5, 401)
     log_joint = np.array([truth(np.exp(z))[0] for z in grid])
     log_joint += scipy.stats.norm(0, 0.5).logpdf(grid) + np.log(grid[1] - grid[0])
@@ -231,6 +236,7 @@ def test_an_unknown_scale() -> None:
     assert_within_standard_errors(log_sigma.mean(), mean, error, num=5.0)
 
 
+@pytest.mark.slow
 def test_entries_without_noise() -> None:
     """Ten of fourteen entries are known."""
 
