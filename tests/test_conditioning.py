@@ -99,7 +99,7 @@ def test_a_twist_has_a_value_and_guided_estimates(name: str) -> None:
         x = draw_base(KEY, target, 3)
         if isinstance(twist, dp.twists.AbstractAdaptiveTwist):
             equal = jnp.full(3, -jnp.log(3.0))
-            twist = twist.adapted(KEY, target, x, level, jnp.zeros((3, 0)), equal)
+            twist = twist.adapted(target, x, level, jnp.zeros((3, 0)), equal)
             evaluate = functools.partial(evaluate, twist=twist)
             alone_and_together = functools.partial(alone_and_together, evaluate=evaluate)
         alone, together = eqx.filter_jit(alone_and_together)(x)

@@ -373,8 +373,8 @@ def test_the_choice_is_explained() -> None:
 
     for program, num, method, reason in (
         (seen(2, 2, 0.1), 2, dp.TwistedSMC, "x has 2 numbers: few enough"),
-        (seen(40, 8, 0.1), 8, dp.TwistedSMC, r"few numbers are observed \(8\)"),
-        (seen(40, 9, 0.1), 9, dp.TwistedSMC, r"\(9\), so the particles share"),
+        (seen(40, 32, 0.1), 32, dp.TwistedSMC, r"few numbers are observed \(32\)"),
+        (seen(40, 33, 0.1), 33, dp.TwistedSMC, r"many numbers are observed \(33\)"),
         (seen(1_100, 1_025, 0.1), 1_025, dp.TwistedSMC, "an isotropic covariance"),
         (seen(12, 3), 3, dp.TwistedSMC, "the latents are rejuvenated"),
         (seen(20_001, 5, 0.1), 5, dp.SplitGibbs, "x has 20,001 numbers"),

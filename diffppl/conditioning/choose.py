@@ -17,8 +17,9 @@ from .split_gibbs import SplitGibbs
 from .states import num_states
 from .target import Target
 from .twists import Enumeration, LinearPower, Perturbation, Quadrature
-from .twists.default import MAX_PARTICLE, MAX_POOLED
+from .twists.default import MAX_POOLED
 from .twists.expected import coordinate_changes
+from .twists.normal import MAX_DENSE
 
 _MIN_PARTICLES = 1_000
 _FEW_COORDINATES = 2
@@ -55,7 +56,7 @@ def choose(target: Target, num_samples: int) -> Choice:
     others = " and the latents are rejuvenated by MCMC" if can_update_latents(target) else ""
     if observed == 0:
         reason = "the observations have no moments, so the twist uses their gradient"
-    elif observed <= MAX_PARTICLE:
+    elif observed <= MAX_DENSE:
         reason = f"few numbers are observed ({observed}), so each particle has their covariance"
     elif observed <= MAX_POOLED:
         reason = f"many numbers are observed ({observed}), so the particles share a covariance"

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .chains import AbstractChain
 from .program import Values
 from .resampling import Resampling
 from .twists import AbstractAdaptiveTwist, Twisted
@@ -16,6 +17,10 @@ MIN_LOG_TWIST = -1e4
 """Replaces log psi = -inf, in nats: weights are consistent only for positive twists."""
 
 
+Adapted = tuple[AbstractAdaptiveTwist, AbstractChain]
+"""A twist adapted to the particles of a level, and the chain prepared for the step from there."""
+
+
 class SMCState(NamedTuple):
     """Particles at one time.
 
@@ -23,7 +28,7 @@ class SMCState(NamedTuple):
         x: every diffusion site at its time.
         latents: unconstrained latents.
         twisted: the twist at each particle.
-        adapted: the twist adapted to the particles of the last level; None for other twists.
+        adapted: adapted twist and chain of the last level; None for twists that do not adapt.
         log_prior: log q of the latents, where they are tempered.
         temperature: the power of psi_T / q in the weights at x_T.
         log_weights: normalised log-weights; their exponentials sum to 1.
@@ -40,7 +45,7 @@ class SMCState(NamedTuple):
     x: Values
     latents: Float[Array, "n p"]
     twisted: Twisted
-    adapted: AbstractAdaptiveTwist | None
+    adapted: Adapted | None
     log_prior: Float[Array, " n"]
     temperature: Float[Array, ""]
     log_weights: Float[Array, " n"]

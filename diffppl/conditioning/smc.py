@@ -33,7 +33,7 @@ from ..checks.arguments import as_float, check_callable, check_float, size_field
 from ..samplers import AbstractSampler
 from .chains import AbstractChain, CovarianceMatched, ModelChain, Particle
 from .method import AbstractMethod, Draws, Exactness, draw_base
-from .particles import MIN_LOG_TWIST, STATISTICS, SMCState, resampled, weighted
+from .particles import MIN_LOG_TWIST, STATISTICS, Adapted, SMCState, resampled, weighted
 from .program import Values
 from .rejuvenation import can_update_latents
 from .resampling import Resampling, systematic
@@ -59,8 +59,8 @@ class TwistedSMC(AbstractMethod):
         num_particles: number of particles; the error decreases with its square root.
         num_steps: number of steps to respace the chain to; None for all. The posterior is then
             that of the shorter chain (compare `elbo(key, respaced(model, num_steps), x)`).
-        twist: if None, `MomentMatching()` for real data, or `PooledMomentMatching()` for 9 to 1,024
-            observed numbers, `ExpectedLikelihood()` for discrete data and `Mixed()` for both.
+        twist: if None, `MomentMatching()` for real data, or `PooledMomentMatching()` for 33 to
+            1,024 observed numbers, `ExpectedLikelihood()` for discrete data, `Mixed()` for both.
         chain: the reverse chain whose posterior is targeted. If None, `CovarianceMatched()` for
             twists that compute the Jacobian of the denoiser (`MomentMatching(Tweedie())`,
             `PooledMomentMatching()`, `Quadrature()`), and `ModelChain()` otherwise.
@@ -156,17 +156,15 @@ class TwistedSMC(AbstractMethod):
         """
         level, entry = Level(phase, target.num_steps - i), phase * target.num_steps + i
         # Each call of `split` compiles a loop, so all keys of the step are from one.
-        ends = self.num_particles, self.num_particles + num_keys(self.num_mcmc_steps)
-        keys = jax.random.split(key, ends[1] + 1)
-        keys_x, keys_rest, key_adapt = jnp.split(keys, ends)
-        chain, names = self._resolved()[1], target.sites(phase)
+        keys_x, keys_rest = jnp.split(
+            jax.random.split(key, self.num_particles + num_keys(self.num_mcmc_steps)),
+            [self.num_particles],
+        )
+        chain, names = self._current(state)[1], target.sites(phase)
 
         def advance(state: SMCState) -> tuple[Values, Array]:
-            last = Level(phase, level.t + 1)
-            prepared = chain.prepared(target, self._twist(state), last)
-
             def step(key: Array, particle: Particle) -> tuple[Values, Array]:
-                return prepared.step(key, target, particle, last)
+                return chain.step(key, target, particle, Level(phase, level.t + 1))
 
             return self._each(keys_x, state, step)
 
@@ -176,8 +174,10 @@ class TwistedSMC(AbstractMethod):
         moved, log_ratio = jax.lax.cond(i > 0, advance, stay, state)
         # The incremental weight is psi_{t-1} / (psi_t q / p).
         log_denominator = state.twisted.log_value - log_ratio
-        state = self._adapted(key_adapt[0], target, state._replace(x=state.x | moved), level)
-        twist = self._twist(state)
+        state = state._replace(x=state.x | moved)
+        cloud = state.x, level, state.latents, state.log_weights
+        state = state._replace(adapted=self._adapted(target, *cloud))
+        twist = self._current(state)[0]
         if not can_update_latents(target):
             twisted = self._evaluate(twist, target, state.x, state.latents, level)
             state = state._replace(twisted=twisted)
@@ -210,10 +210,10 @@ class TwistedSMC(AbstractMethod):
         n = self.num_particles
         keys = jax.random.split(key, n + 2 + 2 * NUM_FINAL_MCMC_STEPS)
 
-        prepared = chain.prepared(target, self._twist(state), Level(phase, 1))
+        chain = chain.prepared(target, self._current(state)[0], Level(phase, 1))
 
         def final_step(key: Array, particle: Particle) -> tuple[Values, Array]:
-            return prepared.final_step(key, target, particle, phase)
+            return chain.final_step(key, target, particle, phase)
 
         moved, log_ratio = self._each(keys[:n], state, final_step)
         log_denominator = state.twisted.log_value - log_ratio
@@ -250,15 +250,17 @@ class TwistedSMC(AbstractMethod):
         assert self.chain is not None, "resolve the method first"
         return self.twist, self.chain
 
-    def _twist(self, state: SMCState) -> AbstractTwist:
-        return self._resolved()[0] if state.adapted is None else state.adapted
+    def _current(self, state: SMCState) -> tuple[AbstractTwist, AbstractChain]:
+        return self._resolved() if state.adapted is None else state.adapted
 
-    def _adapted(self, key: Array, target: Target, state: SMCState, level: Level) -> SMCState:
-        twist = self._resolved()[0]
+    def _adapted(
+        self, target: Target, x: Values, level: Level, latents: Array, log_weights: Array
+    ) -> Adapted | None:
+        twist, chain = self._resolved()
         if not isinstance(twist, AbstractAdaptiveTwist):
-            return state
-        cloud = state.x, level, state.latents, state.log_weights
-        return state._replace(adapted=twist.adapted(key, target, *cloud))
+            return None
+        twist = twist.adapted(target, x, level, latents, log_weights)
+        return twist, chain.prepared(target, twist, level)
 
     def _evaluate(
         self, twist: AbstractTwist, target: Target, x: Values, latents: Array, level: Level
@@ -273,16 +275,14 @@ class TwistedSMC(AbstractMethod):
 
     def _placeholder(
         self, target: Target, x: Values, latents: Array, stage: int, log_value: Array
-    ) -> tuple[Twisted, AbstractAdaptiveTwist | None]:
+    ) -> tuple[Twisted, Adapted | None]:
         """Return placeholders for the twist at x_T of a stage; only its log-value is used."""
-        twist, level = self._resolved()[0], Level(stage, target.num_steps)
+        level, weights = Level(stage, jnp.asarray(target.num_steps)), jnp.zeros(self.num_particles)
 
-        def evaluate(x: Values, latents: Array) -> tuple[Twisted, AbstractAdaptiveTwist | None]:
-            adapted = None
-            if isinstance(twist, AbstractAdaptiveTwist):
-                key, weights = jax.random.key(0), jnp.zeros(self.num_particles)
-                adapted = twist.adapted(key, target, x, level, latents, weights)
-            return self._evaluate(adapted or twist, target, x, latents, level), adapted
+        def evaluate(x: Values, latents: Array) -> tuple[Twisted, Adapted | None]:
+            adapted = self._adapted(target, x, level, latents, weights)
+            twist, _ = adapted or self._resolved()
+            return self._evaluate(twist, target, x, latents, level), adapted
 
         shapes = eqx.filter_eval_shape(evaluate, x, latents)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

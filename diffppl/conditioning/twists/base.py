@@ -111,7 +111,6 @@ class AbstractAdaptiveTwist(AbstractTwist):
     @abc.abstractmethod
     def adapted(
         self,
-        key: Array,
         target: Target,
         x: Values,
         level: Level,
@@ -121,7 +120,6 @@ class AbstractAdaptiveTwist(AbstractTwist):
         """Return the twist for a level.
 
         Args:
-            key: a typed JAX key.
             target: the target.
             x, latents: the particles, with a leading axis.
             level: the level of the running stage.

@@ -5,11 +5,8 @@ from .base import AbstractAdaptiveTwist, AbstractTwist
 from .expected import ExpectedLikelihood
 from .mixed import Mixed
 from .moments import MomentMatching
+from .normal import MAX_DENSE
 from .pooled import PooledMomentMatching
-
-MAX_PARTICLE = 8
-"""Number of observations up to which every particle computes their whole covariance. For 32 the
-pooled one took a ninth of the time, at the same accuracy."""
 
 MAX_POOLED = 1_024
 """Number of observations up to which their covariance is pooled; its eigendecomposition at every
@@ -20,10 +17,11 @@ def default_twist(target: Target, *, adaptive: bool = False) -> AbstractTwist:
     """Return the twist for the program's kinds of data.
 
     `MomentMatching()` for real data, `ExpectedLikelihood()` for discrete, `Mixed()` for both. If
-    the method can adapt twists, `PooledMomentMatching()` for 9 to 1,024 observed numbers.
+    the method can adapt twists, `PooledMomentMatching()` for 33 to 1,024 observed numbers: for
+    fewer the whole covariance of each particle is affordable, and better for learned networks.
     """
     if not target.sites(discrete=True):
-        is_pooled = adaptive and MAX_PARTICLE < target.num_observed() <= MAX_POOLED
+        is_pooled = adaptive and MAX_DENSE < target.num_observed() <= MAX_POOLED
         return PooledMomentMatching() if is_pooled else MomentMatching()
     return ExpectedLikelihood() if not target.sites(discrete=False) else Mixed()
 

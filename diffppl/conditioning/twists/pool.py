@@ -92,14 +92,15 @@ class Pool(eqx.Module):
         return jax.vmap(solve, in_axes=1, out_axes=1)(columns), log_det
 
 
-def make_pool(found: ReferenceMoments, num_directions: int) -> Pool:
+def make_pool(found: ReferenceMoments, weights: Float[Array, " r"], num_directions: int) -> Pool:
     """Average the moments of the references, and find the directions in which they differ.
 
     Args:
         found: moments with a leading axis of references.
+        weights: weights of the references, with sum 1.
         num_directions: number of directions, at most m.
     """
-    mean = jax.tree.map(lambda leaf: leaf.mean(axis=0), found)
+    mean = jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), found)
     covariance, root = mean.covariance, square_root(mean.noise)
     m = len(covariance)
     whitener = (
@@ -114,7 +115,7 @@ def make_pool(found: ReferenceMoments, num_directions: int) -> Pool:
     changes = jax.vmap(lambda each: scaled @ (each - covariance) @ scaled.T)(found.covariance)
 
     def times(z: Array) -> Array:
-        return jnp.einsum("rij,rjq->iq", changes, changes @ z)
+        return jnp.einsum("r,rij,rjq->iq", weights, changes, changes @ z)
 
     u = _leading(times, m, num_directions)
     return Pool(

@@ -19,12 +19,12 @@ from typing import final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ... import linalg
 from ...checks.arguments import as_float, check_float, size_field
 from ..program import Values
-from ..resampling import systematic
 from ..target import Level, Target
 from .base import AbstractAdaptiveTwist, Twisted, check_kind, only_score, shifted
 from .covariance import INFLATION
@@ -46,7 +46,8 @@ class PooledMomentMatching(AbstractAdaptiveTwist):
     For `TwistedSMC`, whose evidence is then consistent but no longer unbiased.
 
     Args:
-        num_references: number of particles at which the covariance is computed, drawn by weight.
+        num_references: number of particles at which the covariance is computed: those of the same
+            indices at every level, averaged by weight.
         num_directions: number of directions in which each particle computes its own.
         min_ratio: smallest variance of a particle in one of these directions, relative to that of
             the pool. Without it, particles between modes or in another mode than y, whose normal
@@ -83,15 +84,15 @@ class PooledMomentMatching(AbstractAdaptiveTwist):
 
     def adapted(
         self,
-        key: Array,
         target: Target,
         x: Values,
         level: Level,
         latents: Float[Array, "n p"],
         log_weights: Float[Array, " n"],
     ) -> "PooledMomentMatching":
-        chosen = systematic(key, jnp.exp(log_weights), self.num_references)
-        references = jax.tree.map(lambda leaf: leaf[chosen], (x, latents))
+        # Not drawn anew at every level, since psi would then differ between levels.
+        chosen = np.linspace(0, len(log_weights), self.num_references, endpoint=False).astype(int)
+        references, weights = jax.tree.map(lambda leaf: leaf[chosen], ((x, latents), log_weights))
 
         def moments(reference: tuple[Values, Array]) -> ReferenceMoments:
             denoised, linear = _linearise(target, reference[0], level, reference[1])
@@ -104,7 +105,10 @@ class PooledMomentMatching(AbstractAdaptiveTwist):
             return ReferenceMoments((covariance + covariance.T) / 2, linear.at.covariance, *running)
 
         found = jax.lax.map(moments, references)
-        pool = make_pool(found, min(self.num_directions, found.covariance.shape[-1]))
+        # A bound on the log-weights, since all references may be dead.
+        weights = jax.nn.softmax(jnp.maximum(weights, -1e4))
+        num_directions = min(self.num_directions, found.covariance.shape[-1])
+        pool = make_pool(found, weights, num_directions)
         return eqx.tree_at(lambda t: t.pool, self, pool, is_leaf=lambda leaf: leaf is None)
 
     def evaluate(self, target: Target, x: Values, level: Level, latents: Array) -> Twisted:
