@@ -16,8 +16,8 @@ from .smc import TwistedSMC
 from .split_gibbs import SplitGibbs
 from .states import num_states
 from .target import Target
-from .twists import Enumeration, LinearPower, Perturbation, Quadrature
-from .twists.default import MAX_POOLED
+from .twists import Enumeration, LinearPower, Perturbation, PooledMomentMatching, Quadrature
+from .twists.default import default_twist
 from .twists.expected import coordinate_changes
 from .twists.normal import MAX_DENSE
 
@@ -58,7 +58,7 @@ def choose(target: Target, num_samples: int) -> Choice:
         reason = "the observations have no moments, so the twist uses their gradient"
     elif observed <= MAX_DENSE:
         reason = f"few numbers are observed ({observed}), so each particle has their covariance"
-    elif observed <= MAX_POOLED:
+    elif isinstance(default_twist(target, adaptive=True), PooledMomentMatching):
         reason = f"many numbers are observed ({observed}), so the particles share a covariance"
     else:
         reason = f"many numbers are observed ({observed}), so an isotropic covariance is used"

@@ -59,8 +59,8 @@ class TwistedSMC(AbstractMethod):
         num_particles: number of particles; the error decreases with its square root.
         num_steps: number of steps to respace the chain to; None for all. The posterior is then
             that of the shorter chain (compare `elbo(key, respaced(model, num_steps), x)`).
-        twist: if None, `MomentMatching()` for real data, or `PooledMomentMatching()` for 33 to
-            1,024 observed numbers, `ExpectedLikelihood()` for discrete data, `Mixed()` for both.
+        twist: if None, `MomentMatching()` for real data (`PooledMomentMatching()` for 33 to 1,024
+            numbers and analytic denoisers), `ExpectedLikelihood()` for discrete data, or `Mixed()`.
         chain: the reverse chain whose posterior is targeted. If None, `CovarianceMatched()` for
             twists that compute the Jacobian of the denoiser (`MomentMatching(Tweedie())`,
             `PooledMomentMatching()`, `Quadrature()`), and `ModelChain()` otherwise.

@@ -202,13 +202,13 @@ def learned_noise(target: Target, level: Level, names: tuple[str, ...]) -> Value
     """Return 1 - alpha_bar_t of each site with a learned network; 0 for analytic denoisers."""
     noise = noise_of(target, level, names)
     return {
-        name: jnp.zeros(()) if _is_analytic(target.models[name].network) else each
+        name: jnp.zeros(()) if is_analytic(target.models[name].network) else each
         for name, each in noise.items()
     }
 
 
-def _is_analytic(network: object) -> bool:
-    """Whether a network, without its wrappers, is an analytic denoiser."""
+def is_analytic(network: object) -> bool:
+    """Return whether a network, without its wrappers, is an analytic denoiser."""
     while not isinstance(network, AbstractDenoiser | None):
         network = getattr(network, "network", None)  # unwrap, as for a respaced chain
     return network is not None
