@@ -238,7 +238,7 @@ def test_an_unknown_scale() -> None:
     assert_within_standard_errors(value, log_evidence, error, num=4.0)
     log_sigma = np.log(posterior.get_samples(group_by_chain=True)["sigma"]).astype(np.float64)
     mean = np.exp(log_joint - log_evidence) @ grid
-    error = max(log_sigma.mean(1).std(ddof=1) / 2, 0.005)
+    error = max(log_sigma.mean(1).std(ddof=1) / 2, log_sigma.std() / np.sqrt(4_000))
     assert_within_standard_errors(log_sigma.mean(), mean, error, num=5.0)
 
 
@@ -247,7 +247,7 @@ def test_entries_without_noise() -> None:
     """Ten of fourteen entries are known."""
 
     def program(y=None):
-        x = numpyro.sample("x", mixture(200)())
+        x = numpyro.sample("x", mixture(300)())
         numpyro.sample("y", dist.Delta(x[:NUM], event_dim=1), obs=y)
 
     y = MEANS[0, :NUM] + 0.2
@@ -264,7 +264,7 @@ def test_entries_without_noise() -> None:
         scipy.stats.multivariate_normal(mean[:NUM], seen).logpdf(y) for mean in MEANS
     ]
     value, error = posterior.log_evidence
-    assert_within_standard_errors(value, np.logaddexp.reduce(log_joint), max(error, 0.02), num=4.0)
+    assert_within_standard_errors(value, np.logaddexp.reduce(log_joint), error, num=4.0)
     x = np.asarray(posterior.get_samples()["x"])
     np.testing.assert_array_equal(x[:, :NUM], np.broadcast_to(np.float32(y), (len(x), NUM)))
 
@@ -273,10 +273,13 @@ def test_entries_without_noise() -> None:
 
 
 def test_other_methods_refuse_it() -> None:
-    target = target_of(linear)
-    for method in (dp.Guidance(dp.twists.PooledMomentMatching()),):
-        with pytest.raises(ValueError, match=r"twist=MomentMatching\(\)"):
-            method.resolve(target, 10)
+    twist = PooledMomentMatching()
+    with pytest.raises(ValueError, match=r"twist=MomentMatching\(\)"):
+        dp.Guidance(twist).resolve(target_of(linear), 10)
+    kernel = dp.ParticleGibbs(linear, 5, twist=twist)
+    mcmc = numpyro.infer.MCMC(kernel, num_warmup=1, num_samples=1, progress_bar=False)
+    with pytest.raises(ValueError, match=r"twist=MomentMatching\(\)"):
+        mcmc.run(KEY, y=jnp.asarray(Y))
 
 
 def test_observations_without_moments_are_refused() -> None:

@@ -29,11 +29,7 @@ from ..twists.normal import (
 )
 from .base import AbstractChain, Particle
 from .model import ModelChain
-from .proposal import PooledProposal
-
-_MAX_EXPLAINED = 0.98
-"""Largest share of the observations' covariance that one step may explain. The remainder must be
-positive definite in float32: its condition number is then at most 50."""
+from .proposal import MAX_EXPLAINED, PooledProposal
 
 
 @final
@@ -245,9 +241,9 @@ def _draw_with(
 
 
 def _shrinkage(cross: Float[Array, "m d"]) -> Float[Array, ""]:
-    """Return c <= 1 such that no eigenvalue of c G G' exceeds `_MAX_EXPLAINED`."""
+    """Return c <= 1 such that no eigenvalue of c G G' exceeds `MAX_EXPLAINED`."""
     largest = linalg.largest_eigenvalue(cross @ cross.T)
-    return jnp.minimum(1.0, _MAX_EXPLAINED / jnp.maximum(largest, 1e-30))
+    return jnp.minimum(1.0, MAX_EXPLAINED / jnp.maximum(largest, 1e-30))
 
 
 def _draw_conditioned(

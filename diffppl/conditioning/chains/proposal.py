@@ -9,9 +9,9 @@ from jaxtyping import Array, Float
 
 from ... import linalg
 
-_MAX_EXPLAINED = 0.98
-"""Largest share of the variance of a direction of z that one step may explain. Shares are computed
-at other particles, and 1 would be a distribution without density."""
+MAX_EXPLAINED = 0.98
+"""Largest share of the covariance of the observations that one step may explain. The remainder must
+be positive definite in float32: its condition number is then at most 50."""
 
 
 @final
@@ -51,7 +51,7 @@ class PooledProposal(eqx.Module):
             noise: c.
         """
         scales = self.squares @ ((self.values + 1) / (self.values + noise))
-        explained = jnp.clip(self.shares * scales, 0.0, _MAX_EXPLAINED)
+        explained = jnp.clip(self.shares * scales, 0.0, MAX_EXPLAINED)
         root = jnp.sqrt(1 - explained)
         # (1 - root) / shares without a division by shares that are zero.
         shrinkage = explained / ((1 + root) * jnp.where(self.shares > 0, self.shares, 1.0))

@@ -21,14 +21,7 @@ from jaxtyping import Array, Float
 from ... import linalg
 from ..program import Values
 from ..target import Estimates, Level, Target
-from .base import (
-    AbstractTwist,
-    Linearised,
-    Twisted,
-    check_kind,
-    only_score,
-    shifted,
-)
+from .base import AbstractTwist, Linearised, Twisted, check_kind, only_score, shifted
 from .covariance import AbstractCovariance, Isotropic, Tweedie
 from .denoised import denoise
 from .normal import (
